@@ -1,0 +1,9 @@
+//! `sublet`: one command, in a sandbox, with the use of a credential for exactly that long.
+//!
+//! The rooms, and who may import whom, are in `docs/ARCHITECTURE.md`; `tests/imports.rs` holds the rule.
+//! Flow and imports go one way, down: edges (`cli`) → the story (`run`) → effects → pure rooms →
+//! `model` → `sys`. `sys` is the only place for `unsafe`.
+#![deny(unsafe_code)]
+
+pub mod model;
+pub mod sys;
