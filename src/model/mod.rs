@@ -3,12 +3,15 @@
 //! - [`id`]: prefixed identifiers of runs, leases, execs, events, requests
 //! - [`name`]: capability, audience, channel, secret and variable names, parsed once
 //! - [`moment`]: the two clocks, durations and sizes as users write them
+//! - [`run`], [`lease`]: as they are recorded
 //! - [`secret`]: a value in locked memory
 //! - [`verdict`]: granted or denied, and why
 #![forbid(unsafe_code)]
 
 pub mod id;
+pub mod lease;
 pub mod moment;
 pub mod name;
+pub mod run;
 pub mod secret;
 pub mod verdict;
