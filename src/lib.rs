@@ -5,5 +5,7 @@
 //! `model` → `sys`. `sys` is the only place for `unsafe`.
 #![deny(unsafe_code)]
 
+pub mod delivery;
 pub mod model;
+pub mod sandbox;
 pub mod sys;
