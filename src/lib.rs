@@ -5,5 +5,9 @@
 //! `model` → `sys`. `sys` is the only place for `unsafe`.
 #![deny(unsafe_code)]
 
+pub mod config;
+pub mod lease;
 pub mod model;
+pub mod policy;
+pub mod profile;
 pub mod sys;

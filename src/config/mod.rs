@@ -1,0 +1,3 @@
+//! The host's configuration.
+#![forbid(unsafe_code)]
+pub mod place;
