@@ -1,0 +1,2 @@
+//! What holds the command in.
+pub mod seccomp;
