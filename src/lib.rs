@@ -8,6 +8,7 @@
 pub mod config;
 pub mod delivery;
 pub mod host;
+pub mod launcher;
 pub mod lease;
 pub mod model;
 pub mod policy;
