@@ -5,5 +5,8 @@
 //! `model` → `sys`. `sys` is the only place for `unsafe`.
 #![deny(unsafe_code)]
 
+pub mod audit;
 pub mod model;
+pub mod source;
+pub mod store;
 pub mod sys;
