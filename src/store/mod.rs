@@ -66,7 +66,9 @@ pub struct Store {
     owner: Owner,
     files: Identity,
     durability: Durability,
-    tidy_due: bool,
+    /// The trail's length after the last transaction, and whether more than the trail has grown.
+    seq: u64,
+    large: bool,
     /// A sync has failed: the kernel forgets such pages, so that a later sync would say yes to lost data.
     failed: bool,
 }
@@ -97,7 +99,7 @@ impl Store {
             return Err(StoreError::Lost { path: place.db });
         }
         let durability = Durability::Durable;
-        Ok(Self { conn, place, owner, files, durability, tidy_due: false, failed: false })
+        Ok(Self { conn, place, owner, files, durability, seq: 0, large: false, failed: false })
     }
 
     /// Runs `step` with the only right to write, and commits it whole or not at all. Returns what it
@@ -121,8 +123,8 @@ impl Store {
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(|e| sorted(path, e))?;
         let view = View { conn: &sql, place: &self.place };
-        let before = view.head()?;
-        let mut tx = Tx { view, owner: &self.owner, head: before, large: false };
+        let head = view.head()?;
+        let mut tx = Tx { view, owner: &self.owner, head, large: false };
         let value = step(&mut tx)?;
         let (head, large) = (tx.head, tx.large);
         if let Err(e) = sql.commit() {
@@ -134,8 +136,8 @@ impl Store {
             self.failed = true;
             return Err(StoreError::Lost { path: self.place.db.clone() });
         }
-        self.tidy_due |=
-            large || head.seq / EVENTS_PER_CHECKPOINT != before.seq / EVENTS_PER_CHECKPOINT;
+        self.seq = head.seq;
+        self.large |= large;
         Ok((value, head))
     }
 
@@ -159,11 +161,17 @@ impl Store {
     /// # Errors
     /// As any write. Nothing is lost by one.
     pub fn tidy(&mut self) -> Result<bool, StoreError> {
-        if !self.tidy_due || self.failed {
+        if self.failed {
             return Ok(false);
         }
-        self.tidy_due = false;
         let path = &self.place.db;
+        let tidied: u64 = self
+            .conn
+            .query_row("SELECT seq FROM tidied", [], |row| row.get(0))
+            .map_err(|e| sorted(path, e))?;
+        if !self.large && self.seq.saturating_sub(tidied) < EVENTS_PER_CHECKPOINT {
+            return Ok(false);
+        }
         let moved_all = self
             .conn
             .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
@@ -178,8 +186,9 @@ impl Store {
         // while someone has the database open, so it is done at once.
         self.wait_for_disk(Durability::Relaxed)?;
         self.conn
-            .execute("UPDATE tidied SET checkpoints = checkpoints + 1", [])
+            .execute("UPDATE tidied SET seq = ?1", [self.seq])
             .map_err(|e| sorted(&self.place.db, e))?;
+        self.large = false;
         Ok(true)
     }
 

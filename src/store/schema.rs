@@ -78,7 +78,7 @@ const TABLES: &str = "
         digest BLOB NOT NULL,
         set_at TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
-    CREATE TABLE tidied (checkpoints INTEGER NOT NULL) STRICT;
+    CREATE TABLE tidied (seq INTEGER NOT NULL) STRICT;
     INSERT INTO tidied VALUES (0);
 ";
 

@@ -127,13 +127,12 @@ fn a_torn_record_of_the_head_is_told_from_an_older_one() {
     assert_eq!(record.len(), KeptHead::SIZE);
     assert_eq!(KeptHead::decode(record.as_bytes()), Ok(kept.clone()));
 
-    let newer = KeptHead { durable: latest, ..kept };
-    let mut torn = newer.encode().into_bytes();
-    torn[..110].copy_from_slice(&record.as_bytes()[..110]);
-    torn[110..].copy_from_slice(&newer.encode().as_bytes()[110..]);
-    // The first half agrees in both; make the tear matter.
-    torn[20] ^= 1;
-    assert_eq!(KeptHead::decode(&torn), Err(KeptHeadError::Torn));
+    let newer = KeptHead { latest: draft().seal(&latest).head(), durable: latest, ..kept };
+    let newer = newer.encode();
+    for tear in [60, 90, 150, 250] {
+        let torn = [&newer.as_bytes()[..tear], &record.as_bytes()[tear..]].concat();
+        assert_eq!(KeptHead::decode(&torn), Err(KeptHeadError::Torn), "{tear}");
+    }
     assert_eq!(KeptHead::decode(&record.as_bytes()[..100]), Err(KeptHeadError::Size(100)));
     assert_eq!(KeptHead::decode(b""), Err(KeptHeadError::Size(0)));
     assert_eq!(KeptHead::decode(&[0; KeptHead::SIZE]), Err(KeptHeadError::Torn));
