@@ -38,7 +38,7 @@ pub struct LeaseFilter {
     pub open_only: bool,
 }
 
-/// What processes that are gone left open.
+/// What processes that are gone left open; adopted by this one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Orphans {
     pub leases: Vec<LeaseRecord>,
@@ -166,10 +166,11 @@ impl Tx<'_> {
         Ok(changed == 1)
     }
 
-    /// The open leases and running execs of processes that are gone, killed or cut off by a reboot. The
-    /// caller revokes at the source, closes them with [`Tx::set_lease_state`] and [`Tx::finish_exec`]
-    /// as interrupted, and records that, in this same transaction: another may look at the same time.
-    pub fn orphans(&self) -> Result<Orphans, StoreError> {
+    /// Takes over the open leases and running execs of processes that are gone, killed or cut off by a
+    /// reboot. They are this process's from the end of this transaction, so that no other one takes
+    /// them too, and are found again if this one dies before it has revoked them at their sources and
+    /// closed them with [`Tx::set_lease_state`] and [`Tx::finish_exec`] as interrupted.
+    pub fn adopt_orphans(&mut self) -> Result<Orphans, StoreError> {
         let owners: Vec<i64> = self
             .prepare(
                 "SELECT owner FROM lease WHERE state IN ('granted', 'consumed')
@@ -194,6 +195,12 @@ impl Tx<'_> {
                 .map_err(self.error())?;
             orphans.leases.extend(leases);
             orphans.execs.extend(self.running_execs_of(OwnerId(owner))?);
+            for adopt in [
+                "UPDATE lease SET owner = ?2 WHERE owner = ?1 AND state IN ('granted', 'consumed')",
+                "UPDATE exec SET owner = ?2 WHERE owner = ?1 AND state = 'running'",
+            ] {
+                self.prepare(adopt)?.execute((owner, self.owner.id().0)).map_err(self.error())?;
+            }
         }
         Ok(orphans)
     }

@@ -57,6 +57,14 @@ pub enum Durability {
 /// log, at some 4 µs a page, so that it has to stay short.
 const EVENTS_PER_CHECKPOINT: u64 = 32;
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Failure {
+    /// The kernel forgets pages that it could not write, so that a later sync would say yes to lost
+    /// data. fsync(2), "EIO".
+    Sync,
+    Lost,
+}
+
 /// The database, open for reading and writing by this process, which owns what it grants.
 ///
 /// Open it after the last fork: SQLite's locks and the claim belong to one process.
@@ -69,8 +77,8 @@ pub struct Store {
     /// The trail's length after the last transaction, and whether more than the trail has grown.
     seq: u64,
     large: bool,
-    /// A sync has failed: the kernel forgets such pages, so that a later sync would say yes to lost data.
-    failed: bool,
+    /// Why nothing more may be written through this connection.
+    failed: Option<Failure>,
 }
 
 impl Store {
@@ -99,7 +107,7 @@ impl Store {
             return Err(StoreError::Lost { path: place.db });
         }
         let durability = Durability::Durable;
-        Ok(Self { conn, place, owner, files, durability, seq: 0, large: false, failed: false })
+        Ok(Self { conn, place, owner, files, durability, seq: 0, large: false, failed: None })
     }
 
     /// Runs `step` with the only right to write, and commits it whole or not at all. Returns what it
@@ -113,9 +121,7 @@ impl Store {
         durability: Durability,
         step: impl FnOnce(&mut Tx<'_>) -> Result<T, StoreError>,
     ) -> Result<(T, Head), StoreError> {
-        if self.failed {
-            return Err(StoreError::Lost { path: self.place.db.clone() });
-        }
+        self.refuse_after_failure()?;
         self.wait_for_disk(durability)?;
         let path = &self.place.db;
         let sql = self
@@ -128,13 +134,15 @@ impl Store {
         let value = step(&mut tx)?;
         let (head, large) = (tx.head, tx.large);
         if let Err(e) = sql.commit() {
-            self.failed = e.sqlite_error_code() == Some(rusqlite::ErrorCode::SystemIoFailure);
+            if e.sqlite_error_code() == Some(rusqlite::ErrorCode::SystemIoFailure) {
+                self.failed = Some(Failure::Sync);
+            }
             return Err(sorted(path, e));
         }
         // After the commit, so that it vouches for the commit: what was written lies at the path.
         if self.place.identity() != self.files {
-            self.failed = true;
-            return Err(StoreError::Lost { path: self.place.db.clone() });
+            self.failed = Some(Failure::Lost);
+            self.refuse_after_failure()?;
         }
         self.seq = head.seq;
         self.large |= large;
@@ -161,9 +169,7 @@ impl Store {
     /// # Errors
     /// As any write. Nothing is lost by one.
     pub fn tidy(&mut self) -> Result<bool, StoreError> {
-        if self.failed {
-            return Ok(false);
-        }
+        self.refuse_after_failure()?;
         let path = &self.place.db;
         let tidied: u64 = self
             .conn
@@ -190,6 +196,19 @@ impl Store {
             .map_err(|e| sorted(&self.place.db, e))?;
         self.large = false;
         Ok(true)
+    }
+
+    fn refuse_after_failure(&self) -> Result<(), StoreError> {
+        let path = self.place.db.clone();
+        match self.failed {
+            None => Ok(()),
+            Some(Failure::Lost) => Err(StoreError::Lost { path }),
+            Some(Failure::Sync) => Err(StoreError::Unwritable {
+                path,
+                doing: "trusted after a write of it failed",
+                source: std::io::Error::from_raw_os_error(libc::EIO).into(),
+            }),
+        }
     }
 
     fn wait_for_disk(&mut self, durability: Durability) -> Result<(), StoreError> {

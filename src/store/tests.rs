@@ -407,10 +407,16 @@ fn what_a_living_owner_holds_is_no_orphan() {
     let mut second = Store::open(dir.path()).unwrap();
     assert_ne!(first.owner(), second.owner());
     write(&mut first, |tx| tx.put_lease(&lease));
-    assert_eq!(write(&mut first, |tx| tx.orphans()), Orphans::default());
-    assert_eq!(write(&mut second, |tx| tx.orphans()), Orphans::default());
+    assert_eq!(write(&mut first, |tx| tx.adopt_orphans()), Orphans::default());
+    assert_eq!(write(&mut second, |tx| tx.adopt_orphans()), Orphans::default());
     drop(first);
-    assert_eq!(write(&mut second, |tx| tx.orphans()).leases, [lease]);
+    let adopted = |store: &mut Store| write(store, |tx| tx.adopt_orphans()).leases;
+    assert_eq!(adopted(&mut second), std::slice::from_ref(&lease));
+    assert_eq!(adopted(&mut second), [], "it is its own now");
+    let mut third = Store::open(dir.path()).unwrap();
+    assert_eq!(adopted(&mut third), [], "and no one else's");
+    drop(second);
+    assert_eq!(adopted(&mut third), [lease], "until it is gone before it closed it");
 }
 
 #[test]
@@ -470,7 +476,7 @@ fn timings() {
         let of_exec = |kind| draft(kind).of_run(&run).of_exec(&exec.exec_id, &exec.lease_ids);
         store
             .transaction(Durability::Durable, |tx| {
-                tx.orphans()?;
+                tx.adopt_orphans()?;
                 tx.count_request(&run.run_id, &at(round))?;
                 tx.append(of_lease(EventType::LeaseRequested))?;
                 tx.append(of_lease(EventType::LeaseGranted))?;

@@ -1,3 +1,5 @@
+use sha2::{Digest, Sha256};
+
 use super::*;
 
 fn time() -> jiff::Timestamp {
@@ -23,7 +25,8 @@ fn the_encoding_is_what_the_documentation_says() {
     hasher.update(b"sublet.event.v1\n");
     hasher.update(&body);
     let hash: [u8; 32] = hasher.finalize().into();
-    assert_eq!(EventHash::of_body(&event.body()), EventHash(hash));
+    let hex: String = hash.iter().map(|b| format!("{b:02x}")).collect();
+    assert_eq!(EventHash::of_body(&event.body()).to_string(), hex);
     let line: serde_json::Value = serde_json::from_str(&event.line()).unwrap();
     assert_eq!(line["hash"], event.hash.to_string());
 }

@@ -145,7 +145,7 @@ fn a_child() {
             let lease = lease(&run, 1);
             let start = Instant::now();
             write(&mut store, |tx| {
-                tx.orphans()?;
+                tx.adopt_orphans()?;
                 tx.put_run(&run)?;
                 tx.count_request(&run.run_id, &at(1))?;
                 for kind in [EventType::LeaseRequested, EventType::LeaseGranted] {
@@ -197,12 +197,12 @@ fn what_a_killed_process_held_is_an_orphan_once() {
     let mut holder = child(&[], "hold a lease", dir.path()).spawn().unwrap();
     let (lease, _output) = wait_for_word(&mut holder);
     let mut store = Store::open(dir.path()).unwrap();
-    assert_eq!(write(&mut store, |tx| tx.orphans()), Orphans::default(), "it lives");
+    assert_eq!(write(&mut store, |tx| tx.adopt_orphans()), Orphans::default(), "it lives");
     holder.kill().unwrap();
     holder.wait().unwrap();
 
     let found = write(&mut store, |tx| {
-        let orphans = tx.orphans()?;
+        let orphans = tx.adopt_orphans()?;
         for lease in &orphans.leases {
             assert!(tx.set_lease_state(&lease.lease_id, LeaseState::Interrupted)?);
         }
@@ -213,7 +213,7 @@ fn what_a_killed_process_held_is_an_orphan_once() {
     });
     assert_eq!(found.leases[0].lease_id.as_str(), lease);
     assert_eq!(found.execs[0].lease_ids, [found.leases[0].lease_id.clone()]);
-    assert_eq!(write(&mut store, |tx| tx.orphans()), Orphans::default(), "told once");
+    assert_eq!(write(&mut store, |tx| tx.adopt_orphans()), Orphans::default(), "told once");
 }
 
 #[test]
