@@ -90,20 +90,26 @@ impl Store {
     pub fn open(state_dir: &Path) -> Result<Self, StoreError> {
         let place = Place::for_writing(state_dir)?;
         let owner = Owner::claim(&place)?;
-        if !place.has_database()? {
+        let mut before = place.identity();
+        if !place.has_database(&before)? {
             schema::create(&place, &owner)?;
+            before = place.identity();
         }
-        let before = place.identity().database();
         let conn = connect(&place, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         schema::check(&conn, &place)?;
-        if !place.identity().has_log() {
+        let mut files = place.identity();
+        if !files.has_log() {
             // A stranger's tool set another journal mode, or closed as the last and tidied up.
             conn.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))
                 .map_err(|e| sorted(&place.db, e))?;
             schema::check(&conn, &place)?;
+            files = place.identity();
         }
-        let files = place.identity();
-        if files.database() != before || !files.has_log() {
+        if !before.has_log() {
+            // A new log's entry in the directory must be as durable as what is to be written to it.
+            place::sync(&place.dir)?;
+        }
+        if files.database() != before.database() || !files.has_log() {
             return Err(StoreError::Lost { path: place.db });
         }
         let durability = Durability::Durable;

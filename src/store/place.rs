@@ -91,9 +91,8 @@ impl Place {
 
     /// Whether there is a database. A log without one is all that is left of a removed database, and
     /// would be played into a new one.
-    pub fn has_database(&self) -> Result<bool, StoreError> {
-        let Identity([db, wal, _]) = self.identity();
-        match (db, wal) {
+    pub fn has_database(&self, files: &Identity) -> Result<bool, StoreError> {
+        match (files.database(), files.0[1]) {
             (Some(_), _) => Ok(true),
             (None, None) => Ok(false),
             (None, Some(_)) => Err(StoreError::Corrupt {

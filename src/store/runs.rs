@@ -18,6 +18,9 @@ use crate::store::{Tx, View};
 /// What `requests_per_minute` counts over.
 const WINDOW: Duration = Duration::from_secs(60);
 
+/// How often what has left the window is deleted.
+const REQUESTS_PER_SWEEP: u32 = 64;
+
 impl View<'_> {
     /// A run as it is recorded; without its principal's permissions, which are configuration.
     pub fn run(&self, id: &RunId) -> Result<Option<Run>, StoreError> {
@@ -46,24 +49,20 @@ impl View<'_> {
     /// The minute is the last sixty seconds of `CLOCK_BOOTTIME`, sliding; requests before a reboot are
     /// outside it.
     pub fn requests_counted(&self, id: &RunId, now: &Moment) -> Result<Counters, StoreError> {
-        let counted: Option<(u32, String)> = self
-            .prepare("SELECT requests, window_boot_id FROM run WHERE run_id = ?1")?
-            .query_row([id.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))
-            .optional()
-            .map_err(self.error())?;
-        let Some((run, boot_id)) = counted else { return Ok(Counters::default()) };
-        if boot_id != now.boot_id {
-            return Ok(Counters { minute: 0, run });
-        }
         // Requests are numbered, so that the first one in the window says how many are.
-        let first: Option<u32> = self
+        let counted: Option<(u32, Option<u32>)> = self
             .prepare(
-                "SELECT number FROM request WHERE run_id = ?1 AND boot_ns > ?2
-                 ORDER BY boot_ns, number LIMIT 1",
+                "SELECT requests, (
+                     SELECT number FROM request WHERE run_id = ?1 AND boot_id = ?2 AND boot_ns > ?3
+                     ORDER BY boot_ns, number LIMIT 1)
+                 FROM run WHERE run_id = ?1",
             )?
-            .query_row((id.as_str(), window_start(now)), |row| row.get(0))
+            .query_row((id.as_str(), &now.boot_id, window_start(now)), |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })
             .optional()
             .map_err(self.error())?;
+        let Some((run, first)) = counted else { return Ok(Counters::default()) };
         let minute = first.map_or(0, |number| run.saturating_sub(number).saturating_add(1));
         Ok(Counters { minute, run })
     }
@@ -108,33 +107,29 @@ impl Tx<'_> {
     /// # Errors
     /// [`StoreError::Missing`] if the run is not recorded.
     pub fn count_request(&mut self, id: &RunId, now: &Moment) -> Result<Counters, StoreError> {
-        let counted: Option<(u32, String)> = self
-            .prepare("SELECT requests, window_boot_id FROM run WHERE run_id = ?1")?
-            .query_row([id.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))
+        let number: Option<u32> = self
+            .prepare("UPDATE run SET requests = requests + 1 WHERE run_id = ?1 RETURNING requests")?
+            .query_row([id.as_str()], |row| row.get(0))
             .optional()
             .map_err(self.error())?;
-        let Some((before, boot_id)) = counted else {
+        let Some(number) = number else {
             return Err(StoreError::Missing { what: format!("run {id}") });
         };
-        let same_boot = boot_id == now.boot_id;
-        // Times of another boot say nothing; older ones are no longer asked for.
-        let until = if same_boot { window_start(now) } else { i64::MAX };
-        self.prepare("DELETE FROM request WHERE run_id = ?1 AND boot_ns <= ?2")?
-            .execute((id.as_str(), until))
-            .map_err(self.error())?;
         // Two readings of the clock may come here in the other order; numbers follow times.
-        let latest: Option<i64> = self
-            .prepare("SELECT max(boot_ns) FROM request WHERE run_id = ?1")?
-            .query_row([id.as_str()], |row| row.get(0))
+        self.prepare(
+            "INSERT INTO request (run_id, boot_id, boot_ns, number)
+             SELECT ?1, ?2, max(?3, coalesce(max(boot_ns), 0)), ?4
+             FROM request WHERE run_id = ?1 AND boot_id = ?2",
+        )?
+        .execute((id.as_str(), &now.boot_id, nanoseconds(now.boot), number))
+        .map_err(self.error())?;
+        if number.is_multiple_of(REQUESTS_PER_SWEEP) {
+            self.prepare(
+                "DELETE FROM request WHERE run_id = ?1 AND (boot_id <> ?2 OR boot_ns <= ?3)",
+            )?
+            .execute((id.as_str(), &now.boot_id, window_start(now)))
             .map_err(self.error())?;
-        let number = before.saturating_add(1);
-        let time = nanoseconds(now.boot).max(latest.unwrap_or(0));
-        self.prepare("INSERT INTO request (run_id, boot_ns, number) VALUES (?1, ?2, ?3)")?
-            .execute((id.as_str(), time, number))
-            .map_err(self.error())?;
-        self.prepare("UPDATE run SET requests = ?2, window_boot_id = ?3 WHERE run_id = ?1")?
-            .execute((id.as_str(), number, &now.boot_id))
-            .map_err(self.error())?;
+        }
         self.requests_counted(id, now)
     }
 }

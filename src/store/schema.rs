@@ -33,14 +33,14 @@ const TABLES: &str = "
         workspace BLOB NOT NULL,
         state TEXT NOT NULL,
         started_at TEXT NOT NULL,
-        requests INTEGER NOT NULL DEFAULT 0,
-        window_boot_id TEXT NOT NULL DEFAULT ''
+        requests INTEGER NOT NULL DEFAULT 0
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE request (
         run_id TEXT NOT NULL,
+        boot_id TEXT NOT NULL,
         boot_ns INTEGER NOT NULL,
         number INTEGER NOT NULL,
-        PRIMARY KEY (run_id, boot_ns, number)
+        PRIMARY KEY (run_id, boot_id, boot_ns, number)
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE lease (
         lease_id TEXT PRIMARY KEY,
@@ -85,7 +85,7 @@ const TABLES: &str = "
 /// Makes the database if no other process was first.
 pub(super) fn create(place: &Place, owner: &Owner) -> Result<(), StoreError> {
     let making = owner.making(place)?;
-    if !place.has_database()? {
+    if !place.has_database(&place.identity())? {
         let fresh = place.dir.join("sublet.db.new");
         // What a process that died at this point left.
         for left in ["sublet.db.new", "sublet.db.new-wal", "sublet.db.new-shm"] {

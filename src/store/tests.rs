@@ -215,8 +215,8 @@ fn requests_are_counted_over_a_sliding_minute_and_the_whole_run() {
     // Sixty seconds after the first two they are outside; a moment before they are not.
     count(Moment { boot: Duration::from_millis(69_999), ..at(0) }, 4, 4);
     count(at(70), 3, 5);
-    // A reading of the clock that was overtaken.
-    count(at(69), 4, 6);
+    // A reading of the clock that was overtaken: by it the first two are still inside.
+    count(at(69), 6, 6);
     let rebooted = |seconds| Moment { boot_id: "next".to_owned(), ..at(seconds) };
     count(rebooted(5), 1, 7);
     count(rebooted(6), 2, 8);
@@ -240,6 +240,25 @@ fn requests_are_counted_over_a_sliding_minute_and_the_whole_run() {
             tx.count_request(&RunId::fresh(), &at(1)),
             Err(StoreError::Missing { .. })
         ));
+        Ok(())
+    });
+}
+
+#[test]
+fn counting_stays_exact_when_old_requests_are_swept() {
+    let dir = state();
+    let mut store = Store::open(dir.path()).unwrap();
+    let run = run();
+    write(&mut store, |tx| {
+        tx.put_run(&run)?;
+        for second in 0..300u64 {
+            let counted = tx.count_request(&run.run_id, &at(1000 + second))?;
+            let expected = u32::try_from(second + 1).unwrap();
+            assert_eq!(counted, Counters { minute: expected.min(60), run: expected });
+        }
+        let count = |row: &rusqlite::Row<'_>| row.get::<_, i64>(0);
+        let rows = tx.conn.query_row("SELECT count(*) FROM request", [], count).unwrap();
+        assert!(rows < 130, "{rows}");
         Ok(())
     });
 }
