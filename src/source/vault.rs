@@ -154,6 +154,7 @@ impl VaultKey {
         mac(master.expose(), &[b"sublet.vault.name.v1"], &mut name);
         let mut key = Self { derived, name: [0; KEY_NAME_SIZE] };
         key.name.copy_from_slice(&name[..KEY_NAME_SIZE]);
+        burn_stack();
         Ok(key)
     }
 
@@ -161,6 +162,7 @@ impl VaultKey {
     pub fn digest(&self, value: &[u8]) -> ValueDigest {
         let mut digest = [0; 32];
         mac(&self.derived.expose()[KEY_SIZE..], &[value], &mut digest);
+        burn_stack();
         ValueDigest(digest)
     }
 
@@ -197,6 +199,7 @@ pub fn seal(
         .cipher()
         .encrypt_inout_detached(&nonce, &bound_to(name, version), text.expose_mut().into())
         .map_err(|_| too_large())?;
+    burn_stack();
     let mut sealed = Vec::with_capacity(OVERHEAD + value.len());
     sealed.push(FORMAT);
     sealed.extend_from_slice(&key.name);
@@ -229,6 +232,7 @@ pub fn open_into(
     out: &mut [u8],
 ) -> Result<(), VaultError> {
     let opened = try_open_into(key, name, version, sealed, out);
+    burn_stack();
     if opened.is_err() {
         out.zeroize();
     }
@@ -280,6 +284,15 @@ fn mac(key: &[u8], parts: &[&[u8]], out: &mut [u8]) {
         Mac::update(&mut mac, part);
     }
     out.copy_from_slice(&mac.finalize_reset().into_bytes());
+}
+
+/// Overwrites the stack that the cipher and the hash have just used: they work on whole blocks of 64
+/// bytes, and where the compiler keeps one in memory and not in registers, a piece of a value stays
+/// there. Their frames lay where this one lies now.
+#[inline(never)]
+fn burn_stack() {
+    let mut used = [0u64; 2048];
+    used.zeroize();
 }
 
 /// Who put the key there.

@@ -191,3 +191,68 @@ fn the_mac_is_the_standard_one() {
     let hex: String = out.iter().map(|b| format!("{b:02x}")).collect();
     assert_eq!(hex, "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843");
 }
+
+const MASK: u8 = 0x5A;
+
+/// How many times the value that is `masked` lies in the clear in this process's memory.
+fn copies_in_memory(masked: &[u8]) -> usize {
+    use std::os::unix::fs::FileExt;
+    let memory = File::open("/proc/self/mem").unwrap();
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let mut copies = 0;
+    let mut buffer = vec![0; 1 << 12];
+    let zeros = buffer.clone();
+    for line in maps.lines().filter(|line| line.split(' ').nth(1).unwrap().starts_with("rw")) {
+        let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
+        let mut at = u64::from_str_radix(start, 16).unwrap();
+        let end = u64::from_str_radix(end, 16).unwrap();
+        while at < end {
+            let want = buffer.len().min((end - at) as usize);
+            // Guard pages and secret memory cannot be read so, and hold what they should.
+            let Ok(got) = memory.read_at(&mut buffer[..want], at) else { break };
+            // A comparison of slices is fast without optimisation, and most of memory is empty.
+            if buffer[..got] != zeros[..got] {
+                let starts = (0..got).filter(|&i| buffer[i] == masked[0] ^ MASK);
+                copies += starts
+                    .filter(|&i| i + masked.len() <= got)
+                    .filter(|&i| buffer[i..].iter().zip(masked).all(|(a, b)| a ^ MASK == *b))
+                    .count();
+            }
+            buffer.fill(0);
+            if got < masked.len() {
+                break;
+            }
+            // Windows overlap, so that none is missed between two reads.
+            at +=
+                if (got as u64) < end - at { (got - masked.len() + 1) as u64 } else { got as u64 };
+        }
+    }
+    copies
+}
+
+#[test]
+fn no_copy_of_a_value_stays_behind() {
+    let (_dir, key) = vault();
+    for len in [40, 64, 5000] {
+        let mut masked = vec![0; len];
+        getrandom::fill(&mut masked).unwrap();
+        let mut value = Secret::zeroed(len).unwrap();
+        for (byte, masked) in value.expose_mut().iter_mut().zip(&masked) {
+            *byte = masked ^ MASK;
+        }
+        let digest = key.digest(value.expose());
+        let sealed = seal(&key, &name("s"), 1, &value).unwrap();
+        let mut out = Secret::zeroed(len).unwrap();
+        open_into(&key, &name("s"), 1, &sealed, out.expose_mut()).unwrap();
+        assert!(out.expose() == value.expose() && key.digest(out.expose()) == digest);
+        // Of a block that was hashed, 24 bytes are as good as all.
+        let plain = value.expose().to_vec();
+        drop((value, out));
+        let begin = &masked[..24];
+        let end = &masked[len - 24..];
+        assert!(copies_in_memory(begin) >= 1 && copies_in_memory(end) >= 1, "the control");
+        let mut plain = plain;
+        plain.zeroize();
+        assert_eq!((copies_in_memory(begin), copies_in_memory(end)), (0, 0), "{len} bytes");
+    }
+}

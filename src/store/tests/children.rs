@@ -255,9 +255,12 @@ fn a_directory_that_cannot_be_written_is_told_from_other_errors() {
     let paths = ["", "db", "db/sublet.db", "db/sublet.db-wal", "db/sublet.db-shm", "db/owners"];
     let all = paths.map(|p| dir.path().join(p));
     let try_it = |modes: [u32; 6]| {
-        for (path, mode) in all.iter().zip(modes) {
+        let set = |path: &PathBuf, mode| {
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
-        }
+        };
+        // Without root, a closed directory has to be opened first and closed last.
+        all[..2].iter().for_each(|directory| set(directory, 0o700));
+        all.iter().zip(modes).rev().for_each(|(path, mode)| set(path, mode));
         let mut command = child(&[], "write", dir.path());
         if root {
             for path in &all {
