@@ -50,11 +50,10 @@ pub fn run(asked: Asked) -> Result<Outcome, RunError> {
 
     let mut ledger = ledger::Ledger::open(&scene)?;
     scene.refuse_managed_values(&ledger)?;
-    let granted = ledger.decide(&scene)?;
     watch.lap(|t| &mut t.decide);
 
-    // Durable before any value moves: granted, and the use taken.
-    let leased = ledger.record(&scene, granted)?;
+    // Decided and durable before any value moves: granted, and the use taken.
+    let leased = ledger.grant(&scene)?;
     ledger.keep_head(&launcher)?;
     watch.lap(|t| &mut t.record);
 

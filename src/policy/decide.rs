@@ -22,15 +22,6 @@ pub struct Policy<'a> {
     pub config: &'a HostConfig,
 }
 
-/// How many requests the run has made before this one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Counters {
-    /// In the last 60 seconds.
-    pub minute: u32,
-    /// Since it began.
-    pub run: u32,
-}
-
 /// The answer to one request.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "moved once; granted is the common case")]

@@ -7,6 +7,7 @@ use super::environment::{
     parse_assignment, parse_file,
 };
 use super::*;
+use crate::model::run::Counters;
 use crate::config::HostConfig;
 use crate::model::id::RequestId;
 use crate::model::moment::Span;
