@@ -6,4 +6,5 @@
 #![deny(unsafe_code)]
 
 pub mod model;
+pub mod redact;
 pub mod sys;
