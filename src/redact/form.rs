@@ -251,7 +251,9 @@ pub(super) fn spellings(form: Form, byte: u8, each: &mut dyn FnMut(&[u8])) {
             }
             // Which escape it is depends on the whole character, of which `byte` may be any part.
             for digit in 0..16 {
-                characters(Form::Hex, digit).map(|c| each(&[b'\\', b'u', c]));
+                for character in characters(Form::Hex, digit) {
+                    each(&[b'\\', b'u', character]);
+                }
             }
         }
         Form::Plain | Form::Terminal | Form::Hex | Form::Base64 => {}

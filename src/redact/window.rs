@@ -19,6 +19,9 @@ pub(super) struct Window {
     to: usize,
     /// Where in the stream the byte at `from` was.
     base: Place,
+    /// As if no more memory than this could be locked.
+    #[cfg(test)]
+    pub most: Option<usize>,
 }
 
 /// The kept tail and the chunk behind it.
@@ -32,7 +35,14 @@ pub(super) struct Text<'a> {
 
 impl Window {
     pub fn new(capacity: usize) -> io::Result<Self> {
-        Ok(Self { memory: Secret::zeroed(capacity.max(4096))?, from: 0, to: 0, base: 0 })
+        Ok(Self {
+            memory: Secret::zeroed(capacity.max(4096))?,
+            from: 0,
+            to: 0,
+            base: 0,
+            #[cfg(test)]
+            most: None,
+        })
     }
 
     pub fn end(&self) -> Place {
@@ -57,7 +67,7 @@ impl Window {
         if self.to + added.len() <= room || need <= room && start >= kept / 4 {
             return Ok(());
         }
-        match Secret::zeroed(need + need / 2) {
+        match self.lock(need + need / 2) {
             Ok(mut larger) => {
                 larger.expose_mut()[..kept].copy_from_slice(&self.memory.expose()[start..self.to]);
                 self.base += (start - self.from) as Place;
@@ -67,6 +77,14 @@ impl Window {
             Err(_) if need <= room => Ok(()),
             Err(error) => Err(error),
         }
+    }
+
+    fn lock(&self, len: usize) -> io::Result<Secret> {
+        #[cfg(test)]
+        if self.most.is_some_and(|most| len > most) {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        Secret::zeroed(len)
     }
 
     /// Keeps of itself and the `chunk` behind it only what lies at or after `place`, and wipes the rest.
