@@ -62,13 +62,14 @@ pub fn run(asked: Asked) -> Result<Outcome, RunError> {
         .map_err(|e| ledger.abandon(&scene, &leased, e))?;
     watch.lap(|t| &mut t.resolve);
 
-    let delivered = deliver::fill(prepared, &leased, values)
-        .map_err(|e| ledger.abandon(&scene, &leased, e))?;
+    let delivered =
+        deliver::fill(prepared, &leased, values).map_err(|e| ledger.abandon(&scene, &leased, e))?;
     launcher.order(&delivered.start(&scene, &leased))?;
     watch.lap(|t| &mut t.deliver);
 
-    let exited = attend::attend(&scene, &mut ledger, &launcher, &leased, delivered, signals, &mut watch)
-        .map_err(|e| ledger.abandon(&scene, &leased, e))?;
+    let exited =
+        attend::attend(&scene, &mut ledger, &launcher, &leased, delivered, signals, &mut watch)
+            .map_err(|e| ledger.abandon(&scene, &leased, e))?;
     watch.lap(|t| &mut t.run);
 
     ledger.close(&scene, &leased, &exited)?;

@@ -34,7 +34,7 @@ impl Launcher {
             }
             Forked::Parent { pid } => {
                 Ok(Self { socket: ours, pid, passed_over: RefCell::default() })
-            },
+            }
         }
     }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::config::{HostConfig, SecretSource};
 use crate::model::moment::Span;
 use crate::model::name::{Channel, SecretName};
+use crate::model::run::Counters;
 use crate::model::run::{Run, RunState};
 use crate::model::verdict::{Denial, DenyReason};
 use crate::policy::command::{ResolvedCommand, check_command};

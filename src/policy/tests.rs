@@ -7,11 +7,11 @@ use super::environment::{
     parse_assignment, parse_file,
 };
 use super::*;
-use crate::model::run::Counters;
 use crate::config::HostConfig;
 use crate::model::id::RequestId;
 use crate::model::moment::Span;
 use crate::model::name::{Channel, VariableName};
+use crate::model::run::Counters;
 use crate::model::run::{Run, RunState};
 use crate::model::verdict::{Denial, DenyReason};
 use crate::profile::{Profile, load_builtin, resolve};

@@ -115,7 +115,8 @@ fn fill_environment(container: OwnedFd, name: &str, value: &Value) -> Result<Hel
     let prefix = name.len() + 1;
     let size = prefix + value.len() + 1;
     if size > MAX_ENVIRONMENT_STRING {
-        let why = format!("with its name it has {} bytes, and {MAX_ENVIRONMENT_STRING} fit", size - 1);
+        let why =
+            format!("with its name it has {} bytes, and {MAX_ENVIRONMENT_STRING} fit", size - 1);
         return Err(refuse(why));
     }
     fill::with(container, size, |bytes| {

@@ -104,13 +104,22 @@ impl Ledger {
     }
 
     /// Takes one more use (a `get` on the `git` channel), durably, before its value moves.
-    pub fn take(&mut self, scene: &Scene, lease: &Leased) -> Result<Result<(), UseRefused>, RunError> {
+    pub fn take(
+        &mut self,
+        scene: &Scene,
+        lease: &Leased,
+    ) -> Result<Result<(), UseRefused>, RunError> {
         let now = clock::now().map_err(RunError::Clock)?;
         self.transaction(Durability::Durable, |tx| take_use(tx, scene, lease, &now))
     }
 
     /// The exec is over: its end, what was scrubbed, how each lease ended.
-    pub fn close(&mut self, scene: &Scene, leased: &[Leased], exited: &Exited) -> Result<(), RunError> {
+    pub fn close(
+        &mut self,
+        scene: &Scene,
+        leased: &[Leased],
+        exited: &Exited,
+    ) -> Result<(), RunError> {
         let now = clock::now().map_err(RunError::Clock)?;
         let ids: Vec<LeaseId> = leased.iter().map(|l| l.record.lease_id.clone()).collect();
         let durability = if leased.is_empty() { Durability::Relaxed } else { Durability::Durable };
@@ -200,7 +209,9 @@ impl Ledger {
     /// Gives the launcher the trail's head to keep outside of the database.
     pub fn keep_head(&self, launcher: &Launcher) -> Result<(), RunError> {
         match &self.head {
-            Some(head) => Ok(launcher.order(&Order::KeepHead { head: head.encode().to_vec() })?),
+            Some(head) => {
+                Ok(launcher.order(&Order::KeepHead { head: head.encode().into_bytes() })?)
+            }
             None => Ok(()),
         }
     }
@@ -320,9 +331,10 @@ fn begin(tx: &mut Tx<'_>, scene: &Scene) -> Result<Option<Run>, StoreError> {
     for lease in &orphans.leases {
         if tx.set_lease_state(&lease.lease_id, LeaseState::Interrupted)? {
             let run = run_of(tx, &mut runs, &lease.run_id)?;
-            let mut draft = Draft::new(EventType::LeaseInterrupted, scene.now.wall, &scene.hostname)
-                .of_lease(lease)
-                .outcome("interrupted");
+            let mut draft =
+                Draft::new(EventType::LeaseInterrupted, scene.now.wall, &scene.hostname)
+                    .of_lease(lease)
+                    .outcome("interrupted");
             if let Some(run) = &run {
                 draft = draft.of_run(run);
             }

@@ -23,7 +23,11 @@ use crate::store::SealedSecret;
 /// A value, not yet delivered.
 pub enum Value {
     /// Opened where it is delivered, so that no other copy is made.
-    Sealed { key: VaultKey, secret: SealedSecret, len: usize },
+    Sealed {
+        key: VaultKey,
+        secret: SealedSecret,
+        len: usize,
+    },
     Plain(Secret),
 }
 
@@ -159,7 +163,9 @@ fn parse(name: &SecretName, printed: Secret) -> Result<Secret, RunError> {
     let parsed: Printed<'_> = serde_json::from_slice(printed.expose())
         .map_err(|_| refuse("what is no JSON object of that form"))?;
     match (parsed.value, parsed.access_key_id) {
-        (Some(value), _) => unescape(value.get()).ok_or_else(|| refuse("a value that is no string")),
+        (Some(value), _) => {
+            unescape(value.get()).ok_or_else(|| refuse("a value that is no string"))
+        }
         (None, Some(_)) => Ok(printed),
         (None, None) => Err(refuse("an object without a value")),
     }
@@ -234,11 +240,15 @@ mod tests {
     #[test]
     fn what_commands_print() {
         check(r#"{"value":"hunter2"}"#, Some(b"hunter2"));
-        check(r#" {"expires_at":"2030-01-01T00:00:00Z","value":"a\n\"b\"\\\/\u00e9\ud83d\ude00"} "#,
-            Some("a\n\"b\"\\/é😀".as_bytes()));
+        check(
+            r#" {"expires_at":"2030-01-01T00:00:00Z","value":"a\n\"b\"\\\/\u00e9\ud83d\ude00"} "#,
+            Some("a\n\"b\"\\/é😀".as_bytes()),
+        );
         let aws = r#"{"Version":1,"AccessKeyId":"AK","SecretAccessKey":"hunter2"}"#;
         check(aws, Some(aws.as_bytes()));
-        for bad in ["hunter2", r#"{"value":7}"#, "{}", r#"{"value":"hunter2"#, r#"{"value":"\ud83d"}"#, ""] {
+        for bad in
+            ["hunter2", r#"{"value":7}"#, "{}", r#"{"value":"hunter2"#, r#"{"value":"\ud83d"}"#, ""]
+        {
             check(bad, None);
         }
     }
