@@ -5,5 +5,7 @@
 //! `model` → `sys`. `sys` is the only place for `unsafe`.
 #![deny(unsafe_code)]
 
+pub mod cli;
+pub mod doctor;
 pub mod model;
 pub mod sys;
