@@ -21,6 +21,7 @@ pub mod paths;
 pub mod run;
 
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::path::PathBuf;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -64,6 +65,7 @@ pub struct Globals {
 // list of commands needs stands here.
 #[derive(Debug, Subcommand)]
 #[command(defer = true)]
+#[expect(clippy::large_enum_variant, reason = "there is one in the life of a process")]
 pub enum Command {
     /// Run one command in a sandbox, with the leases that it asks for
     Run(run::RunArgs),
@@ -154,16 +156,26 @@ fn usage(error: &clap::Error, args: &[OsString]) -> u8 {
         };
     }
     let status = if names_a_command_to_run(args) { NOT_RUN } else { TROUBLE };
-    let ours = args.iter().take_while(|a| *a != "--");
-    if ours.into_iter().any(|a| a == "--json") {
+    let ours: Vec<&OsString> = args.iter().take_while(|a| *a != "--").collect();
+    let has_no_dashes = ours.len() == args.len();
+    let hint = if status == NOT_RUN && has_no_dashes {
+        "put the command after `--`: sublet run [OPTIONS] -- COMMAND [ARG…]"
+    } else {
+        "see `--help` of the command"
+    };
+    if ours.iter().any(|a| *a == "--json") {
         let whole = error.render().to_string();
         let told = whole.split("\n\n").next().unwrap_or_default();
         return Failure::new("usage", "bad_usage", told.trim_start_matches("error: "))
-            .hint("see sublet --help")
+            .hint(hint)
             .exit(status)
             .report(true);
     }
+    // clap's own text already ends with where to find help. That standard error is gone cannot be told.
     drop(error.print());
+    if status == NOT_RUN && has_no_dashes {
+        drop(writeln!(std::io::stderr(), "{hint}"));
+    }
     status
 }
 

@@ -29,6 +29,8 @@ pub fn examine(is_privileged: bool) -> Vec<Check> {
 #[derive(Debug, Clone)]
 pub struct Privileges {
     is_root: bool,
+    /// In a user namespace capabilities hold over what belongs to it, and not over the host's ids.
+    is_nested: bool,
     missing: Vec<Capability>,
 }
 
@@ -38,19 +40,25 @@ impl Privileges {
         let held = caps::read(None, CapSet::Effective).unwrap_or_default();
         Self {
             is_root: rustix::process::geteuid().is_root(),
+            is_nested: !maps_every_id(&setting("/proc/self/uid_map").unwrap_or_default()),
             missing: PRIVILEGED.into_iter().filter(|cap| !held.contains(cap)).collect(),
         }
     }
 
     pub fn can_administer(&self) -> bool {
-        self.missing.is_empty()
+        self.missing.is_empty() && !self.is_nested
     }
+}
+
+/// The initial user namespace maps every id to itself. user_namespaces(7).
+fn maps_every_id(uid_map: &str) -> bool {
+    uid_map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
 }
 
 pub fn capabilities(privileges: &Privileges) -> Check {
     const NAME: &str = "capabilities";
     let missing: Vec<String> = privileges.missing.iter().map(ToString::to_string).collect();
-    match (privileges.is_root, missing.is_empty()) {
+    match (privileges.is_root, privileges.can_administer()) {
         (_, true) => Check::ok(
             NAME,
             "all that the privileged mode takes",
@@ -60,6 +68,12 @@ pub fn capabilities(privileges: &Privileges) -> Check {
             NAME,
             "an ordinary user",
             "rootless: execs run as this user, and this user's other processes on the host are trusted",
+        ),
+        (true, false) if missing.is_empty() => Check::warn(
+            NAME,
+            "the superuser of a user namespace",
+            "as in a rootless container: execs run rootless, as this user",
+            "start sublet on the host, or in a container without a user namespace",
         ),
         (true, false) => Check::warn(
             NAME,
@@ -210,12 +224,18 @@ mod tests {
     #[test]
     fn the_superuser_in_a_container_is_told_what_it_lacks() {
         let some = vec![Capability::CAP_SYS_ADMIN];
-        let of = |is_root, missing| capabilities(&Privileges { is_root, missing });
+        let of =
+            |is_root, missing| capabilities(&Privileges { is_root, is_nested: false, missing });
         assert_eq!(of(true, vec![]).status, Status::Ok);
         assert_eq!(of(false, some.clone()).status, Status::Ok);
         let warned = of(true, some);
         assert_eq!(warned.status, Status::Warn);
         assert!(warned.found.contains("CAP_SYS_ADMIN"));
+        let nested = Privileges { is_root: true, is_nested: true, missing: vec![] };
+        assert!(!nested.can_administer());
+        assert_eq!(capabilities(&nested).status, Status::Warn);
+        assert!(maps_every_id("         0          0 4294967295"));
+        assert!(!maps_every_id("0 1000 1") && !maps_every_id(""));
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub fn examine(is_privileged: bool, workspace: &Path) -> Vec<Check> {
     vec![
         version(&release),
         landlock(&probe::landlock_abi(), modules.as_deref()),
-        seccomp(|action| probe::seccomp_has(action)),
+        seccomp(probe::seccomp_has),
         clone3(probe::has_clone3()),
         idmapped_mounts(is_privileged, workspace, || probe::idmapped_mount(workspace)),
     ]

@@ -179,7 +179,7 @@ fn time(reading: io::Result<()>) -> Check {
         }
         Err(e) => Check::fail(
             NAME,
-            e.to_string(),
+            format!("the boot clock and boot id cannot be read: {e}"),
             "lease expiry is measured on the boot clock and could not be trusted: nothing is granted",
             "start sublet outside a time namespace, with /proc mounted",
         ),
