@@ -18,6 +18,7 @@ pub mod init;
 pub mod man;
 pub mod output;
 pub mod paths;
+pub mod prompt;
 pub mod run;
 
 use std::ffi::OsString;
@@ -44,6 +45,7 @@ pub struct Cli {
 
 /// Flags of every command.
 #[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
+#[command(next_help_heading = "Global options")]
 pub struct Globals {
     /// The host's configuration [default: /etc/sublet/sublet.toml, for a user
     /// $XDG_CONFIG_HOME/sublet/sublet.toml]

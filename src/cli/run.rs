@@ -24,7 +24,7 @@ const REASON_MAX: usize = 1024;
 const ENV_FILE_MAX: u64 = 2 << 20;
 
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = HELP)]
+#[command(after_long_help = HELP, override_usage = "sublet run [OPTIONS] -- COMMAND [ARG]...")]
 pub struct RunArgs {
     /// What the sandbox may do: a profile's name, or a file (holds a `/` or ends in `.toml`)
     #[arg(long, value_name = "NAME|FILE", default_value = "default")]

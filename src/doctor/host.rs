@@ -104,7 +104,10 @@ impl Cgroups {
         let unified = me.cgroups().ok().and_then(|all| {
             all.into_iter().find(|group| group.hierarchy == 0).map(|group| group.pathname)
         });
-        let own = unified.map(|path| mount.mount_point.join(path.trim_start_matches('/')));
+        let own = unified.map(|path| match path.trim_start_matches('/') {
+            "" => mount.mount_point.clone(),
+            below => mount.mount_point.join(below),
+        });
         let list = own.as_deref().unwrap_or(&mount.mount_point).join("cgroup.controllers");
         Self {
             controllers: list
