@@ -6,6 +6,8 @@
 #![deny(unsafe_code)]
 
 pub mod cli;
+pub mod delivery;
 pub mod doctor;
 pub mod model;
+pub mod sandbox;
 pub mod sys;
