@@ -6,8 +6,13 @@
 #![deny(unsafe_code)]
 
 pub mod cli;
+pub mod config;
 pub mod delivery;
 pub mod doctor;
+pub mod host;
+pub mod lease;
 pub mod model;
+pub mod policy;
+pub mod profile;
 pub mod sandbox;
 pub mod sys;
