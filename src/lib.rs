@@ -5,14 +5,18 @@
 //! `model` → `sys`. `sys` is the only place for `unsafe`.
 #![deny(unsafe_code)]
 
+pub mod audit;
 pub mod cli;
 pub mod config;
 pub mod delivery;
 pub mod doctor;
 pub mod host;
+pub mod launcher;
 pub mod lease;
 pub mod model;
 pub mod policy;
 pub mod profile;
 pub mod sandbox;
+pub mod source;
+pub mod store;
 pub mod sys;

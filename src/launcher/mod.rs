@@ -6,12 +6,15 @@
 //! - [`serve`]: the launcher's loop
 //! - [`exec`]: one exec in the launcher, from plan to scrub
 //! - [`compile`]: the plan of one exec, from the profile that the launcher itself reads
+//! - [`posture`]: what is enforced, by what
+//! - [`explain`]: the plan in words
 //! - [`source`]: `file` and `command` sources, opened and run here
 #![forbid(unsafe_code)]
 
 pub mod client;
 pub mod compile;
 pub mod exec;
+pub mod explain;
 pub mod posture;
 pub mod serve;
 pub mod source;

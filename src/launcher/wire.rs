@@ -88,8 +88,6 @@ pub enum Order {
     Revoke { exec: ExecNumber, delivery: u32 },
     /// Kill the exec, whatever it is at.
     Kill { exec: ExecNumber },
-    /// Wipe every delivery and forget the exec.
-    Scrub { exec: ExecNumber },
     /// Open a `file` source, or run a `command` source and give its standard output.
     OpenSource { secret: SecretName },
     /// Keep the trail's head, encoded, outside the database.
@@ -141,24 +139,25 @@ pub enum Ending {
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Notice {
     /// Containers stand. Descriptors: stdin, stdout, stderr of the command where it has no terminal,
-    /// then one a delivery.
-    Prepared { exec: ExecNumber, posture: Posture },
+    /// then one a delivery. `uid` is the exec's on the host.
+    Prepared { exec: ExecNumber, uid: u32 },
     /// Nothing of the command ran. The exec is forgotten.
     Refused { exec: ExecNumber, refusal: Refusal },
     /// Everything stands but the deliveries. Descriptor: the terminal's master, where there is one.
-    Ready { exec: ExecNumber },
+    Ready { exec: ExecNumber, posture: Posture },
     Started { exec: ExecNumber },
     /// A delivery was wiped before the exec's end, because it expired.
     Expired { exec: ExecNumber, delivery: u32 },
     /// The deadline has passed; the tree is being ended.
     TimedOut { exec: ExecNumber },
-    /// No process of the exec is left.
-    Ended { exec: ExecNumber, ending: Ending },
-    /// Per delivery: bytes, and whether they were wiped.
-    Scrubbed { exec: ExecNumber, deliveries: Vec<(u64, bool)> },
-    /// Descriptor: the source's bytes to read.
-    Source,
+    /// No process of the exec is left, and every delivery is wiped. Per delivery: its bytes, and
+    /// whether they were wiped. The exec is forgotten.
+    Ended { exec: ExecNumber, ending: Ending, deliveries: Vec<(u64, bool)> },
+    /// Descriptor: the source's bytes to read. With `helper`, its end is told afterwards.
+    Source { helper: bool },
     SourceRefused { refusal: Refusal },
+    /// The command of a `command` source is gone; a refusal if its output is not to be used.
+    SourceEnded { refusal: Option<Refusal> },
     HeadKept { refusal: Option<Refusal> },
     Explained { explanation: Result<Explanation, Refusal> },
 }
