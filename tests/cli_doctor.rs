@@ -46,7 +46,7 @@ fn the_state_directory_is_judged_where_it_is_named() {
         let check = checks.iter().find(|check| check["name"] == "state_directory").unwrap();
         (check["status"].as_str().unwrap().to_owned(), output.status.code())
     };
-    assert_eq!(status_at(0o755), ("fail".into(), Some(1)));
+    assert_eq!(status_at(0o777), ("fail".into(), Some(1)));
     assert_eq!(status_at(0o700).0, "ok");
 }
 

@@ -1,11 +1,12 @@
 //! `sublet doctor`: prints what [`crate::doctor`] finds.
 #![forbid(unsafe_code)]
 
-use super::Globals;
 use super::fail::{Answer, NO, YES};
 use super::output::Output;
-use super::paths::{self, Who};
+use super::{Globals, load};
+use crate::config::UidPool;
 use crate::doctor::{Check, Places, Report, Status, examine};
+use crate::host::{Host, HostError, default_config_file};
 
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = HELP)]
@@ -23,12 +24,23 @@ Exit status:
   2    sublet could not look";
 
 pub fn execute(globals: &Globals, _args: &DoctorArgs) -> Answer {
-    let who = Who::of_this_process();
-    let config = paths::config(globals, &who)?;
+    let (state_dir, uid_pool, config_error) = match Host::load(&load::places(globals)) {
+        Ok(host) => (Some(host.state_dir), host.config.host.uid_pool, None),
+        Err(error) => {
+            // A file that cannot be read is found by its own check.
+            let invalid = match error {
+                HostError::Config(located) => Some(located.to_string()),
+                _ => None,
+            };
+            (globals.state_dir.clone(), UidPool::default(), invalid)
+        }
+    };
     let report = examine(&Places {
-        config: config.path,
-        config_is_named: config.named,
-        state_dir: paths::state_dir(globals, None, &who)?,
+        config_is_named: globals.config.is_some(),
+        config: globals.config.clone().or_else(default_config_file),
+        config_error,
+        state_dir,
+        uid_pool,
         // The root stands in where the current directory is gone.
         workspace: std::env::current_dir().unwrap_or_else(|_| "/".into()),
     });

@@ -69,6 +69,15 @@ impl Failure {
         self
     }
 
+    /// As [`Failure::because`], where the message already tells the error itself.
+    #[must_use]
+    pub fn because_of_source(self, error: &dyn std::error::Error) -> Self {
+        match error.source() {
+            Some(source) => self.because(source),
+            None => self,
+        }
+    }
+
     #[must_use]
     pub fn why(mut self, cause: impl Into<String>) -> Self {
         self.causes.push(cause.into());
@@ -117,11 +126,28 @@ impl Failure {
         self.exit
     }
 
+    /// Tells it as a note beside an answer that was given all the same. People only: with `--json` notes
+    /// are part of the answer.
+    pub fn note(&self) {
+        let text = self.lines("sublet: note:", "\x1b[1m", colour_on(&io::stderr()));
+        // As in `report`.
+        drop(io::stderr().lock().write_all(text.as_bytes()));
+    }
+
     /// `sublet: what` / `  why: …` / `  try: …`.
     pub fn text(&self, colour: bool) -> String {
-        let (red, dim, off) =
-            if colour { ("\x1b[1;31m", "\x1b[2m", "\x1b[0m") } else { ("", "", "") };
-        let mut text = format!("{red}sublet:{off} {}\n", visible(&self.message));
+        self.lines("sublet:", "\x1b[1;31m", colour)
+    }
+
+    fn lines(&self, label: &str, bold: &str, colour: bool) -> String {
+        let (bold, off) = if colour { (bold, "\x1b[0m") } else { ("", "") };
+        format!("{bold}{label}{off} {}\n{}", visible(&self.message), self.details(colour))
+    }
+
+    /// The lines below the first: why and what to try.
+    pub fn details(&self, colour: bool) -> String {
+        let (dim, off) = if colour { ("\x1b[2m", "\x1b[0m") } else { ("", "") };
+        let mut text = String::new();
         let whys = self.causes.iter().map(|cause| ("why", cause));
         let tries = Some(&self.hint).filter(|h| !h.is_empty()).map(|hint| ("try", hint));
         for (label, what) in whys.chain(tries) {
@@ -134,17 +160,19 @@ impl Failure {
 
     /// `{"error":{"stage","reason","message","hint"}}` and a newline.
     pub fn json(&self) -> String {
+        format!("{}\n", serde_json::json!({ "error": self.object() }))
+    }
+
+    /// `{"stage","reason","message","hint"}`.
+    pub fn object(&self) -> serde_json::Value {
         let whole: Vec<&str> =
             std::iter::once(&self.message).chain(&self.causes).map(String::as_str).collect();
-        let error = serde_json::json!({
-            "error": {
-                "stage": self.stage,
-                "reason": self.reason,
-                "message": whole.join(": "),
-                "hint": self.hint,
-            }
-        });
-        format!("{error}\n")
+        serde_json::json!({
+            "stage": self.stage,
+            "reason": self.reason,
+            "message": whole.join(": "),
+            "hint": self.hint,
+        })
     }
 }
 

@@ -4,15 +4,12 @@
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::Globals;
 use super::fail::{Answer, Failure, YES};
 use super::output::Output;
-use super::paths::{self, Who};
-
-/// Everything in it is a comment: it changes nothing until edited.
-pub const STARTER: &str = include_str!("starter.toml");
+use crate::config::STARTER;
 
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = HELP)]
@@ -39,7 +36,10 @@ pub fn execute(globals: &Globals, args: &InitArgs) -> Answer {
         output.finish()?;
         return Ok(YES);
     }
-    let path = paths::config(globals, &Who::of_this_process())?.path;
+    let path = globals.config.clone().or_else(own_file).ok_or_else(|| {
+        Failure::new("config", "no_home", "cannot tell where this user's configuration is")
+            .hint("set HOME, or name the file with --config")
+    })?;
     write_new(&path).map_err(|e| match e.kind() {
         io::ErrorKind::AlreadyExists => {
             Failure::new("config", "config_exists", format!("{} exists already", path.display()))
@@ -61,6 +61,16 @@ pub fn execute(globals: &Globals, args: &InitArgs) -> Answer {
     Ok(YES)
 }
 
+/// The invoker's own configuration: a user may fall back on the system's, and cannot write that one.
+fn own_file() -> Option<PathBuf> {
+    if rustix::process::geteuid().is_root() {
+        return Some("/etc/sublet/sublet.toml".into());
+    }
+    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    let base = absolute("XDG_CONFIG_HOME").or_else(|| Some(absolute("HOME")?.join(".config")))?;
+    Some(base.join("sublet/sublet.toml"))
+}
+
 /// A file that was half written is taken away again: a truncated configuration could permit more than a
 /// whole one.
 fn write_new(path: &Path) -> io::Result<()> {
@@ -73,27 +83,4 @@ fn write_new(path: &Path) -> io::Result<()> {
         std::fs::remove_file(path)?;
     }
     written
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_starter_changes_nothing_until_edited() {
-        assert_eq!(toml::from_str::<toml::Table>(STARTER), Ok(toml::Table::new()));
-    }
-
-    #[test]
-    fn uncommented_it_shows_every_table() {
-        let edited: String = STARTER
-            .lines()
-            .filter_map(|line| line.strip_prefix('#'))
-            .filter(|line| !line.starts_with(' ') && !line.is_empty())
-            .map(|line| format!("{line}\n"))
-            .collect();
-        let table: toml::Table = toml::from_str(&edited).unwrap();
-        let names: Vec<&str> = table.keys().map(String::as_str).collect();
-        assert_eq!(names, ["ceilings", "host", "leases", "principals", "secrets", "state"]);
-    }
 }

@@ -1,7 +1,8 @@
 //! The command line: one file per command, each with its flags and one `execute`.
 //!
 //! - [`fail`]: a failure as people and programs see it; exit statuses
-//! - [`output`], [`paths`]: standard output; where configuration and state are
+//! - [`output`], [`prompt`]: standard output; a value typed at a terminal
+//! - [`load`], [`principal`]: the configuration and what it leads to; who asks
 //! - [`run`], [`demo`]: one command in a sandbox
 //! - [`secret`], [`profile`], [`policy`], [`audit`]: what the host holds, permits and has recorded
 //! - [`doctor`], [`init`]: what this machine can enforce; a first configuration
@@ -9,17 +10,22 @@
 //! - [`completions`], [`man`]: made from the definitions here
 #![forbid(unsafe_code)]
 
+pub mod audit;
 pub mod completions;
 pub mod demo;
 pub mod doctor;
 pub mod fail;
 pub mod git_credential;
 pub mod init;
+pub mod load;
 pub mod man;
 pub mod output;
-pub mod paths;
+pub mod policy;
+pub mod principal;
+pub mod profile;
 pub mod prompt;
 pub mod run;
+pub mod secret;
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -67,7 +73,7 @@ pub struct Globals {
 // list of commands needs stands here.
 #[derive(Debug, Subcommand)]
 #[command(defer = true)]
-#[expect(clippy::large_enum_variant, reason = "there is one in the life of a process")]
+#[allow(clippy::large_enum_variant, reason = "there is one in the life of a process")]
 pub enum Command {
     /// Run one command in a sandbox, with the leases that it asks for
     Run(run::RunArgs),
@@ -75,6 +81,14 @@ pub enum Command {
     Demo(demo::DemoArgs),
     /// Write a commented starter configuration
     Init(init::InitArgs),
+    /// Keep, rotate, list and remove the values of the vault; none is ever printed
+    Secret(secret::SecretArgs),
+    /// List, show and check profiles
+    Profile(profile::ProfileArgs),
+    /// Say whether leases would be granted, and run nothing
+    Policy(policy::PolicyArgs),
+    /// List the audit trail, tell the life of a lease, verify that nothing was changed
+    Audit(audit::AuditArgs),
     /// Show what this machine can enforce, what each lack means, and how to mend it
     Doctor(doctor::DoctorArgs),
     /// Answer git inside an exec with a git lease (git calls this itself)
@@ -141,6 +155,10 @@ fn dispatch(cli: Cli) -> Answer {
         Command::Run(args) => run::execute(globals, args).map_err(Failure::beside_a_command),
         Command::Demo(args) => demo::execute(globals, args).map_err(Failure::beside_a_command),
         Command::Init(args) => init::execute(globals, &args),
+        Command::Secret(args) => secret::execute(globals, &args),
+        Command::Profile(args) => profile::execute(globals, &args),
+        Command::Policy(args) => policy::execute(globals, &args),
+        Command::Audit(args) => audit::execute(globals, &args),
         Command::Doctor(args) => doctor::execute(globals, &args),
         Command::GitCredential(args) => git_credential::execute(globals, &args),
         Command::Completions(args) => completions::execute(globals, &args),

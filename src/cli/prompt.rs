@@ -42,13 +42,13 @@ pub fn twice(what: &str) -> Result<Secret, NoValue> {
 fn ask(prompt: &str) -> Result<Secret, NoValue> {
     let mut stderr = io::stderr().lock();
     stderr.write_all(prompt.as_bytes())?;
-    // Past std's buffer, which is never wiped, and one byte at a time, so that nothing is read ahead.
     let line = line(RawStdin);
     stderr.write_all(b"\n")?;
     line
 }
 
-struct RawStdin;
+/// Standard input past std's buffer, which is never wiped.
+pub struct RawStdin;
 
 impl Read for RawStdin {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {

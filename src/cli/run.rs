@@ -1,25 +1,27 @@
 //! `sublet run`: one command in a sandbox, no daemon.
 //!
-//! Receives flags; returns them parsed, with the command's own environment gathered. Reads env files.
+//! Receives flags; returns them parsed, with the environment that the invoker gives. Reads env files.
 //! What may be set and leased is the policy's to say, not this file's.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::error::Error;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use clap::builder::{OsStringValueParser, StringValueParser, TypedValueParser};
+use clap::builder::{StringValueParser, TypedValueParser};
 
 use super::Globals;
 use super::fail::{Answer, Failure};
 use crate::model::id::RunId;
 use crate::model::moment::Span;
 use crate::model::name::{IdentityName, VariableName};
+use crate::policy::environment::{AssignmentPlace, EnvironmentError, Given, Origin, parse_file};
+use crate::policy::request::InvalidLeaseFlag;
+use crate::policy::{LeaseFlag, Reason};
+use crate::profile;
 
-/// The longest `--reason`, in bytes: it is repeated in every event of the lease.
-const REASON_MAX: usize = 1024;
 /// The largest `--env-file`: what execve(2) takes in all, and more would be a mistake.
 const ENV_FILE_MAX: u64 = 2 << 20;
 
@@ -34,11 +36,11 @@ pub struct RunArgs {
     pub workspace: Option<PathBuf>,
     /// Lease a credential:
     /// CAPABILITY@AUDIENCE[,channel=memfd|file|env|git][,ttl=D][,uses=N]; may be repeated
-    #[arg(long, value_name = "LEASE")]
-    pub lease: Vec<String>,
+    #[arg(long, value_name = "LEASE", value_parser = StringValueParser::new().try_map(lease))]
+    pub lease: Vec<LeaseFlag>,
     /// Why, for the audit trail
-    #[arg(long, value_name = "TEXT", value_parser = StringValueParser::new().try_map(reason))]
-    pub reason: Option<String>,
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<Reason>,
     /// The agent run to attribute this to [default: a new one]
     #[arg(long = "run", value_name = "ID")]
     pub run_id: Option<RunId>,
@@ -46,9 +48,8 @@ pub struct RunArgs {
     #[arg(long, value_name = "NAME")]
     pub agent: Option<IdentityName>,
     /// Set a variable of the command's environment; may be repeated, and goes before the other two
-    #[arg(long, value_name = "NAME=VALUE",
-        value_parser = OsStringValueParser::new().try_map(|text| assignment(&text)))]
-    pub env: Vec<Assignment>,
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub env: Vec<OsString>,
     /// Read NAME=VALUE lines; `#` begins a comment line; may be repeated, and the last one wins
     #[arg(long, value_name = "FILE")]
     pub env_file: Vec<PathBuf>,
@@ -102,102 +103,106 @@ pub enum NetworkMode {
     Host,
 }
 
-/// `NAME=VALUE`. The value may be any bytes but NUL.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Assignment {
-    pub name: VariableName,
-    pub value: OsString,
-}
-
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidArgument {
-    #[error("`{0}` has no `=`: write NAME=VALUE, or use --pass-env NAME")]
-    NoEquals(String),
-    #[error(transparent)]
-    Name(#[from] crate::model::name::InvalidName),
-    #[error("a reason is at most {REASON_MAX} bytes")]
-    LongReason,
-    #[error("a reason is one line without control characters")]
-    UnprintableReason,
-}
-
-fn assignment(text: &OsStr) -> Result<Assignment, InvalidArgument> {
-    let bytes = text.as_bytes();
-    let at = bytes
-        .iter()
-        .position(|&b| b == b'=')
-        .ok_or_else(|| InvalidArgument::NoEquals(text.to_string_lossy().into_owned()))?;
-    let name = String::from_utf8_lossy(&bytes[..at]).parse()?;
-    Ok(Assignment { name, value: OsString::from_vec(bytes[at + 1..].to_vec()) })
-}
-
-fn reason(text: String) -> Result<String, InvalidArgument> {
-    if text.len() > REASON_MAX {
-        Err(InvalidArgument::LongReason)
-    } else if text.chars().any(char::is_control) {
-        Err(InvalidArgument::UnprintableReason)
-    } else {
-        Ok(text)
+impl From<NetworkMode> for profile::NetworkMode {
+    fn from(mode: NetworkMode) -> Self {
+        match mode {
+            NetworkMode::None => profile::NetworkMode::None,
+            NetworkMode::Audience => profile::NetworkMode::Audience,
+            NetworkMode::Host => profile::NetworkMode::Host,
+        }
     }
+}
+
+/// Who acts when `--agent` does not say.
+pub fn default_agent() -> IdentityName {
+    "sublet-run".parse().expect("letters and a dash are an identity")
+}
+
+/// A flag that is no lease, with the part that is wrong: clap shows an error without its source.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", chain(.0))]
+pub struct WrongLease(InvalidLeaseFlag);
+
+fn chain(error: &InvalidLeaseFlag) -> String {
+    let source = error.source().map(|source| format!(": {source}"));
+    format!("{error}{}", source.unwrap_or_default())
+}
+
+/// Parses `--lease`.
+///
+/// # Errors
+/// [`WrongLease`].
+pub fn lease(text: String) -> Result<LeaseFlag, WrongLease> {
+    text.parse().map_err(WrongLease)
 }
 
 impl RunArgs {
-    /// The environment asked for: env files in their order, then `--pass-env`, then `--env`; the later
-    /// wins, as in docker-run(1). `caller` looks up the caller's own variables.
+    /// What the invoker gives: env files in their order, then `--pass-env`, then `--env`; the later wins,
+    /// as in docker-run(1). `invoker` looks up the invoker's own variables.
     ///
     /// # Errors
-    /// An env file that cannot be read, is too large, or has a line that is no assignment; it is named by
-    /// its number, never by its content, which may be a value.
-    pub fn environment(
+    /// An env file that cannot be read or is too large; what is no assignment, named by its place and
+    /// never by its text, which may be a value.
+    pub fn given(
         &self,
-        caller: impl Fn(&str) -> Option<OsString>,
-    ) -> Result<BTreeMap<VariableName, OsString>, Failure> {
-        let mut environment = BTreeMap::new();
+        invoker: impl Fn(&VariableName) -> Option<OsString>,
+    ) -> Result<Vec<Given>, Failure> {
+        let mut given = Vec::new();
         for file in &self.env_file {
-            environment.extend(env_file(file)?);
-        }
-        for name in &self.pass_env {
-            if let Some(value) = caller(name.as_str()) {
-                environment.insert(name.clone(), value);
+            let text = env_file(file)?;
+            for (name, value) in
+                parse_file(&file.display().to_string(), &text).map_err(|e| not_given(&e))?
+            {
+                given.push(Given { name, value: value.into(), origin: Origin::File });
             }
         }
-        environment.extend(self.env.iter().map(|a| (a.name.clone(), a.value.clone())));
-        Ok(environment)
+        for name in &self.pass_env {
+            if let Some(value) = invoker(name) {
+                given.push(Given { name: name.clone(), value, origin: Origin::Passed });
+            }
+        }
+        for (text, number) in self.env.iter().zip(1..) {
+            let (name, value) = assignment(text).ok_or_else(|| {
+                not_given(&EnvironmentError::Assignment { place: AssignmentPlace::Flag(number) })
+            })?;
+            given.push(Given { name, value, origin: Origin::Flag });
+        }
+        Ok(given)
     }
 }
 
-fn env_file(path: &Path) -> Result<Vec<(VariableName, OsString)>, Failure> {
+fn not_given(error: &EnvironmentError) -> Failure {
+    Failure::new("environment", "environment_invalid", "cannot make the command's environment")
+        .because(error)
+        .hint("a variable of the invoker's own is passed with --pass-env NAME")
+}
+
+/// A value may be any bytes: it comes from an argument, which cannot hold a NUL.
+fn assignment(text: &OsStr) -> Option<(VariableName, OsString)> {
+    let bytes = text.as_bytes();
+    let at = bytes.iter().position(|&b| b == b'=')?;
+    let name = std::str::from_utf8(&bytes[..at]).ok()?.parse().ok()?;
+    Some((name, OsString::from_vec(bytes[at + 1..].to_vec())))
+}
+
+fn env_file(path: &Path) -> Result<String, Failure> {
     use std::io::Read as _;
-    let failed = |reason: &str| {
-        Failure::new("environment", reason, format!("cannot use --env-file {}", path.display()))
+    let failed = || {
+        let message = format!("cannot use --env-file {}", path.display());
+        Failure::new("environment", "env_file_unusable", message)
     };
-    let mut text = Vec::new();
+    let mut bytes = Vec::new();
     std::fs::File::open(path)
-        .and_then(|file| file.take(ENV_FILE_MAX + 1).read_to_end(&mut text))
-        .map_err(|e| failed("env_file_unreadable").because(&e))?;
-    if text.len() as u64 > ENV_FILE_MAX {
-        return Err(failed("env_file_invalid").why("it is larger than 2 MiB"));
+        .and_then(|file| file.take(ENV_FILE_MAX + 1).read_to_end(&mut bytes))
+        .map_err(|e| failed().because(&e))?;
+    if bytes.len() as u64 > ENV_FILE_MAX {
+        return Err(failed().why("it is larger than 2 MiB"));
     }
-    let mut assignments = Vec::new();
-    for (index, line) in text.split(|&b| b == b'\n').enumerate() {
-        let line = line.strip_suffix(b"\r").unwrap_or(line);
-        if line.is_empty() || line.starts_with(b"#") {
-            continue;
-        }
-        let parsed =
-            if line.contains(&0) { None } else { assignment(OsStr::from_bytes(line)).ok() };
-        let Assignment { name, value } = parsed.ok_or_else(|| {
-            failed("env_file_invalid")
-                .why(format!("line {} is not NAME=VALUE", index + 1))
-                .hint("a name is a letter or `_`, then letters, digits or `_`; quotes are part of the value")
-        })?;
-        assignments.push((name, value));
-    }
-    Ok(assignments)
+    String::from_utf8(bytes).map_err(|_| failed().why("it is not UTF-8"))
 }
 
 pub fn execute(_globals: &Globals, args: RunArgs) -> Answer {
-    let _environment = args.environment(|name| std::env::var_os(name))?;
+    let _given = args.given(|name| std::env::var_os(name.as_str()))?;
     Err(Failure::new("launch", "unavailable", "this build has no launcher"))
 }
 
@@ -230,14 +235,14 @@ mod tests {
         check(&["--network", "none"], true);
         check(&["--network", "bridge"], false);
         check(&["--env", "A=b=c"], true);
-        check(&["--env", "A"], false);
-        check(&["--env", "A-B=c"], false);
         check(&["--pass-env", "TERM"], true);
         check(&["--pass-env", "TERM=x"], false);
         check(&["--reason", "nightly push"], true);
         check(&["--reason", "two\nlines"], false);
         check(&["--reason", "\x1b[2J"], false);
         check(&["--lease", "a@b", "--lease", "c@d,ttl=5m"], true);
+        check(&["--lease", "a"], false);
+        check(&["--lease", "a@b,ttl=soon"], false);
         check(&["--into", "1"], false);
         check(&["--timeout", "1s", "--timeout", "2s"], false);
     }
@@ -270,27 +275,36 @@ mod tests {
             "--env=A=flag",
         ])
         .unwrap();
-        let caller = |name: &str| (name != "UNSET").then(|| OsString::from("caller"));
-        let environment = args.environment(caller).unwrap();
+        let invoker =
+            |name: &VariableName| (name.as_str() != "UNSET").then(|| OsString::from("invoker"));
+        let given = args.given(invoker).unwrap();
         let shown: Vec<String> =
-            environment.iter().map(|(k, v)| format!("{k}={}", v.to_string_lossy())).collect();
-        assert_eq!(shown, ["A=flag", "B=caller", "C=\"quoted\"", "D="]);
+            given.iter().map(|g| format!("{}={}", g.name, g.value.to_string_lossy())).collect();
+        assert_eq!(shown, ["A=file", "B=file", "C=\"quoted\"", "D=", "B=invoker", "A=flag"]);
     }
 
     #[test]
-    fn a_bad_line_of_an_env_file_is_named_by_number_not_by_content() {
+    fn what_is_no_assignment_is_named_by_place_not_by_content() {
         #[track_caller]
-        fn check(content: &[u8], line: &str) {
+        fn check(content: &[u8], place: &str) {
             let dir = tempfile::tempdir().unwrap();
             let file = dir.path().join("env");
             std::fs::write(&file, content).unwrap();
-            let text = env_file(&file).unwrap_err().text(false);
-            assert!(text.contains(line), "{text}");
+            let args = run_args(&["--env-file", file.to_str().unwrap()]).unwrap();
+            let text = args.given(|_| None).err().unwrap().text(false);
+            assert!(text.contains(place), "{text}");
             assert!(!text.contains("hunter2"), "{text}");
         }
-        check(b"A=1\nhunter2\n", "line 2");
-        check(b"A B=hunter2", "line 1");
-        check(b"A=hunter2\0", "line 1");
-        assert!(env_file(Path::new("/nonexistent")).is_err());
+        check(b"A=1\nhunter2\n", "env:2");
+        check(b"A B=hunter2", "env:1");
+        check(b"A=hunter2\0", "env:1");
+        check(b"A=hunter2\xff", "not UTF-8");
+        for flag in ["hunter2", "A-B=hunter2", "=hunter2"] {
+            let args = run_args(&["--env", "A=1", "--env", flag]).unwrap();
+            let text = args.given(|_| None).err().unwrap().text(false);
+            assert!(text.contains("--env number 2") && !text.contains("hunter2"), "{text}");
+        }
+        let missing = run_args(&["--env-file", "/nonexistent"]).unwrap();
+        assert!(missing.given(|_| None).is_err());
     }
 }

@@ -8,74 +8,69 @@ use procfs::process::Process;
 use rustix::fs::Access;
 
 use super::{Check, setting};
+use crate::config::UidPool;
+use crate::sandbox::identity::Mode;
 
-/// What the privileged mode takes: a host user of its own for each exec, idmapped workspaces.
-const PRIVILEGED: [Capability; 5] = [
+/// What the privileged mode takes ([`Mode::detect`] decides; this is for naming what is missing).
+const PRIVILEGED: [Capability; 7] = [
     Capability::CAP_SYS_ADMIN,
     Capability::CAP_SETUID,
     Capability::CAP_SETGID,
     Capability::CAP_CHOWN,
+    Capability::CAP_FOWNER,
     Capability::CAP_DAC_OVERRIDE,
+    Capability::CAP_KILL,
 ];
 
-pub fn examine(is_privileged: bool) -> Vec<Check> {
+pub fn examine(mode: Mode) -> Vec<Check> {
     vec![
-        cgroups(&Cgroups::of_this_process()),
-        ptrace(is_privileged, setting("/proc/sys/kernel/yama/ptrace_scope").as_deref()),
+        cgroups(&Cgroups::of_this_process(mode)),
+        ptrace(mode, setting("/proc/sys/kernel/yama/ptrace_scope").as_deref()),
     ]
 }
 
-/// Who this process is and what it may do.
+/// Who this process is and what it lacks for the privileged mode.
 #[derive(Debug, Clone)]
 pub struct Privileges {
-    is_root: bool,
-    /// In a user namespace capabilities hold over what belongs to it, and not over the host's ids.
-    is_nested: bool,
-    missing: Vec<Capability>,
+    pub mode: Mode,
+    pub is_root: bool,
+    pub missing: Vec<Capability>,
 }
 
 impl Privileges {
-    pub fn of_this_process() -> Self {
+    /// `pool` is the host's, which the privileged mode must be able to map.
+    pub fn of_this_process(pool: UidPool) -> Self {
         // What cannot be read is not there to be used.
         let held = caps::read(None, CapSet::Effective).unwrap_or_default();
         Self {
+            mode: Mode::detect(pool).unwrap_or(Mode::Rootless),
             is_root: rustix::process::geteuid().is_root(),
-            is_nested: !maps_every_id(&setting("/proc/self/uid_map").unwrap_or_default()),
             missing: PRIVILEGED.into_iter().filter(|cap| !held.contains(cap)).collect(),
         }
     }
-
-    pub fn can_administer(&self) -> bool {
-        self.missing.is_empty() && !self.is_nested
-    }
-}
-
-/// The initial user namespace maps every id to itself. user_namespaces(7).
-fn maps_every_id(uid_map: &str) -> bool {
-    uid_map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
 }
 
 pub fn capabilities(privileges: &Privileges) -> Check {
     const NAME: &str = "capabilities";
     let missing: Vec<String> = privileges.missing.iter().map(ToString::to_string).collect();
-    match (privileges.is_root, privileges.can_administer()) {
-        (_, true) => Check::ok(
+    match (privileges.mode, privileges.is_root) {
+        (Mode::Privileged, _) => Check::ok(
             NAME,
             "all that the privileged mode takes",
             "every exec can have a host user of its own, and other users' processes cannot reach it",
         ),
-        (false, false) => Check::ok(
+        (Mode::Rootless, false) => Check::ok(
             NAME,
             "an ordinary user",
             "rootless: execs run as this user, and this user's other processes on the host are trusted",
         ),
-        (true, false) if missing.is_empty() => Check::warn(
+        (Mode::Rootless, true) if missing.is_empty() => Check::warn(
             NAME,
-            "the superuser of a user namespace",
+            "the superuser of a user namespace that does not know the uid pool",
             "as in a rootless container: execs run rootless, as this user",
-            "start sublet on the host, or in a container without a user namespace",
+            "start sublet on the host, or map [host] uid_pool into the container",
         ),
-        (true, false) => Check::warn(
+        (Mode::Rootless, true) => Check::warn(
             NAME,
             format!("the superuser without {}", missing.join(", ")),
             "as in a container: execs run rootless, as this user",
@@ -88,36 +83,42 @@ pub fn capabilities(privileges: &Privileges) -> Check {
 #[derive(Debug, Clone, Default)]
 struct Cgroups {
     mount: Option<PathBuf>,
+    /// What can be limited where execs get their cgroups.
     controllers: Vec<String>,
-    /// This process's own cgroup, and whether cgroups may be made in it.
-    own: Option<PathBuf>,
+    /// There: at the top for the superuser, else in this process's own cgroup.
+    place: Option<PathBuf>,
+    /// Cgroups may be made there.
     is_ours: bool,
 }
 
 impl Cgroups {
-    fn of_this_process() -> Self {
+    fn of_this_process(mode: Mode) -> Self {
         let Ok(me) = Process::myself() else { return Self::default() };
         let mounts = me.mountinfo().map(|m| m.into_iter().collect::<Vec<_>>()).unwrap_or_default();
         let Some(mount) = mounts.into_iter().find(|m| m.fs_type == "cgroup2") else {
             return Self::default();
         };
-        let unified = me.cgroups().ok().and_then(|all| {
+        let own = me.cgroups().ok().and_then(|all| {
             all.into_iter().find(|group| group.hierarchy == 0).map(|group| group.pathname)
         });
-        let own = unified.map(|path| match path.trim_start_matches('/') {
+        let below = match mode {
+            Mode::Privileged => Some(String::new()),
+            Mode::Rootless => own,
+        };
+        let place = below.map(|path| match path.trim_start_matches('/') {
             "" => mount.mount_point.clone(),
             below => mount.mount_point.join(below),
         });
-        let list = own.as_deref().unwrap_or(&mount.mount_point).join("cgroup.controllers");
+        let list = place.as_deref().unwrap_or(&mount.mount_point).join("cgroup.controllers");
         Self {
             controllers: list
                 .to_str()
                 .and_then(setting)
                 .map(|text| text.split_ascii_whitespace().map(str::to_owned).collect())
                 .unwrap_or_default(),
-            is_ours: own.as_deref().is_some_and(may_make_groups_in),
+            is_ours: place.as_deref().is_some_and(may_make_groups_in),
             mount: Some(mount.mount_point),
-            own,
+            place,
         }
     }
 }
@@ -129,8 +130,9 @@ fn may_make_groups_in(group: &Path) -> bool {
 
 fn cgroups(seen: &Cgroups) -> Check {
     const NAME: &str = "cgroups";
-    const INSTEAD: &str = "memory, processes and cpu are limited by rlimits, each process for itself; the \
-                           pid namespace still takes the whole tree down";
+    const INSTEAD: &str = "limits.memory holds for each process alone (RLIMIT_DATA), limits.processes \
+                           for the tree all the same; a strict profile whose limits.cpu is less than this \
+                           host has is refused";
     let Some(mount) = &seen.mount else {
         return Check::warn(
             NAME,
@@ -148,10 +150,10 @@ fn cgroups(seen: &Cgroups) -> Check {
     };
     let found = format!("v2 at {} with {have}", mount.display());
     if !seen.is_ours {
-        let own = seen.own.as_deref().map_or("unknown".into(), |own| own.display().to_string());
+        let place = seen.place.as_deref().map_or("unknown".into(), |p| p.display().to_string());
         return Check::warn(
             NAME,
-            format!("{found}; not delegated to this user: {own}"),
+            format!("{found}; not delegated to this user: {place}"),
             INSTEAD,
             "start under systemd-run --user --scope -p Delegate=yes, or as a service with Delegate=yes",
         );
@@ -160,8 +162,7 @@ fn cgroups(seen: &Cgroups) -> Check {
         return Check::warn(
             NAME,
             format!("{found}; without {}", missing.join(", ")),
-            "cgroup.kill works; limits of the missing controllers are set by rlimits, each process for \
-             itself",
+            INSTEAD,
             "boot with systemd.unified_cgroup_hierarchy=1 (cgroup_no_v1=all), and let the parent cgroup \
              enable them in cgroup.subtree_control",
         );
@@ -169,15 +170,15 @@ fn cgroups(seen: &Cgroups) -> Check {
     Check::ok(NAME, found, "the whole tree of an exec can be limited and killed at once")
 }
 
-fn ptrace(is_privileged: bool, scope: Option<&str>) -> Check {
+fn ptrace(mode: Mode, scope: Option<&str>) -> Check {
     const NAME: &str = "ptrace";
-    match (scope, is_privileged) {
+    match (scope, mode) {
         (Some(scope @ ("1" | "2" | "3")), _) => Check::ok(
             NAME,
             format!("kernel.yama.ptrace_scope = {scope}"),
             "a process can be traced only by its parent or by root",
         ),
-        (other, true) => Check::ok(
+        (other, Mode::Privileged) => Check::ok(
             NAME,
             format!(
                 "kernel.yama.ptrace_scope {}",
@@ -185,7 +186,7 @@ fn ptrace(is_privileged: bool, scope: Option<&str>) -> Check {
             ),
             "an exec has a host user of its own, so that no other user's process may trace it",
         ),
-        (other, false) => Check::warn(
+        (other, Mode::Rootless) => Check::warn(
             NAME,
             format!(
                 "kernel.yama.ptrace_scope {}",
@@ -211,7 +212,7 @@ mod tests {
             let found = cgroups(&Cgroups {
                 mount: mount.then(|| "/sys/fs/cgroup".into()),
                 controllers: controllers.split_whitespace().map(str::to_owned).collect(),
-                own: Some("/sys/fs/cgroup/a".into()),
+                place: Some("/sys/fs/cgroup/a".into()),
                 is_ours,
             });
             assert_eq!(found.status, status, "{found:?}");
@@ -227,25 +228,24 @@ mod tests {
     #[test]
     fn the_superuser_in_a_container_is_told_what_it_lacks() {
         let some = vec![Capability::CAP_SYS_ADMIN];
-        let of =
-            |is_root, missing| capabilities(&Privileges { is_root, is_nested: false, missing });
-        assert_eq!(of(true, vec![]).status, Status::Ok);
-        assert_eq!(of(false, some.clone()).status, Status::Ok);
-        let warned = of(true, some);
-        assert_eq!(warned.status, Status::Warn);
-        assert!(warned.found.contains("CAP_SYS_ADMIN"));
-        let nested = Privileges { is_root: true, is_nested: true, missing: vec![] };
-        assert!(!nested.can_administer());
-        assert_eq!(capabilities(&nested).status, Status::Warn);
-        assert!(maps_every_id("         0          0 4294967295"));
-        assert!(!maps_every_id("0 1000 1") && !maps_every_id(""));
+        let of = |mode, is_root, missing: &[Capability]| {
+            capabilities(&Privileges { mode, is_root, missing: missing.to_vec() })
+        };
+        assert_eq!(of(Mode::Privileged, true, &[]).status, Status::Ok);
+        assert_eq!(of(Mode::Rootless, false, &some).status, Status::Ok);
+        let container = of(Mode::Rootless, true, &some);
+        assert_eq!(container.status, Status::Warn);
+        assert!(container.found.contains("CAP_SYS_ADMIN"));
+        let nested = of(Mode::Rootless, true, &[]);
+        assert_eq!(nested.status, Status::Warn);
+        assert!(nested.mend.contains("uid_pool"));
     }
 
     #[test]
     fn tracing_by_ones_own_user_matters_without_privileges() {
-        assert_eq!(ptrace(true, Some("0")).status, Status::Ok);
-        assert_eq!(ptrace(false, Some("1")).status, Status::Ok);
-        assert_eq!(ptrace(false, Some("0")).status, Status::Warn);
-        assert_eq!(ptrace(false, None).status, Status::Warn);
+        assert_eq!(ptrace(Mode::Privileged, Some("0")).status, Status::Ok);
+        assert_eq!(ptrace(Mode::Rootless, Some("1")).status, Status::Ok);
+        assert_eq!(ptrace(Mode::Rootless, Some("0")).status, Status::Warn);
+        assert_eq!(ptrace(Mode::Rootless, None).status, Status::Warn);
     }
 }

@@ -18,6 +18,8 @@ pub mod places;
 
 use serde::Serialize;
 
+use crate::sandbox::identity::Mode;
+
 pub use places::Places;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -98,13 +100,13 @@ impl Report {
 
 /// Looks at everything.
 pub fn examine(places: &Places) -> Report {
-    let privileges = host::Privileges::of_this_process();
-    let is_privileged = privileges.can_administer();
+    let privileges = host::Privileges::of_this_process(places.uid_pool);
+    let is_privileged = privileges.mode == Mode::Privileged;
     let checks = [
         kernel::examine(is_privileged, &places.workspace),
         namespaces::examine(is_privileged),
         vec![host::capabilities(&privileges)],
-        host::examine(is_privileged),
+        host::examine(privileges.mode),
         memory::examine(is_privileged),
         places::examine(places),
     ];

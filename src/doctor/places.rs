@@ -8,28 +8,52 @@ use std::path::{Path, PathBuf};
 use rustix::fs::Access;
 
 use super::Check;
+use crate::config::UidPool;
 
 /// Where sublet would look.
 #[derive(Debug, Clone, Default)]
 pub struct Places {
-    pub config: PathBuf,
+    /// Nothing where neither a flag nor a home directory says.
+    pub config: Option<PathBuf>,
     /// Someone named it, so it must exist.
     pub config_is_named: bool,
-    pub state_dir: PathBuf,
+    /// What is wrong with it, where something is.
+    pub config_error: Option<String>,
+    /// Nothing where the configuration that may name it cannot be read.
+    pub state_dir: Option<PathBuf>,
     /// Where `sublet run` would work: the current directory.
     pub workspace: PathBuf,
+    /// The host users that execs are to run as.
+    pub uid_pool: UidPool,
 }
 
 pub fn examine(places: &Places) -> Vec<Check> {
-    vec![configuration(&places.config, places.config_is_named), state_directory(&places.state_dir)]
+    let state_directory = match &places.state_dir {
+        Some(path) => state_directory(path),
+        None => Check::fail(
+            "state_directory",
+            "not known",
+            "nothing can be recorded, so nothing is granted",
+            "mend the configuration, which may name it, or name it with --state-dir",
+        ),
+    };
+    vec![configuration(places), state_directory]
 }
 
-fn configuration(path: &Path, is_named: bool) -> Check {
+fn configuration(places: &Places) -> Check {
     const NAME: &str = "configuration";
+    let Some(path) = &places.config else {
+        return Check::warn(
+            NAME,
+            "no place for one: HOME is not set",
+            "defaults hold, and no lease can be granted",
+            "set HOME, or name a file with --config",
+        );
+    };
     let place = path.display();
     let meta = match std::fs::metadata(path) {
         Ok(meta) => meta,
-        Err(e) if e.kind() == io::ErrorKind::NotFound && !is_named => {
+        Err(e) if e.kind() == io::ErrorKind::NotFound && !places.config_is_named => {
             return Check::ok(
                 NAME,
                 format!("none at {place}"),
@@ -63,7 +87,15 @@ fn configuration(path: &Path, is_named: bool) -> Check {
             format!("chown {me} {place} && chmod go-w {place}"),
         );
     }
-    Check::ok(NAME, format!("{place}"), "read, and only its owner can change it")
+    if let Some(error) = &places.config_error {
+        return Check::fail(
+            NAME,
+            format!("{place} is not valid: {error}"),
+            "every command that needs the configuration refuses",
+            "correct the line; sublet init --print shows all that it may hold",
+        );
+    }
+    Check::ok(NAME, format!("{place}"), "valid, and only its owner can change it")
 }
 
 fn state_directory(path: &Path) -> Check {
@@ -92,12 +124,20 @@ fn state_directory(path: &Path) -> Check {
             "name a directory of this user's with --state-dir",
         );
     }
-    if meta.uid() != me || meta.mode() & 0o077 != 0 {
+    if meta.uid() != me || meta.mode() & 0o022 != 0 {
         return Check::fail(
             NAME,
             found,
-            "others can reach encrypted secrets, leases and the trail",
+            "others could put another trail or other secrets there, so it is refused",
             format!("chown -R {me} {place} && chmod 0700 {place}"),
+        );
+    }
+    if meta.mode() & 0o055 != 0 {
+        return Check::warn(
+            NAME,
+            found,
+            "others see that it is there; what it holds is in directories of mode 0700",
+            format!("chmod 0700 {place}"),
         );
     }
     Check::ok(NAME, found, "only this user can reach leases, secrets and the trail")
@@ -134,7 +174,9 @@ mod tests {
             set_permissions(dir.path(), Permissions::from_mode(mode)).unwrap();
             assert_eq!(state_directory(dir.path()).status, status, "{mode:o}");
         };
-        check(0o755, Status::Fail);
+        check(0o777, Status::Fail);
+        check(0o720, Status::Fail);
+        check(0o755, Status::Warn);
         check(0o700, Status::Ok);
         assert_eq!(state_directory(&dir.path().join("a/b")).status, Status::Ok);
         let file = dir.path().join("file");
@@ -147,16 +189,27 @@ mod tests {
     fn a_configuration_may_be_absent_unless_named_and_never_writable_by_others() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("sublet.toml");
-        assert_eq!(configuration(&path, false).status, Status::Ok);
-        assert_eq!(configuration(&path, true).status, Status::Fail);
+        let places = |config_is_named, config_error: Option<&str>| Places {
+            config: Some(path.clone()),
+            config_is_named,
+            config_error: config_error.map(str::to_owned),
+            ..Places::default()
+        };
+        assert_eq!(configuration(&places(false, None)).status, Status::Ok);
+        assert_eq!(configuration(&places(true, None)).status, Status::Fail);
+        assert_eq!(configuration(&Places::default()).status, Status::Warn);
         std::fs::write(&path, "").unwrap();
         let check = |mode: u32, status: Status| {
             set_permissions(&path, Permissions::from_mode(mode)).unwrap();
-            assert_eq!(configuration(&path, true).status, status, "{mode:o}");
+            assert_eq!(configuration(&places(true, None)).status, status, "{mode:o}");
         };
         check(0o644, Status::Ok);
         check(0o600, Status::Ok);
         check(0o664, Status::Fail);
         check(0o646, Status::Fail);
+        check(0o600, Status::Ok);
+        let invalid = configuration(&places(true, Some("x.toml:3:1: unknown key")));
+        assert_eq!(invalid.status, Status::Fail);
+        assert!(invalid.found.contains("x.toml:3:1"));
     }
 }
