@@ -6,8 +6,10 @@
 #![deny(unsafe_code)]
 
 pub mod audit;
+pub mod cli;
 pub mod config;
 pub mod delivery;
+pub mod doctor;
 pub mod host;
 pub mod launcher;
 pub mod lease;
