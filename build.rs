@@ -20,7 +20,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let arch = env::var("CARGO_CFG_TARGET_ARCH")?;
     if arch != "x86_64" {
         // The filters carry x86_64 numbers and argument positions; a wrong filter is worse than none.
-        println!("cargo::error=unsupported architecture {arch}: sublet's filters exist for x86_64 only");
+        println!(
+            "cargo::error=unsupported architecture {arch}: sublet's filters exist for x86_64 only"
+        );
         return Ok(());
     }
     let out = PathBuf::from(env::var("OUT_DIR")?).join("filters.rs");
@@ -37,10 +39,10 @@ fn table(dir: &Path) -> Result<String, Box<dyn Error>> {
     let mut arrays = String::new();
     let mut rows = String::new();
     for path in files {
-        let name = path.file_stem().and_then(|s| s.to_str()).ok_or("a filter's name is not UTF-8")?;
+        let name =
+            path.file_stem().and_then(|s| s.to_str()).ok_or("a filter's name is not UTF-8")?;
         let text = fs::read_to_string(&path)?;
-        let program =
-            compile::compile(&text).map_err(|e| format!("seccomp/{name}.json: {e}"))?;
+        let program = compile::compile(&text).map_err(|e| format!("seccomp/{name}.json: {e}"))?;
         let ident = name.to_uppercase().replace(|c: char| !c.is_ascii_alphanumeric(), "_");
         writeln!(arrays, "static {ident}: [libc::sock_filter; {}] = [", program.len())?;
         for i in &program {
@@ -49,7 +51,5 @@ fn table(dir: &Path) -> Result<String, Box<dyn Error>> {
         writeln!(arrays, "];")?;
         writeln!(rows, "    ({name:?}, include_str!({path:?}), &{ident}),")?;
     }
-    Ok(format!(
-        "{arrays}\nstatic BUILT_IN: &[(&str, &str, &[libc::sock_filter])] = &[\n{rows}];\n"
-    ))
+    Ok(format!("{arrays}\nstatic BUILT_IN: &[(&str, &str, &[libc::sock_filter])] = &[\n{rows}];\n"))
 }

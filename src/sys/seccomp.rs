@@ -43,12 +43,15 @@ pub fn install(program: &[libc::sock_filter]) -> io::Result<()> {
 /// `ENOTRECOVERABLE` if the call got past the filter, so that the caller can stop.
 pub fn see_it_refused() -> io::Result<()> {
     // SAFETY: with size 0 the kernel answers EINVAL before it reads the null pointer.
-    let rc = unsafe {
-        libc::syscall(libc::SYS_clone3, std::ptr::null::<libc::c_void>(), TOO_SMALL)
-    };
+    let rc =
+        unsafe { libc::syscall(libc::SYS_clone3, std::ptr::null::<libc::c_void>(), TOO_SMALL) };
     let refused = matches!(
         io::Error::last_os_error().raw_os_error(),
         Some(libc::ENOSYS | libc::EPERM | libc::EACCES)
     );
-    if rc == -1 && refused { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ENOTRECOVERABLE)) }
+    if rc == -1 && refused {
+        Ok(())
+    } else {
+        Err(io::Error::from_raw_os_error(libc::ENOTRECOVERABLE))
+    }
 }

@@ -20,7 +20,8 @@ use serde::Deserialize;
 use serde::de::{MapAccess, Visitor};
 
 use self::program::{
-    Insn, Outcome, jump, jump_if_at_least, jump_if_equal, load_arch, load_number, ret, successors, walk,
+    Insn, Outcome, jump, jump_if_at_least, jump_if_equal, load_arch, load_number, ret, successors,
+    tighten, walk,
 };
 
 #[path = "program.rs"]
@@ -32,8 +33,9 @@ pub const ARCH: u32 = 0xc000_003e;
 const X32_BIT: u32 = 0x4000_0000;
 /// `BPF_MAXINSNS`, linux/bpf_common.h: a longer program is refused by the kernel.
 pub const MAX_INSTRUCTIONS: usize = 4096;
-/// Numbers from here on are in no table yet (Linux 6.12 ends at 462) and get the default answer.
-const NUMBERS: u32 = 1024;
+/// Numbers from here on are in no table yet (Linux 6.12 ends at 462) and get the default answer, which
+/// never allows.
+const NUMBERS: u32 = 512;
 
 const RET_ALLOW: u32 = 0x7fff_0000;
 const RET_KILL_PROCESS: u32 = 0x8000_0000;
@@ -55,11 +57,15 @@ pub enum FilterError {
          errno 1..4095, trap, kill_thread or kill_process"
     )]
     Action { list: String, what: &'static str },
-    #[error("lists {first:?} and {list:?} both allow, but answer differently what they do not name")]
+    #[error(
+        "lists {first:?} and {list:?} both allow, but answer differently what they do not name"
+    )]
     TwoDefaults { first: String, list: String },
     #[error("list {list:?}, rule {rule} ({syscall}): {what}")]
     Rule { list: String, rule: usize, syscall: String, what: &'static str },
-    #[error("{syscall} is allowed by list {list:?} and refused whatever its arguments by {refused:?}")]
+    #[error(
+        "{syscall} is allowed by list {list:?} and refused whatever its arguments by {refused:?}"
+    )]
     Contradiction { syscall: String, list: String, refused: String },
     #[error(
         "the filter does not compile: {0} (names of system calls are known up to Linux 6.12; newer ones \
@@ -152,6 +158,7 @@ pub fn compile(json: &str) -> Result<Vec<Insn>, FilterError> {
     }
     let default = u32::from(document.default_action()?.clone());
     let program = index(&refusing, &allowing, default)?;
+    // Judged after `index`, which shortens: the kernel counts what it is given.
     if program.len() > MAX_INSTRUCTIONS {
         return Err(FilterError::TooLong(program.len()));
     }
@@ -225,7 +232,9 @@ fn check_rules(name: &str, list: &List) -> Result<(), FilterError> {
                 return Err(wrong("a call has arguments 0 to 5"));
             }
             if value & !mask != 0 {
-                return Err(wrong("val has bits that masked_eq masks away, so it says something else"));
+                return Err(wrong(
+                    "val has bits that masked_eq masks away, so it says something else",
+                ));
             }
             // Only the low half is compared, so a value beyond it would be cut down silently.
             if condition.width == SeccompCmpArgLen::Dword && value > u64::from(u32::MAX) {
@@ -233,7 +242,9 @@ fn check_rules(name: &str, list: &List) -> Result<(), FilterError> {
             }
         }
         if rule.args.as_ref().is_some_and(Vec::is_empty) {
-            return Err(wrong("args is empty; leave it out to name the call whatever its arguments"));
+            return Err(wrong(
+                "args is empty; leave it out to name the call whatever its arguments",
+            ));
         }
     }
     Ok(())
@@ -300,7 +311,7 @@ fn index(refusing: &[Named], allowing: &[Named], default: u32) -> Result<Vec<Ins
         ret(RET_ENOSYS),
     ];
     program.extend(search(&runs));
-    Ok(program)
+    Ok(tighten(&program))
 }
 
 /// Binary search for the run that holds the number; preorder, so that every jump goes forward.
@@ -391,9 +402,7 @@ fn part(name: &str, program: &[Insn], at: usize, falls: Falls) -> Result<Vec<Ins
     let piece = (at..end).map(|pc| match &program[pc] {
         // The kernel checks the jumps of dead instructions as well.
         _ if !reached.contains(&pc) => ret(RET_KILL_PROCESS),
-        insn if falls == Falls::OnAllow && *insn == ret(RET_ALLOW) => {
-            jump((end - pc - 1) as u32)
-        }
+        insn if falls == Falls::OnAllow && *insn == ret(RET_ALLOW) => jump((end - pc - 1) as u32),
         insn => insn.clone(),
     });
     Ok(piece.collect())

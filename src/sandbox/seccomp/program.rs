@@ -57,6 +57,85 @@ pub fn successors(insn: &Insn, pc: usize) -> Option<Vec<usize>> {
     }
 }
 
+/// The same program without unconditional jumps that can be jumped over and without dead instructions:
+/// seccompiler begins each rule with two jumps, and the kernel's compiler takes its time for each.
+pub fn tighten(program: &[Insn]) -> Vec<Insn> {
+    // Backwards, so that an instruction's targets are final before it is looked at. `end[pc]` is where a
+    // jump to `pc` arrives after following the unconditional ones.
+    let mut end: Vec<usize> = (0..program.len()).collect();
+    for (pc, insn) in program.iter().enumerate().rev() {
+        if insn.code == JUMP
+            && let Some(&target) = end.get(pc + 1 + insn.k as usize)
+        {
+            end[pc] = target;
+        }
+    }
+    let aims = |pc: usize, by: usize| {
+        let direct = pc + 1 + by;
+        // Where a conditional jump can reach no further it keeps its stepping stone.
+        match end.get(direct) {
+            Some(&far) if far - pc - 1 <= usize::from(u8::MAX) => far,
+            _ => direct,
+        }
+    };
+    let mut alive = vec![false; program.len()];
+    let mut moved: Vec<(usize, usize)> = vec![(0, 0); program.len()];
+    if let Some(first) = alive.first_mut() {
+        *first = true;
+    }
+    for (pc, insn) in program.iter().enumerate() {
+        if !alive[pc] {
+            continue;
+        }
+        moved[pc] = match insn.code {
+            RETURN => continue,
+            JUMP => {
+                let target = pc + 1 + insn.k as usize;
+                let far = end.get(target).copied().unwrap_or(target);
+                (far, far)
+            }
+            EQUAL | GREATER | AT_LEAST => {
+                (aims(pc, usize::from(insn.jt)), aims(pc, usize::from(insn.jf)))
+            }
+            _ => (pc + 1, pc + 1),
+        };
+        for target in [moved[pc].0, moved[pc].1] {
+            if let Some(mark) = alive.get_mut(target) {
+                *mark = true;
+            }
+        }
+    }
+    // A jump to the next living instruction is none.
+    let next_alive = |pc: usize| (pc + 1..program.len()).find(|&next| alive[next]);
+    let kept: Vec<bool> = (0..program.len())
+        .map(|pc| alive[pc] && !(program[pc].code == JUMP && next_alive(pc) == Some(moved[pc].0)))
+        .collect();
+    let mut place = Vec::with_capacity(program.len());
+    let mut count = 0;
+    for keep in &kept {
+        place.push(count);
+        count += usize::from(*keep);
+    }
+    let distance = |pc: usize, target: usize| place.get(target).map_or(0, |to| to - place[pc] - 1);
+    (0..program.len())
+        .filter(|&pc| kept[pc])
+        .map(|pc| {
+            let (then, otherwise) = moved[pc];
+            match (program[pc].code, &program[pc]) {
+                (JUMP, _) => jump(distance(pc, then) as u32),
+                (EQUAL | GREATER | AT_LEAST, insn) => Insn {
+                    code: insn.code,
+                    // Distances only shrink, and fitted before.
+                    jt: distance(pc, then) as u8,
+                    jf: distance(pc, otherwise) as u8,
+                    k: insn.k,
+                },
+                (_, insn) => insn.clone(),
+            }
+        })
+        .collect()
+}
+
 /// How a program ends for a call.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Outcome {
