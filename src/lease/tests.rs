@@ -1,8 +1,8 @@
 use super::*;
 use crate::config::HostConfig;
 use crate::model::id::RequestId;
-use crate::model::run::{Run, RunState};
-use crate::policy::{Counters, LeaseFlag, Policy, decide};
+use crate::model::run::{Counters, Run, RunState};
+use crate::policy::{LeaseFlag, Policy, decide};
 use crate::profile::{load_builtin, resolve};
 
 const PROFILE: &str = r#"
