@@ -421,5 +421,9 @@ impl Launcher {
                 }
             }
         }
+        // The one-shot caller has gone on meanwhile: nothing waits for this.
+        if let (Ok(cgroups), Mode::Privileged) = (&self.setting.cgroups, self.setting.mode) {
+            cgroups.sweep();
+        }
     }
 }
