@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use rustix::fs::Mode as FileMode;
 use rustix::io::Errno;
 
 use super::compile::{self, Compiled, Workspace};
@@ -44,6 +45,8 @@ pub struct Setting {
     pub mode: Mode,
     pub landlock_abi: u32,
     pub cpus: usize,
+    /// The caller's, for the command: what the launcher makes has the modes that it names.
+    pub umask: FileMode,
 }
 
 /// What the broker keeps of the exec's streams and containers.
@@ -220,6 +223,7 @@ impl Exec {
             close_before: Vec::new(),
             close_after: Vec::new(),
             stack: vec![0; STACK],
+            umask: setting.umask,
             uid_lock: None,
         };
         if setting.mode == Mode::Privileged && proc_is_masked() {

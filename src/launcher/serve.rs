@@ -10,6 +10,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
 use rustix::event::{Timespec, epoll};
+use rustix::fs::Mode as FileMode;
 use rustix::io::Errno;
 
 use super::compile;
@@ -100,6 +101,8 @@ impl Launcher {
         let host = Host::load(places)?;
         // Everything that the environment decides is decided: it may hold anything.
         process::wipe_argv_and_environ().map_err(failed("wipe argv and environ"))?;
+        // With the caller's 077 the exec could not read the root that is made for it.
+        let umask = rustix::process::umask(FileMode::from(0o022));
         process::set_name(c"sublet-launch").map_err(errno("set the process name"))?;
         // Inherited by every exec: were a core ever written, no memory would be in it (core(5)).
         std::fs::write("/proc/self/coredump_filter", "0").map_err(failed("set coredump_filter"))?;
@@ -111,7 +114,7 @@ impl Launcher {
         memory::set_dumpable(false).map_err(failed("become undumpable"))?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-        let setting = Setting { host, mode, landlock_abi: landlock::abi_version(), cpus };
+        let setting = Setting { host, mode, landlock_abi: landlock::abi_version(), cpus, umask };
         let launcher = Self {
             broker,
             epoll,
