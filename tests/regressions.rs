@@ -124,3 +124,92 @@ fn a_strict_umask_of_the_caller_is_the_commands_and_not_the_roots() {
     through.arg(plain.get_program()).args(plain.get_args()).env("HOME", "/nonexistent");
     check(&through.output().unwrap(), 0, "0077\nagent\nsublet\n");
 }
+
+#[test]
+fn an_input_that_cannot_be_read_is_an_empty_one() {
+    let Some(bench) = Bench::new() else { return };
+    // As nohup(1) leaves it.
+    let write_only = std::fs::File::options().write(true).open("/dev/null").unwrap();
+    let output = bench.run(&[], "cat; echo on").stdin(write_only).output().unwrap();
+    check(&output, 0, "on");
+    let directory = std::fs::File::open("/").unwrap();
+    check(&bench.run(&[], "cat; echo on").stdin(directory).output().unwrap(), 0, "on");
+}
+
+/// Ends this process, which we started, and says whether it went by itself before long.
+fn ends_soon(child: &mut std::process::Child) -> bool {
+    let ended = comes_true_for(child);
+    if !ended {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    ended
+}
+
+fn comes_true_for(child: &mut std::process::Child) -> bool {
+    let until = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < until {
+        if child.try_wait().unwrap().is_some() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    false
+}
+
+fn signal(child: &std::process::Child, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_child(child);
+    rustix::process::kill_process(pid, signal).unwrap();
+}
+
+#[test]
+fn a_terminal_whose_command_reads_nothing_still_lets_signals_through() {
+    let Some(bench) = Bench::new() else { return };
+    let mut command = bench.run(&["--tty"], "stty raw -echo; echo ready; exec sleep 60");
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    // More than a terminal holds; the writer stays with what does not go in.
+    std::thread::spawn(move || std::io::Write::write_all(&mut stdin, &[b'x'; 4 << 20]));
+    let mut seen = [0; 5];
+    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut seen).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    signal(&child, rustix::process::Signal::TERM);
+    assert!(ends_soon(&mut child));
+}
+
+#[test]
+fn a_reader_that_takes_nothing_does_not_keep_us_from_ending() {
+    let Some(bench) = Bench::new() else { return };
+    let mut command = bench.run(&["--timeout", "1s"], "yes");
+    // The read end stays open and unread.
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(3500));
+    assert!(child.try_wait().unwrap().is_none(), "the control: it waits for its reader");
+    signal(&child, rustix::process::Signal::TERM);
+    assert!(ends_soon(&mut child));
+}
+
+#[test]
+fn a_stream_that_was_passed_to_a_stranger_is_not_waited_for_and_loses_nothing() {
+    let Some(bench) = Bench::new() else { return };
+    let listener = std::os::unix::net::UnixListener::bind(bench.path("ws/out")).unwrap();
+    let stranger = std::thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        let (mut fds, mut byte) = (Vec::new(), [0]);
+        sublet::sys::socket::receive(&stream, &mut byte, |fd| fds.push(fd)).unwrap();
+        std::thread::sleep(Duration::from_secs(8));
+        drop(fds);
+    });
+    let script = "import socket, sys\n\
+                  s = socket.socket(socket.AF_UNIX)\n\
+                  s.connect('out')\n\
+                  socket.send_fds(s, [b'x'], [1])\n\
+                  sys.stdout.write('y' * 60000 + 'end')";
+    bench.write("ws/pass.py", script);
+    let started = Instant::now();
+    let output = bench.run(&[], "python3 pass.py").output().unwrap();
+    check(&output, 0, "yend");
+    assert_eq!(output.stdout.len(), 60003);
+    assert!(started.elapsed() < Duration::from_secs(5));
+    drop(stranger);
+}

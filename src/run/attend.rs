@@ -248,6 +248,9 @@ impl Attendant<'_> {
                 }
                 self.git = None;
                 self.input = None;
+                for output in &mut self.outputs {
+                    output.last_words().map_err(RunError::Relay)?;
+                }
                 self.ended = Some((ending, deliveries));
             }
             Notice::Refused { refusal, .. } => return Err(refusal.into()),
@@ -282,6 +285,9 @@ impl Attendant<'_> {
                     let ours = [stdin(), stdout(), stderr()];
                     terminal::follow_size(&ours, master).map_err(RunError::relay)?;
                 }
+            } else if self.ended.is_some() {
+                // Only a reader of ours that takes nothing keeps us.
+                self.outputs.iter_mut().for_each(Output::give_up);
             } else if self.started {
                 self.launcher.order(&Order::Signal { exec: EXEC, signal })?;
             } else {
