@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use rustix::fs::Mode as FileMode;
 use rustix::io::Errno;
 
 use super::compile::{self, Compiled, Workspace};
@@ -48,6 +49,8 @@ pub struct Setting {
     pub proc_is_masked: bool,
     /// Where execs get their cgroups, or why there is no such place.
     pub cgroups: Result<Cgroups, String>,
+    /// The caller's, for the command: what the launcher makes has the modes that it names.
+    pub umask: FileMode,
 }
 
 /// What the broker keeps of the exec's streams and containers.
@@ -228,6 +231,7 @@ impl Exec {
             close_before: Vec::new(),
             close_after: Vec::new(),
             stack: vec![0; STACK],
+            umask: setting.umask,
             uid_lock: None,
         };
         if setting.mode == Mode::Privileged && setting.proc_is_masked {

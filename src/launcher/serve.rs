@@ -10,6 +10,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
 use rustix::event::{Timespec, epoll};
+use rustix::fs::Mode as FileMode;
 use rustix::io::Errno;
 
 use super::compile;
@@ -101,12 +102,12 @@ impl Launcher {
         let host = Host::load(places)?;
         // Everything that the environment decides is decided: it may hold anything.
         process::wipe_argv_and_environ().map_err(failed("wipe argv and environ"))?;
+        // With the caller's 077 the exec could not read the root that is made for it.
+        let umask = rustix::process::umask(FileMode::empty());
         process::set_name(c"sublet-launch").map_err(errno("set the process name"))?;
         // Inherited by every exec: were a core ever written, no memory would be in it (core(5)).
         std::fs::write("/proc/self/coredump_filter", "0").map_err(failed("set coredump_filter"))?;
         memory::forbid_core_dumps().map_err(failed("forbid core dumps"))?;
-        // Every mode here is meant as it is written; the command starts with an ordinary one.
-        rustix::process::umask(rustix::fs::Mode::empty());
         let mode = Mode::detect(host.config.host.uid_pool)?;
         if mode == Mode::Rootless {
             identity::enter_own_namespaces()?;
@@ -120,6 +121,7 @@ impl Launcher {
             mode,
             landlock_abi: landlock::abi_version(),
             cpus,
+            umask,
             proc_is_masked: super::exec::proc_is_masked(),
             cgroups: Cgroups::open(mode).map_err(|e| compile::chain(&e)),
         };
