@@ -90,7 +90,7 @@ pub struct Exec {
     names: Names,
     profile: Profile,
     facts: FactsKept,
-    /// The master of the exec's terminal, until it is handed to the broker.
+    /// The child has built everything and waits for the go.
     ready: bool,
     start: Option<(Vec<FilledSpec>, Option<Duration>)>,
     started: bool,
@@ -158,9 +158,6 @@ impl Exec {
         })?;
         let Compiled { profile, workspace, mut identity, layout, handed, .. } = compiled;
         let ownership = ownership(setting.mode, workspace.as_ref(), &mut identity)?;
-        if matches!(ownership, Ownership::AsOwner { .. }) {
-            uid_lock = None;
-        }
         let owner = Owner { uid: identity.outside_uid, gid: identity.outside_gid };
 
         let size = profile.filesystem.tmp.0.saturating_add(SYNTHESISED);
@@ -857,11 +854,14 @@ pub fn ownership(
              `workspace = \"ro\"`, or put it on ext4, xfs, btrfs or tmpfs",
         ));
     }
-    if workspace.uid != 0 {
-        identity.outside_uid = workspace.uid;
-        if workspace.gid != 0 {
-            identity.outside_gid = workspace.gid;
-        }
+    if workspace.uid == 0 {
+        // Read by what its mode gives to others; the exec keeps the uid of its own.
+        return Ok(Ownership::Plain);
+    }
+    // The pool's slot stays taken: its number may still serve as the gid.
+    identity.outside_uid = workspace.uid;
+    if workspace.gid != 0 {
+        identity.outside_gid = workspace.gid;
     }
     Ok(Ownership::AsOwner { why: format!("a uid of its own ({kind} cannot be idmapped)") })
 }
