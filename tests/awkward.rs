@@ -315,7 +315,7 @@ fn the_container_is_as_masked_as_docker_makes_it() {
         0,
         CAPABILITIES,
         true,
-        "wc -c </proc/keys; touch /proc/sys/x 2>&1 | grep -c only; unshare -m true 2>/dev/null || echo no mounts",
+        "wc -c </proc/keys; (echo x >/proc/sys/kernel/hostname) 2>&1 | grep -c Read-only; unshare -m true 2>/dev/null || echo no mounts",
     );
     assert_eq!(outcome.out(), "0\n1\nno mounts\n", "{outcome}");
 }

@@ -85,7 +85,7 @@ impl World {
         fs::set_permissions(base.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let world =
             Self { workspace: base.path().join("work"), base, invoker, reports: AtomicU32::new(0) };
-        world.give(&world.base.path().to_owned(), invoker);
+        world.give(world.base.path(), invoker);
         for dir in ["etc", "profiles", "home", "reports"] {
             fs::create_dir(world.path(dir)).unwrap();
             world.give(&world.path(dir), invoker);
