@@ -5,5 +5,13 @@
 //! `model` → `sys`. `sys` is the only place for `unsafe`.
 #![deny(unsafe_code)]
 
+pub mod config;
+pub mod delivery;
+pub mod host;
+pub mod launcher;
+pub mod lease;
 pub mod model;
+pub mod policy;
+pub mod profile;
+pub mod sandbox;
 pub mod sys;

@@ -6,12 +6,14 @@
 //! - [`run`], [`lease`]: as they are recorded
 //! - [`secret`]: a value in locked memory
 //! - [`verdict`]: granted or denied, and why
+//! - [`report`]: what was enforced, scrubbed and how long it took
 #![forbid(unsafe_code)]
 
 pub mod id;
 pub mod lease;
 pub mod moment;
 pub mod name;
+pub mod report;
 pub mod run;
 pub mod secret;
 pub mod verdict;

@@ -1,6 +1,17 @@
 //! The kernel: one file per kernel concept, thin and safe to call. The only room with `unsafe`.
 //! Functions return `std::io::Error` or `rustix::io::Errno`; callers add what it was for.
+//!
+//! What runs between clone and exec (`child`-side functions) neither allocates, locks nor panics; each
+//! such function says so.
 #![allow(unsafe_code)]
 
 pub mod clock;
+pub mod exec;
+pub mod ids;
+pub mod landlock;
 pub mod memory;
+pub mod mount;
+pub mod net;
+pub mod process;
+pub mod seccomp;
+pub mod socket;

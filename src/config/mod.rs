@@ -1,0 +1,206 @@
+//! The host's configuration, `sublet.toml`: state, ceilings, leases, principals, secrets. It binds every
+//! run, whatever profile is named. A text goes in, a [`HostConfig`] that cannot be wrong comes out;
+//! nothing is read or looked up here. Also the room of [`place`], where TOML errors get line and column.
+//!
+//! - [`allow`]: which capability and audience may draw on a secret
+//! - [`place`]: line, column and excerpt of an error
+#![forbid(unsafe_code)]
+
+pub mod allow;
+mod parse;
+pub mod place;
+
+pub use allow::{AllowPattern, InvalidAllow};
+pub use place::Located;
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::Deserialize;
+
+use crate::model::moment::Span;
+use crate::model::name::{AudienceName, CapabilityName, IdentityName, Permission, SecretName};
+
+/// What `sublet init` writes. All of it is commented out, so that it says the defaults.
+pub const STARTER: &str = include_str!("starter.toml");
+
+/// How long a `command` source may take, unless it says otherwise.
+pub const SOURCE_TIMEOUT: Span = Span::seconds(10);
+
+/// `sublet.toml`, with defaults for what it does not say.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HostConfig {
+    /// The file that it came from; nothing without one.
+    pub origin: Option<String>,
+    pub state: State,
+    pub host: Host,
+    pub ceilings: Ceilings,
+    pub leases: Leases,
+    /// Without an entry a principal holds no permission.
+    pub principals: BTreeMap<IdentityName, Vec<Permission>>,
+    pub secrets: BTreeMap<SecretName, SecretEntry>,
+}
+
+impl HostConfig {
+    /// # Errors
+    /// The first thing that is wrong with `text`, at its line and column. `origin` names the text.
+    pub fn parse(text: &str, origin: &str) -> Result<Self, Box<Located>> {
+        parse::parse(text, origin)
+    }
+
+    /// What `principal` holds: for `Run::permissions`.
+    pub fn permissions_of(&self, principal: &IdentityName) -> &[Permission] {
+        self.principals.get(principal).map_or(&[], Vec::as_slice)
+    }
+
+    /// How hints call the file.
+    pub fn called(&self) -> &str {
+        self.origin.as_deref().unwrap_or("sublet.toml")
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct State {
+    /// Absolute. Nothing: `/var/lib/sublet`, or for a user `$XDG_STATE_HOME/sublet`.
+    pub dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Host {
+    /// Absolute; where `serve` may take workspaces from.
+    pub workspaces: Vec<PathBuf>,
+    /// The broker's user. Nothing: a uid of the pool.
+    pub user: Option<String>,
+    pub uid_pool: UidPool,
+}
+
+/// Host uids for execs, written `first:count`. Never holds 0, 65534 (nobody) or 4294967295.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct UidPool {
+    pub first: u32,
+    pub count: NonZeroU32,
+}
+
+impl UidPool {
+    /// The uid of a slot; nothing past the end.
+    pub fn uid(self, slot: u32) -> Option<u32> {
+        (slot < self.count.get()).then(|| self.first + slot)
+    }
+
+    pub fn contains(self, uid: u32) -> bool {
+        uid >= self.first && uid - self.first < self.count.get()
+    }
+}
+
+impl Default for UidPool {
+    /// 1879048192 (0x7000_0000) and 65536 from there: above what distributions hand out and what
+    /// systemd-nspawn and podman allocate from.
+    fn default() -> Self {
+        Self { first: 0x7000_0000, count: NonZeroU32::new(65_536).unwrap_or(NonZeroU32::MIN) }
+    }
+}
+
+/// The text is no pool of uids.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` is no uid pool: {why}")]
+pub struct InvalidPool {
+    text: String,
+    why: &'static str,
+}
+
+impl FromStr for UidPool {
+    type Err = InvalidPool;
+    fn from_str(text: &str) -> Result<Self, InvalidPool> {
+        let invalid = |why| InvalidPool { text: text.chars().take(40).collect(), why };
+        let number =
+            |t: &str| t.parse::<u32>().ok().filter(|_| t.bytes().all(|b| b.is_ascii_digit()));
+        let (first, count) = text
+            .split_once(':')
+            .and_then(|(first, count)| Some((number(first)?, NonZeroU32::new(number(count)?)?)))
+            .ok_or_else(|| invalid("expected `first:count`, as `1879048192:65536`"))?;
+        if first < 1000 {
+            return Err(invalid("uids below 1000 belong to the system"));
+        }
+        // 2^32-1 is "no uid" to the kernel: chown(2).
+        if first.checked_add(count.get()).is_none() {
+            return Err(invalid("it must end below 4294967295"));
+        }
+        let pool = Self { first, count };
+        if pool.contains(65_534) {
+            return Err(invalid("it holds 65534, which is `nobody` and the kernel's overflow uid"));
+        }
+        Ok(pool)
+    }
+}
+
+impl TryFrom<String> for UidPool {
+    type Error = InvalidPool;
+    fn try_from(text: String) -> Result<Self, InvalidPool> {
+        text.parse()
+    }
+}
+
+/// Per run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ceilings {
+    pub requests_per_minute: NonZeroU32,
+    pub requests_per_run: NonZeroU32,
+}
+
+impl Default for Ceilings {
+    fn default() -> Self {
+        let number = |n| NonZeroU32::new(n).unwrap_or(NonZeroU32::MIN);
+        Self { requests_per_minute: number(20), requests_per_run: number(500) }
+    }
+}
+
+/// `default_ttl` is never above `max_ttl`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leases {
+    pub default_ttl: Span,
+    pub max_ttl: Span,
+    pub auto_renew: bool,
+    pub renew_before_expiry: Span,
+}
+
+impl Default for Leases {
+    fn default() -> Self {
+        Self {
+            default_ttl: Span::seconds(300),
+            max_ttl: Span::seconds(3600),
+            auto_renew: true,
+            renew_before_expiry: Span::seconds(60),
+        }
+    }
+}
+
+/// One `[secrets.NAME]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SecretEntry {
+    pub source: SecretSource,
+    /// Never empty.
+    pub allow: Vec<AllowPattern>,
+}
+
+impl SecretEntry {
+    pub fn allows(&self, capability: &CapabilityName, audience: &AudienceName) -> bool {
+        self.allow.iter().any(|pattern| pattern.matches(capability, audience))
+    }
+}
+
+/// Where a value comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SecretSource {
+    /// Set once with `sublet secret set`.
+    Vault,
+    /// Absolute.
+    File { path: PathBuf },
+    /// `command[0]` is an absolute path; no shell is involved.
+    Command { command: Vec<String>, timeout: Span },
+}
+
+#[cfg(test)]
+mod tests;

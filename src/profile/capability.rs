@@ -1,0 +1,244 @@
+//! Capabilities as a profile declares them, and where each channel puts a value.
+//!
+//! These are made by the profile's parser alone, which has checked that every declared channel can
+//! deliver every declared audience.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::moment::Span;
+use crate::model::name::{
+    AudienceName, CapabilityName, Channel, InvalidName, Permission, SecretName, VariableName,
+};
+use crate::profile::command::CommandPattern;
+
+/// Where files of the `file` channel are, inside an exec; also `$CREDENTIALS_DIRECTORY`.
+pub const SECRETS_DIRECTORY: &str = "/run/sublet/secrets";
+
+/// One `[[capability]]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub struct Capability {
+    pub name: CapabilityName,
+    /// What the principal must hold; nothing if everyone may ask.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub permission: Option<Permission>,
+    /// Never empty, no channel twice. The first is what a request without a channel gets.
+    pub channels: Vec<Channel>,
+    /// The most that may be asked for, below the host's `leases.max_ttl`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<Span>,
+    /// The most that may be asked for.
+    pub uses: NonZeroU32,
+    pub renewable: bool,
+    /// Never empty.
+    pub command: Vec<CommandPattern>,
+    pub redact: bool,
+    pub on_revoke: OnRevoke,
+    /// Carried by the envelope, not judged here.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub constraints: BTreeMap<String, String>,
+    /// Never empty, no audience twice.
+    #[serde(rename = "audience")]
+    pub audiences: Vec<Audience>,
+}
+
+impl Capability {
+    /// Some pattern is `["**"]`: the capability is not pinned to commands.
+    pub fn is_any_command(&self) -> bool {
+        self.command.iter().any(CommandPattern::is_any)
+    }
+
+    pub fn audience(&self, name: &AudienceName) -> Option<&Audience> {
+        self.audiences.iter().find(|a| a.host == *name)
+    }
+
+    /// Every variable that some channel of this capability sets. Reserved in every exec of the profile.
+    pub fn delivered_variables(&self) -> impl Iterator<Item = VariableName> + '_ {
+        self.audiences
+            .iter()
+            .flat_map(move |a| self.channels.iter().filter_map(move |&c| a.place(c)))
+            .filter_map(|place| place.variable().cloned())
+    }
+}
+
+/// What happens to an exec whose lease is revoked or expires under it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnRevoke {
+    /// The delivery is wiped and the exec killed.
+    #[default]
+    Kill,
+    /// The delivery is wiped, the exec goes on.
+    Wipe,
+}
+
+/// The one destination that a value is for, and how the value is presented there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Audience {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<Protocol>,
+    pub host: AudienceName,
+    /// Git: the repository below the host, without a leading `/`. Nothing: any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<RepositoryPath>,
+    pub secret: SecretName,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub username: Option<Username>,
+    /// As written. What is delivered under which name is [`Audience::place`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub variable: Option<VariableName>,
+}
+
+impl Audience {
+    /// What the credential helper answers: `username`, else the name that hosts accept with any token.
+    pub fn git_username(&self) -> &str {
+        self.username.as_ref().map_or("x-access-token", Username::as_str)
+    }
+
+    /// `variable`, else the secret's name in upper case with `_` for what no variable may hold.
+    pub fn delivery_name(&self) -> Option<VariableName> {
+        if let Some(variable) = &self.variable {
+            return Some(variable.clone());
+        }
+        let derived =
+            |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
+        self.secret.as_str().chars().map(derived).collect::<String>().parse().ok()
+    }
+
+    /// Where `channel` puts the value. Nothing only if no name can be derived, which no declared
+    /// channel of a parsed profile comes to.
+    pub fn place(&self, channel: Channel) -> Option<Place> {
+        let suffixed = |name: &VariableName, suffix: &str| format!("{name}{suffix}").parse().ok();
+        match channel {
+            Channel::Env => Some(Place::Env { variable: self.delivery_name()? }),
+            Channel::File => {
+                let name = self.delivery_name()?;
+                Some(Place::File {
+                    path: Path::new(SECRETS_DIRECTORY).join(name.as_str()),
+                    variable: suffixed(&name, "_FILE")?,
+                    name,
+                })
+            }
+            Channel::Memfd => {
+                Some(Place::Memfd { variable: suffixed(&self.delivery_name()?, "_FD")? })
+            }
+            Channel::Git => Some(Place::Git),
+            Channel::Token => Some(Place::Token),
+        }
+    }
+}
+
+/// Where the command finds a value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// The value itself is in `variable`.
+    Env { variable: VariableName },
+    /// The value is the file `path`, whose last part is `name`; `variable` holds the path.
+    File { name: VariableName, path: PathBuf, variable: VariableName },
+    /// `variable` holds the number of the descriptor.
+    Memfd { variable: VariableName },
+    /// Git asks its helper.
+    Git,
+    /// The workload identity's own file.
+    Token,
+}
+
+impl Place {
+    /// The variable that the delivery sets.
+    pub fn variable(&self) -> Option<&VariableName> {
+        match self {
+            Place::Env { variable } | Place::File { variable, .. } | Place::Memfd { variable } => {
+                Some(variable)
+            }
+            Place::Git | Place::Token => None,
+        }
+    }
+}
+
+macro_rules! text {
+    ($(#[$doc:meta])* $name:ident, $kind:literal, $expected:literal, $valid:expr) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidName;
+            fn from_str(text: &str) -> Result<Self, InvalidName> {
+                let valid: fn(&str) -> bool = $valid;
+                if valid(text) {
+                    return Ok(Self(text.to_owned()));
+                }
+                let shown = text.chars().take(80).map(|c| if c.is_control() { '?' } else { c });
+                Err(InvalidName { kind: $kind, text: shown.collect(), expected: $expected })
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = InvalidName;
+            fn try_from(text: String) -> Result<Self, InvalidName> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(text: $name) -> String {
+                text.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+text!(
+    /// What is spoken to the audience: `https`, `postgresql`. RFC 3986 §3.1, in lower case.
+    Protocol,
+    "protocol",
+    "a scheme in lower case, as `https`",
+    |t| t.len() <= 32
+        && t.starts_with(|c: char| c.is_ascii_lowercase())
+        && t.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'+' | b'-' | b'.'))
+);
+text!(
+    /// A repository below its host: `acme/insights.git`. It crosses git's credential protocol, whose
+    /// lines end with LF.
+    RepositoryPath,
+    "repository path",
+    "as in `acme/insights.git`: no leading or trailing `/`, no empty part, no `.`, `..` or control characters",
+    |t| !t.is_empty()
+        && t.len() <= 1024
+        && !t.chars().any(char::is_control)
+        && t.split('/').all(|part| !matches!(part, "" | "." | ".."))
+);
+text!(
+    /// The user name that goes with the value. It crosses git's credential protocol.
+    Username,
+    "user name",
+    "1 to 256 characters, none of them a control character",
+    |t| !t.is_empty() && t.len() <= 256 && !t.chars().any(char::is_control)
+);
+
+impl Protocol {
+    /// The two that git's credential helper serves.
+    pub fn is_http(&self) -> bool {
+        matches!(self.0.as_str(), "https" | "http")
+    }
+}

@@ -1,0 +1,215 @@
+//! One cgroup (v2) for one exec: limits on the whole tree, and a place that it cannot leave. cgroups(7).
+//!
+//! Works with whatever controllers the hierarchy offers, also where v2 is mounted beside v1. Existing
+//! groups are left alone: everything is made below one directory of sublet's own.
+#![forbid(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Mode, OFlags};
+
+use super::identity;
+use crate::model::id::ExecId;
+
+const CGROUP2_MAGIC: u64 = 0x6367_7270;
+
+/// What a cgroup may be asked to bound. `None` is no bound.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct CgroupLimits {
+    pub memory: Option<u64>,
+    pub processes: Option<u64>,
+    /// Thousandths of a CPU.
+    pub millicpu: Option<u64>,
+}
+
+/// Which of the limits the cgroup holds. The rest is for rlimits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Held {
+    pub memory: bool,
+    pub processes: bool,
+    pub cpu: bool,
+}
+
+/// The cgroup of one exec. Removed on drop, when all its processes are gone.
+pub struct Cgroup {
+    parent: OwnedFd,
+    name: String,
+    directory: OwnedFd,
+    pub held: Held,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    #[error("no cgroup v2 hierarchy is mounted at /sys/fs/cgroup or /sys/fs/cgroup/unified")]
+    NoHierarchy,
+    #[error("could not make the cgroup {path}")]
+    Make { path: PathBuf, source: io::Error },
+    #[error("could not write {value} to {file} of the exec's cgroup")]
+    Write { file: &'static str, value: String, source: io::Error },
+}
+
+impl Cgroup {
+    /// Makes the exec's cgroup and sets what it can of `limits`.
+    pub fn make(
+        mode: identity::Mode,
+        exec: &ExecId,
+        limits: CgroupLimits,
+    ) -> Result<Self, CgroupError> {
+        let hierarchy = hierarchy().ok_or(CgroupError::NoHierarchy)?;
+        let parent_path = match mode {
+            identity::Mode::Privileged => hierarchy.join("sublet"),
+            // A user's own cgroup, where it was delegated to them.
+            identity::Mode::Rootless => {
+                hierarchy.join(own_cgroup().ok_or(CgroupError::NoHierarchy)?)
+            }
+        };
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |e: rustix::io::Errno| CgroupError::Make { path, source: e.into() }
+        };
+        if mode == identity::Mode::Privileged {
+            match rustix::fs::mkdir(&parent_path, Mode::from(0o755)) {
+                Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+                Err(e) => return Err(failed(&parent_path)(e)),
+            }
+        }
+        let open = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let parent =
+            rustix::fs::open(&parent_path, open, Mode::empty()).map_err(failed(&parent_path))?;
+        if mode == identity::Mode::Privileged {
+            enable_controllers(&hierarchy, parent.as_fd());
+        }
+        let name = format!("sublet-{exec}");
+        let path = parent_path.join(&name);
+        rustix::fs::mkdirat(&parent, &name, Mode::from(0o755)).map_err(failed(&path))?;
+        let directory =
+            rustix::fs::openat(&parent, &name, open, Mode::empty()).map_err(failed(&path))?;
+        let mut cgroup = Self { parent, name, directory, held: Held::default() };
+        cgroup.bound(limits)?;
+        Ok(cgroup)
+    }
+
+    pub fn directory(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+
+    /// Kills every process in it, and whatever they fork meanwhile: `cgroup.kill`, Linux 5.14.
+    pub fn kill(&self) -> Result<(), CgroupError> {
+        self.write("cgroup.kill", "1").map(|_| ())
+    }
+
+    fn bound(&mut self, limits: CgroupLimits) -> Result<(), CgroupError> {
+        let Held { memory, processes, cpu } = &mut Held::default();
+        if let Some(bytes) = limits.memory {
+            *memory = self.write("memory.max", &bytes.to_string())?;
+            if *memory {
+                // Without this an exec at its limit would go on in swap. Absent where swap is not accounted.
+                self.write("memory.swap.max", "0")?;
+                self.write("memory.oom.group", "1")?;
+            }
+        }
+        if let Some(count) = limits.processes {
+            // Init is one of them.
+            *processes = self.write("pids.max", &(count + 1).to_string())?;
+        }
+        if let Some(millicpu) = limits.millicpu {
+            *cpu = self.write("cpu.max", &format!("{} 100000", millicpu * 100))?;
+        }
+        self.held = Held { memory: *memory, processes: *processes, cpu: *cpu };
+        Ok(())
+    }
+
+    /// False if the hierarchy does not have this file: its controller is not there.
+    fn write(&self, file: &'static str, value: &str) -> Result<bool, CgroupError> {
+        let failed = |source| CgroupError::Write { file, value: value.to_owned(), source };
+        let opened = rustix::fs::openat(
+            &self.directory,
+            file,
+            OFlags::WRONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        );
+        match opened {
+            Ok(fd) => {
+                rustix::io::write(&fd, value.as_bytes()).map_err(|e| failed(e.into()))?;
+                Ok(true)
+            }
+            Err(rustix::io::Errno::NOENT) => Ok(false),
+            Err(e) => Err(failed(e.into())),
+        }
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // Busy only if something still lives in it; the next `make` cannot collide, ids are fresh.
+        if let Err(e) = rustix::fs::unlinkat(&self.parent, &self.name, AtFlags::REMOVEDIR) {
+            eprintln!("sublet: could not remove the cgroup {}: {e}", self.name);
+        }
+    }
+}
+
+fn hierarchy() -> Option<PathBuf> {
+    ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
+        .into_iter()
+        .map(PathBuf::from)
+        .find(|path| rustix::fs::statfs(path).is_ok_and(|s| s.f_type as u64 == CGROUP2_MAGIC))
+}
+
+/// This process's place in the v2 hierarchy, `0::/path` in /proc/self/cgroup.
+fn own_cgroup() -> Option<PathBuf> {
+    let text = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = text.lines().find_map(|l| l.strip_prefix("0::/"))?;
+    Some(PathBuf::from(path))
+}
+
+/// Asks for each controller on the way down to our directory's children. One that the hierarchy does
+/// not have is found missing when a limit is written, and told in the posture.
+fn enable_controllers(hierarchy: &Path, ours: BorrowedFd<'_>) {
+    let wanted = ["memory", "pids", "cpu"];
+    let Ok(available) = std::fs::read_to_string(hierarchy.join("cgroup.controllers")) else {
+        return;
+    };
+    let present: Vec<_> = wanted
+        .into_iter()
+        .filter(|w| available.split_ascii_whitespace().any(|a| a == *w))
+        .collect();
+    if present.is_empty() {
+        return;
+    }
+    let enabled = |fd: BorrowedFd<'_>| {
+        let mut text = [0; 256];
+        rustix::fs::openat(
+            fd,
+            "cgroup.subtree_control",
+            OFlags::RDONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .and_then(|f| rustix::io::read(&f, &mut text))
+        .map(|n| String::from_utf8_lossy(&text[..n]).into_owned())
+        .unwrap_or_default()
+    };
+    let root = File::options().read(true).custom_flags(libc::O_DIRECTORY).open(hierarchy);
+    let Ok(root) = root else { return };
+    for directory in [root.as_fd(), ours] {
+        let on = enabled(directory);
+        for controller in &present {
+            if on.split_ascii_whitespace().any(|c| c == *controller) {
+                continue;
+            }
+            let change = rustix::fs::openat(
+                directory,
+                "cgroup.subtree_control",
+                OFlags::WRONLY | OFlags::CLOEXEC,
+                Mode::empty(),
+            )
+            .and_then(|f| rustix::io::write(&f, format!("+{controller}").as_bytes()));
+            if change.is_err() {
+                continue;
+            }
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! Who the exec is: its uid outside and inside, the user namespace that maps them, and the slot of the
+//! pool that keeps a uid to one exec.
+//!
+//! Privileged mode: a fresh host uid of the pool for every exec. Rootless mode: the caller's own uid;
+//! the launcher first enters a user namespace of its own, in which it may do what follows.
+#![forbid(unsafe_code)]
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{FcntlArg, fcntl};
+
+use crate::sys::process::{self, CloneArgs, Cloned};
+
+/// The uid that the exec sees for itself where the workspace belongs to root.
+pub const ORDINARY_UID: u32 = 1000;
+
+/// What the launcher may do here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Root with the capabilities that a fresh uid and an idmapped workspace take.
+    Privileged,
+    /// An ordinary user, in a user namespace.
+    Rootless,
+}
+
+/// The uids and gids of one exec, outside (the host's) and inside (what it sees).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    pub inside_uid: u32,
+    pub inside_gid: u32,
+    pub outside_uid: u32,
+    pub outside_gid: u32,
+    /// Supplementary groups can be dropped (in rootless mode the kernel forbids it).
+    pub drop_groups: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    #[error("could not read this process's capabilities")]
+    Capabilities(#[source] caps::errors::CapsError),
+    #[error("could not enter a user namespace")]
+    OwnNamespace(#[source] io::Error),
+    #[error("could not write {path}")]
+    Map { path: String, source: io::Error },
+    #[error("could not open the uid pool's lock {path}")]
+    PoolLock { path: PathBuf, source: io::Error },
+    #[error("{path} is not a directory of root's that only root may write")]
+    PoolDirectory { path: PathBuf },
+    #[error("all {count} uids of the pool are taken")]
+    PoolExhausted { count: u32 },
+    #[error("could not make the user namespace for the workspace's idmap")]
+    IdmapNamespace(#[source] io::Error),
+}
+
+impl Mode {
+    /// Privileged if this process is root over the pool's uids with every capability that it takes.
+    pub fn detect(pool: UidPool) -> Result<Self, IdentityError> {
+        use caps::Capability::*;
+        let held =
+            caps::read(None, caps::CapSet::Effective).map_err(IdentityError::Capabilities)?;
+        let needed = [
+            CAP_SYS_ADMIN,
+            CAP_SETUID,
+            CAP_SETGID,
+            CAP_CHOWN,
+            CAP_FOWNER,
+            CAP_DAC_OVERRIDE,
+            CAP_KILL,
+        ];
+        let is_root = rustix::process::geteuid().is_root();
+        if is_root && needed.iter().all(|c| held.contains(c)) && pool.is_mapped_here() {
+            Ok(Mode::Privileged)
+        } else {
+            Ok(Mode::Rootless)
+        }
+    }
+}
+
+/// The host uids that execs are given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UidPool {
+    pub first: u32,
+    pub count: u32,
+}
+
+impl UidPool {
+    fn is_mapped_here(self) -> bool {
+        let covers = |map: &str| {
+            map.lines().any(|line| {
+                let numbers: Vec<u64> =
+                    line.split_ascii_whitespace().filter_map(|w| w.parse().ok()).collect();
+                matches!(numbers[..], [inside, _, count]
+                    if inside <= self.first.into()
+                        && inside + count >= u64::from(self.first) + u64::from(self.count))
+            })
+        };
+        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        covers(&read("/proc/self/uid_map")) && covers(&read("/proc/self/gid_map"))
+    }
+
+    /// Takes a uid that no other exec on this host has. It is given back when the last copy of the
+    /// returned description is closed, so that init's copy keeps it while anything of the exec lives.
+    pub fn take(self, start: u32) -> Result<(u32, OwnedFd), IdentityError> {
+        let path = pool_lock_path()?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
+            .open(&path)
+            .map_err(|source| IdentityError::PoolLock { path: path.clone(), source })?;
+        for i in 0..self.count {
+            let slot = (start.wrapping_add(i)) % self.count;
+            match lock_byte(&file, slot.into()) {
+                Ok(true) => return Ok((self.first + slot, file.into())),
+                Ok(false) => {}
+                Err(source) => return Err(IdentityError::PoolLock { path, source }),
+            }
+        }
+        Err(IdentityError::PoolExhausted { count: self.count })
+    }
+}
+
+/// An open file description lock on one byte: gone with its last descriptor, even after `kill -9`.
+/// fcntl_locking(2), Linux 3.15.
+fn lock_byte(file: &File, byte: i64) -> io::Result<bool> {
+    let lock = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: byte,
+        l_len: 1,
+        l_pid: 0,
+    };
+    match fcntl(file, FcntlArg::F_OFD_SETLK(&lock)) {
+        Ok(_) => Ok(true),
+        Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// One file for the whole host, whatever the state directory: two hosts' worth of state must not share
+/// a uid. `/run`, else `/dev/shm` where `/run` is read-only.
+fn pool_lock_path() -> Result<PathBuf, IdentityError> {
+    let mut last = None;
+    for base in ["/run/sublet", "/dev/shm/sublet"] {
+        let directory = Path::new(base);
+        match std::fs::DirBuilder::new().mode(0o755).create(directory) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(source) => {
+                last = Some(IdentityError::PoolLock { path: directory.to_owned(), source });
+                continue;
+            }
+        }
+        let found = std::fs::symlink_metadata(directory)
+            .map_err(|source| IdentityError::PoolLock { path: directory.to_owned(), source })?;
+        if !found.is_dir() || found.uid() != 0 || found.mode() & 0o022 != 0 {
+            return Err(IdentityError::PoolDirectory { path: directory.to_owned() });
+        }
+        let lock = directory.join("uids");
+        match OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&lock) {
+            Ok(_) => return Ok(lock),
+            Err(source) => last = Some(IdentityError::PoolLock { path: lock, source }),
+        }
+    }
+    Err(last.unwrap_or(IdentityError::PoolDirectory { path: "/run/sublet".into() }))
+}
+
+/// Rootless: moves the calling launcher into a user and mount namespace in which it has the capabilities
+/// to build an exec's mounts. Nothing on the host changes hands by it.
+pub fn enter_own_namespaces() -> Result<(), IdentityError> {
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    nix::sched::unshare(
+        nix::sched::CloneFlags::CLONE_NEWUSER | nix::sched::CloneFlags::CLONE_NEWNS,
+    )
+    .map_err(|e| IdentityError::OwnNamespace(e.into()))?;
+    write_map("/proc/self/setgroups", "deny")?;
+    write_map("/proc/self/uid_map", &format!("{uid} {uid} 1"))?;
+    write_map("/proc/self/gid_map", &format!("{gid} {gid} 1"))
+}
+
+/// Writes the maps of the child's user namespace, once and for all. user_namespaces(7).
+pub fn write_maps(pid: i32, identity: &Identity) -> Result<(), IdentityError> {
+    let Identity { inside_uid, inside_gid, outside_uid, outside_gid, drop_groups } = *identity;
+    if !drop_groups {
+        write_map(&format!("/proc/{pid}/setgroups"), "deny")?;
+    }
+    write_map(&format!("/proc/{pid}/uid_map"), &format!("{inside_uid} {outside_uid} 1"))?;
+    write_map(&format!("/proc/{pid}/gid_map"), &format!("{inside_gid} {outside_gid} 1"))
+}
+
+fn write_map(path: &str, content: &str) -> Result<(), IdentityError> {
+    OpenOptions::new()
+        .write(true)
+        .open(path)
+        .and_then(|mut file| file.write_all(content.as_bytes()))
+        .map_err(|source| IdentityError::Map { path: path.to_owned(), source })
+}
+
+/// The user namespace of a child of ours, to map a mount through.
+pub fn user_namespace_of(pid: i32) -> io::Result<OwnedFd> {
+    Ok(File::open(format!("/proc/{pid}/ns/user"))?.into())
+}
+
+/// A user namespace that maps these ids on disk to the exec's outside ids: for a workspace whose owner
+/// is not what the exec sees for itself (root's). Held alive by the descriptor alone.
+pub fn idmap_namespace(on_disk: (u32, u32), outside: (u32, u32)) -> Result<OwnedFd, IdentityError> {
+    let identity = Identity {
+        inside_uid: on_disk.0,
+        inside_gid: on_disk.1,
+        outside_uid: outside.0,
+        outside_gid: outside.1,
+        drop_groups: true,
+    };
+    let (ours, theirs) = io::pipe().map_err(IdentityError::IdmapNamespace)?;
+    let args = CloneArgs { namespaces: libc::CLONE_NEWUSER as u64, cgroup: None };
+    match process::clone3(&args).map_err(IdentityError::IdmapNamespace)? {
+        Cloned::Child => {
+            // Only holds the namespace until the launcher has opened it, or is gone.
+            drop(theirs);
+            let mut byte = [0];
+            loop {
+                match rustix::io::read(&ours, &mut byte) {
+                    Err(rustix::io::Errno::INTR) => {}
+                    _ => process::exit_now(0),
+                }
+            }
+        }
+        Cloned::Parent { pid, pidfd: _ } => {
+            drop(ours);
+            let opened = write_maps(pid, &identity)
+                .and_then(|()| user_namespace_of(pid).map_err(IdentityError::IdmapNamespace));
+            drop(theirs);
+            process::wait_for(pid).map_err(|e| IdentityError::IdmapNamespace(e.into()))?;
+            opened
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_uid_is_taken_once_and_given_back_with_its_descriptor() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let pool = UidPool { first: 1_900_000_000, count: 2 };
+        let (a, _lock_a) = pool.take(0).unwrap();
+        let (b, lock_b) = pool.take(0).unwrap();
+        assert_ne!(a, b);
+        assert!(matches!(pool.take(0), Err(IdentityError::PoolExhausted { count: 2 })));
+        drop(lock_b);
+        assert_eq!(pool.take(0).unwrap().0, b);
+    }
+}

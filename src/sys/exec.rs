@@ -1,0 +1,102 @@
+//! Starting the command: execve(2) with vectors that were laid out before the clone.
+
+use std::ffi::{CStr, CString, c_char};
+use std::ptr;
+
+use rustix::io::Errno;
+
+use super::process::last_errno;
+
+/// A null-terminated vector of C strings, as execve wants it. Some slots may be filled later with
+/// strings that live in a delivery's mapping (`reserve`, `place`), without allocation.
+pub struct StringVector {
+    /// Keeps the strings alive that `pointers` names.
+    _strings: Vec<CString>,
+    pointers: Vec<*const c_char>,
+}
+
+// SAFETY: the pointers name heap strings owned by this value, or slots set by `place` whose target the
+// caller keeps alive; nothing is mutated through them.
+unsafe impl Send for StringVector {}
+
+impl StringVector {
+    pub fn new(strings: Vec<CString>) -> Self {
+        Self::with_reserve(strings, 0)
+    }
+
+    /// With `reserve` empty slots behind the strings.
+    pub fn with_reserve(strings: Vec<CString>, reserve: usize) -> Self {
+        let mut pointers = Vec::with_capacity(strings.len() + reserve + 1);
+        pointers.extend(strings.iter().map(|s| s.as_ptr()));
+        pointers.push(ptr::null());
+        Self { _strings: strings, pointers }
+    }
+
+    /// Adds a string that lives elsewhere, in a reserved slot. Child-side: does not allocate.
+    ///
+    /// # Errors
+    /// `NOSPC` if no slot is left.
+    ///
+    /// The bytes must stay mapped and unchanged in length until exec; the caller holds the mapping.
+    pub fn place(&mut self, string: &CStr) -> Result<(), Errno> {
+        if self.pointers.len() == self.pointers.capacity() {
+            return Err(Errno::NOSPC);
+        }
+        let last = self.pointers.len() - 1;
+        self.pointers[last] = string.as_ptr();
+        self.pointers.push(ptr::null());
+        Ok(())
+    }
+}
+
+/// Replaces this process's image. Returns only on failure. Child-side.
+pub fn execve(program: &CStr, argv: &StringVector, envp: &StringVector) -> Errno {
+    // SAFETY: all three are null-terminated (CStr; StringVector ends in a null pointer) and live.
+    unsafe {
+        libc::execve(program.as_ptr(), argv.pointers.as_ptr(), envp.pointers.as_ptr());
+    }
+    last_errno()
+}
+
+/// A delivery mapped for reading, from which execve copies: the only place of the value in the child.
+pub struct ReadMapping {
+    start: *mut libc::c_void,
+    len: usize,
+}
+
+impl ReadMapping {
+    /// Maps `len` bytes of `fd`. Child-side: does not allocate.
+    pub fn new(fd: impl std::os::fd::AsFd, len: usize) -> Result<Self, Errno> {
+        // SAFETY: a fresh shared read-only mapping at an address of the kernel's choice.
+        let start = unsafe {
+            rustix::mm::mmap(
+                ptr::null_mut(),
+                len,
+                rustix::mm::ProtFlags::READ,
+                rustix::mm::MapFlags::SHARED,
+                fd.as_fd(),
+                0,
+            )
+        }?;
+        Ok(Self { start, len })
+    }
+
+    /// The C string that the delivery holds.
+    ///
+    /// # Errors
+    /// `INVAL` if its only NUL is not its last byte.
+    pub fn c_str(&self) -> Result<&CStr, Errno> {
+        // SAFETY: a live mapping of `len` bytes, sealed against truncation by the launcher. A wipe can
+        // zero the bytes at any time: they stay valid bytes, and the scan below is bounded by `len`.
+        let bytes = unsafe { std::slice::from_raw_parts(self.start.cast::<u8>(), self.len) };
+        CStr::from_bytes_with_nul(bytes).map_err(|_| Errno::INVAL)
+    }
+}
+
+impl Drop for ReadMapping {
+    fn drop(&mut self) {
+        // SAFETY: made by this type, unmapped once; `c_str` borrows from `self`.
+        let unmapped = unsafe { rustix::mm::munmap(self.start, self.len) };
+        debug_assert!(unmapped.is_ok());
+    }
+}

@@ -1,0 +1,349 @@
+//! Making processes, and what a process says of itself. clone(2), prctl(2), pidfd_open(2), keyctl(2).
+
+use std::ffi::c_void;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use rustix::io::Errno;
+
+/// `CLONE_INTO_CGROUP` of Linux 5.7: the libc crate has it as 0, by overflow of its type.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// What clone3 is asked for.
+#[derive(Debug, Default)]
+pub struct CloneArgs<'a> {
+    /// `CLONE_NEW*` flags of clone(2).
+    pub namespaces: u64,
+    /// Start the child in this cgroup (v2): there is no moment in which it is outside.
+    pub cgroup: Option<BorrowedFd<'a>>,
+}
+
+/// Which side of the clone this is.
+#[derive(Debug)]
+pub enum Cloned {
+    Parent { pid: i32, pidfd: OwnedFd },
+    Child,
+}
+
+/// A fork with namespaces, a pidfd and a cgroup: clone3(2), Linux 5.7.
+///
+/// The child has a copy of the caller's memory. Only a single-threaded process may call this: another
+/// thread could hold the allocator's lock in the moment of the copy.
+pub fn clone3(args: &CloneArgs<'_>) -> io::Result<Cloned> {
+    debug_assert_eq!(threads(), 1);
+    let mut pidfd: i32 = -1;
+    // SAFETY: an all-zero clone_args is a valid value of this plain C struct (clone(2)).
+    let mut raw: libc::clone_args = unsafe { std::mem::zeroed() };
+    raw.flags = args.namespaces | libc::CLONE_PIDFD as u64;
+    raw.pidfd = &raw mut pidfd as u64;
+    raw.exit_signal = libc::SIGCHLD as u64;
+    if let Some(cgroup) = args.cgroup {
+        raw.flags |= CLONE_INTO_CGROUP;
+        raw.cgroup = cgroup.as_raw_fd() as u64;
+    }
+    // SAFETY: `raw` and `pidfd` live across the call and are sized as told. Without CLONE_VM the child
+    // runs on a copy of this stack, so returning from here in the child is like returning from fork.
+    // The process is single-threaded (asserted above), so no lock is held by a thread that is gone.
+    let pid = unsafe {
+        libc::syscall(libc::SYS_clone3, &raw mut raw, std::mem::size_of::<libc::clone_args>())
+    };
+    match pid {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Cloned::Child),
+        pid => {
+            // SAFETY: with CLONE_PIDFD the kernel stored a new descriptor there that nothing else owns.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            Ok(Cloned::Parent { pid: pid as i32, pidfd })
+        }
+    }
+}
+
+/// Runs `entry` in a child that shares this memory, and waits until it has called execve or exited:
+/// vfork with a stack of its own (clone(2), CLONE_VM|CLONE_VFORK). Saves the copy of the page tables.
+///
+/// `entry` must not allocate, lock or panic, and must end in exec or `exit_now`.
+pub fn spawn_until_exec<T>(
+    entry: fn(&mut T) -> i32,
+    argument: &mut T,
+    stack: &mut [u8],
+) -> Result<i32, Errno> {
+    struct Start<'a, T> {
+        entry: fn(&mut T) -> i32,
+        argument: &'a mut T,
+    }
+    extern "C" fn start<T>(start: *mut c_void) -> i32 {
+        // SAFETY: the only caller is the clone below, with a pointer to a `Start<T>` of the same T that
+        // is alive and untouched by its suspended owner until this child has left the memory.
+        let start = unsafe { &mut *start.cast::<Start<'_, T>>() };
+        (start.entry)(start.argument)
+    }
+    let mut argument = Start { entry, argument };
+    // SAFETY: one past the end of the slice is a valid address to compute; clone wants the top of a
+    // downward-growing stack, 16-byte aligned (System V ABI), which the mask gives.
+    let top = unsafe { stack.as_mut_ptr().add(stack.len()) };
+    let top = (top as usize & !15) as *mut c_void;
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    // SAFETY: `start` runs on `stack`, which outlives the child's use of it, because CLONE_VFORK
+    // suspends this thread until the child has left this memory; `argument` likewise.
+    let pid = unsafe { libc::clone(start::<T>, top, flags, (&raw mut argument).cast()) };
+    if pid < 0 { Err(last_errno()) } else { Ok(pid) }
+}
+
+/// Ends this process at once: no destructors, no flush. Child-side.
+pub fn exit_now(status: i32) -> ! {
+    // SAFETY: _exit(2) has no preconditions and does not return.
+    unsafe { libc::_exit(status) }
+}
+
+/// Kernel result of the last libc call.
+pub fn last_errno() -> Errno {
+    // SAFETY: errno is a thread-local integer of the C library; reading it has no preconditions.
+    Errno::from_raw_os_error(unsafe { *libc::__errno_location() })
+}
+
+/// SIGKILL for this process when the thread that made it ends. Child-side; cleared by changes of
+/// credentials, so it comes after them.
+pub fn die_with_parent() -> Result<(), Errno> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+}
+
+/// No execve will ever grant more than this process has. Child-side.
+pub fn set_no_new_privileges() -> Result<(), Errno> {
+    rustix::thread::set_no_new_privs(true)
+}
+
+/// A new, empty session keyring (keyctl(2) `KEYCTL_JOIN_SESSION_KEYRING`). Child-side.
+pub fn join_new_session_keyring() -> Result<(), Errno> {
+    const KEYCTL_JOIN_SESSION_KEYRING: libc::c_long = 1;
+    // SAFETY: with a null name the call reads no memory of ours.
+    let done = unsafe {
+        libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<u8>())
+    };
+    if done < 0 { Err(last_errno()) } else { Ok(()) }
+}
+
+/// Sends `signal` to every process that this one may signal but itself: inside a pid namespace, from
+/// its init, the whole tree. kill(2) with -1.
+pub fn signal_everyone(signal: i32) -> Result<(), Errno> {
+    // SAFETY: kill(2) touches no memory.
+    if unsafe { libc::kill(-1, signal) } < 0 { Err(last_errno()) } else { Ok(()) }
+}
+
+/// Sends `signal` to the process group of `leader`.
+pub fn signal_group(leader: i32, signal: i32) -> Result<(), Errno> {
+    // SAFETY: kill(2) touches no memory; `leader` is above 1, so that `-leader` names one group.
+    if leader > 1 && unsafe { libc::kill(-leader, signal) } == 0 {
+        Ok(())
+    } else {
+        Err(last_errno())
+    }
+}
+
+/// Sends `signal` through a pidfd: never to a process that took over the number.
+/// pidfd_send_signal(2), Linux 5.1.
+pub fn signal_pidfd(pidfd: impl AsFd, signal: i32) -> Result<(), Errno> {
+    // SAFETY: a null siginfo means the defaults of kill(2); no memory of ours is touched.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_fd().as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    if done < 0 { Err(last_errno()) } else { Ok(()) }
+}
+
+/// How a child ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WaitStatus(pub i32);
+
+impl WaitStatus {
+    pub fn code(self) -> Option<i32> {
+        libc::WIFEXITED(self.0).then(|| libc::WEXITSTATUS(self.0))
+    }
+
+    pub fn signal(self) -> Option<i32> {
+        libc::WIFSIGNALED(self.0).then(|| libc::WTERMSIG(self.0))
+    }
+}
+
+/// Reaps one ended child if there is one. Child-side.
+pub fn reap() -> Result<Option<(i32, WaitStatus)>, Errno> {
+    reap_with(-1, libc::WNOHANG)
+}
+
+/// Waits for this child to end.
+pub fn wait_for(pid: i32) -> Result<WaitStatus, Errno> {
+    match reap_with(pid, 0)? {
+        Some((_, status)) => Ok(status),
+        None => Err(Errno::CHILD),
+    }
+}
+
+fn reap_with(pid: i32, flags: i32) -> Result<Option<(i32, WaitStatus)>, Errno> {
+    loop {
+        let mut status = 0;
+        // SAFETY: `status` is a live integer for the kernel to write.
+        let reaped = unsafe { libc::waitpid(pid, &raw mut status, flags | libc::__WALL) };
+        match reaped {
+            0 => return Ok(None),
+            reaped if reaped > 0 => return Ok(Some((reaped, WaitStatus(status)))),
+            _ => match last_errno() {
+                Errno::INTR => {}
+                e => return Err(e),
+            },
+        }
+    }
+}
+
+/// Closes every descriptor from `first` to `last`. close_range(2), Linux 5.9. Child-side.
+pub fn close_range(first: u32, last: u32) -> Result<(), Errno> {
+    // SAFETY: closing descriptors touches no memory; the caller gives up all it owned in the range and
+    // never drops an owner of one (it execs or exits).
+    let done = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    if done < 0 { Err(last_errno()) } else { Ok(()) }
+}
+
+/// Marks every descriptor from `first` on as closed by exec. Linux 5.11. Child-side.
+pub fn close_on_exec_from(first: u32) -> Result<(), Errno> {
+    const CLOSE_RANGE_CLOEXEC: u32 = 1 << 2;
+    // SAFETY: sets a flag on descriptors; no memory is touched and no owner is invalidated.
+    let done =
+        unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, CLOSE_RANGE_CLOEXEC) };
+    if done < 0 { Err(last_errno()) } else { Ok(()) }
+}
+
+/// dup2(2), which leaves the copy open across exec. Child-side.
+pub fn duplicate_to(from: i32, to: i32) -> Result<(), Errno> {
+    // SAFETY: replaces the descriptor `to` of a process that is about to execute and never uses an
+    // earlier owner of that number again.
+    if unsafe { libc::dup2(from, to) } < 0 { Err(last_errno()) } else { Ok(()) }
+}
+
+/// Enters new namespaces (`CLONE_NEW*`). unshare(2). Child-side, in a single-threaded process.
+pub fn unshare(namespaces: u64) -> Result<(), Errno> {
+    // SAFETY: namespace flags do not touch this process's memory or descriptors.
+    if unsafe { libc::unshare(namespaces as i32) } < 0 { Err(last_errno()) } else { Ok(()) }
+}
+
+/// Blocks every signal. Child-side.
+pub fn block_all_signals() -> Result<(), Errno> {
+    // SAFETY: `all` is filled by sigfillset before it is read; a null old set is allowed.
+    let done = unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const all, std::ptr::null_mut())
+    };
+    if done < 0 { Err(last_errno()) } else { Ok(()) }
+}
+
+/// Gives every signal its default action and unblocks all: what a command expects to start with.
+/// Child-side.
+pub fn reset_signals() -> Result<(), Errno> {
+    for signal in 1..=64 {
+        if signal == libc::SIGKILL || signal == libc::SIGSTOP {
+            continue;
+        }
+        // SAFETY: SIG_DFL runs no code of ours; numbers that libc keeps for itself (32, 33) are
+        // refused with EINVAL, which is right.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    // SAFETY: `none` is filled by sigemptyset before it is read; a null old set is allowed.
+    let done = unsafe {
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut())
+    };
+    if done < 0 { Err(last_errno()) } else { Ok(()) }
+}
+
+/// A signalfd(2) for `signals`, which are blocked.
+pub fn signalfd(signals: &[i32]) -> io::Result<OwnedFd> {
+    // SAFETY: the set is initialised by sigemptyset before use; signalfd with -1 makes a new
+    // descriptor, checked, that nothing else owns.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        for &signal in signals {
+            libc::sigaddset(&raw mut set, signal);
+        }
+        if libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let fd = libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
+        if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(fd)) }
+    }
+}
+
+/// The next signal of a signalfd, if one is pending.
+pub fn read_signal(signalfd: impl AsFd) -> io::Result<Option<i32>> {
+    // SAFETY: an all-zero signalfd_siginfo is a valid value of this plain C struct.
+    let mut info: libc::signalfd_siginfo = unsafe { std::mem::zeroed() };
+    let size = std::mem::size_of::<libc::signalfd_siginfo>();
+    // SAFETY: `info` has room for exactly the `size` bytes that the kernel writes (signalfd(2)).
+    let n = unsafe { libc::read(signalfd.as_fd().as_raw_fd(), (&raw mut info).cast(), size) };
+    if n == size as isize {
+        return Ok(Some(info.ssi_signo as i32));
+    }
+    match io::Error::last_os_error() {
+        e if e.kind() == io::ErrorKind::WouldBlock || e.kind() == io::ErrorKind::Interrupted => {
+            Ok(None)
+        }
+        e => Err(e),
+    }
+}
+
+/// Empties this process's argv and environ where /proc shows them (proc(5) cmdline, environ), so that
+/// neither it nor a child discloses what the caller's environment held.
+///
+/// Must run while this process is single-threaded and after everything needed was copied out: `std`'s
+/// arguments and variables are gone afterwards.
+pub fn wipe_argv_and_environ() -> io::Result<()> {
+    debug_assert_eq!(threads(), 1);
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    // After the command in parentheses, which may hold anything: fields 3 and on, proc(5).
+    let fields: Vec<&str> =
+        stat.rsplit(')').next().unwrap_or("").split_ascii_whitespace().collect();
+    let address = |number: usize| fields.get(number - 3).and_then(|f| f.parse::<usize>().ok());
+    let (Some(arg_start), Some(env_end)) = (address(48), address(51)) else {
+        return Err(io::Error::other("/proc/self/stat does not show arg_start and env_end"));
+    };
+    if arg_start == 0 || env_end < arg_start {
+        return Err(io::Error::other("/proc/self/stat shows no argument area"));
+    }
+    // SAFETY: [arg_start, env_end) is the argument and environment area that the kernel laid on this
+    // process's own stack (proc(5)): mapped and writable. `environ` is emptied first, so that nothing
+    // follows pointers into it; zeroes keep every remaining C string there terminated.
+    unsafe {
+        libc::clearenv();
+        std::ptr::write_bytes(arg_start as *mut u8, 0, env_end - arg_start);
+    }
+    Ok(())
+}
+
+fn threads() -> usize {
+    std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_is_read_from_its_descriptor() {
+        let fd = signalfd(&[libc::SIGWINCH]).unwrap();
+        assert_eq!(read_signal(&fd).unwrap(), None);
+        // SAFETY: raise(3) with a blocked signal only makes it pending for this thread.
+        unsafe { libc::raise(libc::SIGWINCH) };
+        assert_eq!(read_signal(&fd).unwrap(), Some(libc::SIGWINCH));
+    }
+
+    #[test]
+    fn wait_status_tells_exit_from_signal() {
+        assert_eq!(WaitStatus(3 << 8).code(), Some(3));
+        assert_eq!(WaitStatus(9).signal(), Some(9));
+        assert_eq!(WaitStatus(9).code(), None);
+    }
+}
