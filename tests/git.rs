@@ -42,10 +42,11 @@ impl Forge {
         let profile = world.profile(
             "push",
             &format!(
-                "extends = \"git-push\"\n[[capability]]\nname = \"repo.push\"\nchannels = [\"git\"]\n\
+                "extends = \"git-push\"\n[network]\nconnect_ports = [{}]\n[[capability]]\nname = \"repo.push\"\nchannels = [\"git\"]\n\
                  ttl = \"10m\"\nuses = 5\ncommand = {command}\n{more}\n[[capability.audience]]\n\
                  protocol = \"http\"\nhost = \"{}\"\npath = \"team/repo.git\"\nsecret = \"bot\"\n\
                  username = \"{USER}\"\n",
+                server.port,
                 server.host()
             ),
         );

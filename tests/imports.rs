@@ -12,7 +12,7 @@ const FLOORS: [&[&str]; 6] = [
     &["run"],
     &[
         "source", "delivery", "sandbox", "store", "audit", "identity", "launcher", "relay", "demo",
-        "doctor",
+        "doctor", "host",
     ],
     &["policy", "profile", "lease", "redact", "config"],
     &["model"],

@@ -1,0 +1,19 @@
+# The same recipes at home and in CI.
+
+# What a change must pass before it is looked at.
+check:
+    cargo fmt --check
+    cargo clippy --all-targets -- -D warnings
+    @if command -v cargo-deny >/dev/null; then cargo deny check; else echo "cargo deny: not installed (cargo install --locked cargo-deny), skipped"; fi
+
+# The whole suite. As root: most walls stand between two users, and only root can be both.
+test *ARGS:
+    cargo test {{ARGS}}
+
+# The main job, end to end.
+demo:
+    cargo run --release --quiet -- demo
+
+# Side by side in one run: bwrap, sublet without and with a lease, and the floor. `just bench 400` for more samples.
+bench SAMPLES="200":
+    cargo bench --bench bench -- {{SAMPLES}}
