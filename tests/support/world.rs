@@ -162,9 +162,15 @@ impl World {
         self.profile("leasing", &leasing_profile(extends, more))
     }
 
+    /// Keeps a value, in the place of an earlier one if there is one.
     #[track_caller]
     pub fn set_secret(&self, name: &str, value: &[u8]) {
-        self.call_with(&["secret", "set", name], value).ok();
+        let set = self.call_with(&["secret", "set", name], value);
+        if set.status != Some(0) && set.err().contains("rotate") {
+            self.call_with(&["secret", "rotate", name], value).ok();
+        } else {
+            set.ok();
+        }
     }
 
     /// `sublet` with this world's state and configuration, as this world's invoker.
