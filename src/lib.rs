@@ -5,6 +5,7 @@
 //! `model` → `sys`. `sys` is the only place for `unsafe`.
 #![deny(unsafe_code)]
 
+pub mod audit;
 pub mod config;
 pub mod delivery;
 pub mod host;
@@ -14,4 +15,6 @@ pub mod model;
 pub mod policy;
 pub mod profile;
 pub mod sandbox;
+pub mod source;
+pub mod store;
 pub mod sys;

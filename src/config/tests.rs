@@ -136,3 +136,40 @@ fn pools_of_uids() {
     assert_eq!((pool.uid(0), pool.uid(1), pool.uid(2)), (Some(1000), Some(1001), None));
     assert!(!pool.contains(999) && pool.contains(1001) && !pool.contains(1002));
 }
+
+#[test]
+fn the_documented_example_is_a_configuration() {
+    let config = from(
+        r#"
+[state]                       # embedded SQLite unless url names PostgreSQL
+dir = "/var/lib/sublet"
+[host]
+workspaces = ["/srv/agents"]  # where `serve` may take workspaces from; sublet run takes the invoker's
+user = "sublet"               # the broker's
+uid_pool = "1879048192:65536" # first uid and count for execs
+[ceilings]                    # per run
+requests_per_minute = 20
+requests_per_run = 500
+[leases]
+default_ttl = "5m"
+max_ttl = "1h"
+auto_renew = true
+renew_before_expiry = "1m"
+[principals.alice]
+permissions = ["repo:write"]
+[secrets.github-bot]          # a named source
+source = "vault"              # value set once with `sublet secret set github-bot`
+allow = ["repo.push@github.com"]   # mandatory: the capability@audience pairs that may draw on it
+[secrets.deploy]
+source = "command"            # prints the AWS credential_process JSON, or {"value","expires_at"}
+command = ["/usr/local/bin/mint-deploy-key"]
+allow = ["deploy.*@*.example.com"]
+[secrets.readonly-key]
+source = "file"
+path = "/etc/keys/readonly"
+allow = ["db.read@db.internal:5432"]
+"#,
+    )
+    .unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(config.secrets.len(), 3);
+}

@@ -8,3 +8,5 @@
 
 pub mod container;
 pub mod fill;
+pub mod git;
+pub mod helper;

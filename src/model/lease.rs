@@ -23,6 +23,16 @@ pub enum LeaseState {
 }
 
 impl LeaseState {
+    pub const ALL: [LeaseState; 7] = [
+        LeaseState::Granted,
+        LeaseState::Consumed,
+        LeaseState::Completed,
+        LeaseState::Expired,
+        LeaseState::Revoked,
+        LeaseState::Denied,
+        LeaseState::Interrupted,
+    ];
+
     pub fn as_str(self) -> &'static str {
         match self {
             LeaseState::Granted => "granted",

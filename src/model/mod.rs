@@ -2,13 +2,18 @@
 //!
 //! - [`id`]: prefixed identifiers of runs, leases, execs, events, requests
 //! - [`name`]: capability, audience, channel, secret and variable names, parsed once
+//! - [`event`]: one line of the audit trail, sealed and linked; the trail's head
+//! - [`digest`]: the keyed digest of a managed value
 //! - [`moment`]: the two clocks, durations and sizes as users write them
-//! - [`run`], [`lease`]: as they are recorded
+//! - [`run`], [`lease`], [`exec`]: as they are recorded
 //! - [`secret`]: a value in locked memory
 //! - [`verdict`]: granted or denied, and why
 //! - [`report`]: what was enforced, scrubbed and how long it took
 #![forbid(unsafe_code)]
 
+pub mod digest;
+pub mod event;
+pub mod exec;
 pub mod id;
 pub mod lease;
 pub mod moment;

@@ -32,3 +32,12 @@ pub struct Run {
     pub state: RunState,
     pub started_at: jiff::Timestamp,
 }
+
+/// What a run has asked for so far, to be held against its ceilings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Counters {
+    /// Within the last sixty seconds of `CLOCK_BOOTTIME`, in this boot.
+    pub minute: u32,
+    /// Since the run started, whatever the boot.
+    pub run: u32,
+}

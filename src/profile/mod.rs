@@ -7,7 +7,7 @@
 //! - [`command`]: the patterns that pin a capability to commands
 //! - [`path`]: paths as profiles write them (`-` may be missing, `~/` the invoker's home)
 //! - [`names`]: environment names that are reserved or refused
-//! - `layer`: one text as written; `resolve`: `extends`, merging, errors with line and column
+//! - `raw`, `layer`: one text as written; `resolve`: `extends`, merging, errors with line and column
 #![forbid(unsafe_code)]
 
 pub mod capability;
@@ -16,6 +16,7 @@ pub mod kinds;
 mod layer;
 pub mod names;
 pub mod path;
+mod raw;
 mod resolve;
 
 pub use capability::{Audience, Capability, OnRevoke, Place, Protocol};

@@ -16,8 +16,9 @@ use crate::profile::kinds::{
     Enforcement, Environment, Filesystem, Landlock, Limits, Network, NetworkMode, Profile, Seccomp,
     SeccompFilter, WorkspaceAccess,
 };
-use crate::profile::layer::{Layer, Limit};
+use crate::profile::layer::Layer;
 use crate::profile::path::{BindEntry, HostPath};
+use crate::profile::raw::Limit;
 
 /// How many profiles one may be made of, itself included.
 pub const MAX_DEPTH: usize = 8;

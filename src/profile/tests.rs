@@ -311,6 +311,66 @@ fn a_resolved_profile_written_as_toml_is_the_same_profile() {
     }
 }
 
+/// The documented example, word for word.
+const EXAMPLE: &str = r#"
+description = "Push to the team's repository"
+extends = "default"
+[filesystem]
+read_only = ["/usr", "/bin", "/lib", "/lib64", "/etc/ssl"]
+workspace = "rw"              # rw | ro | none
+tmp = "64M"
+# root = "/var/lib/images/agent"   # an image instead of the host's directories
+[network]
+mode = "none"                 # none | audience (only the leases' audiences, through sublet's proxy) | host
+[seccomp]
+filter = "default"            # seccomp/default.json
+[landlock]
+enforcement = "strict"        # strict | best-effort; waive = ["scope"] names what may be missing
+[limits]
+memory = "2G"
+processes = 256
+cpu = 2.0
+open_files = 1024
+# timeout = "10m"             # none by default
+[environment]
+set = { LANG = "C.UTF-8" }
+pass = ["TERM"]
+[[capability]]
+name = "repo.push"
+permission = "repo:write"     # the principal must hold it
+channels = ["git"]
+ttl = "10m"                   # the most that may be asked for
+uses = 5                      # the most that may be asked for
+renewable = false             # true: up to max_ttl in all
+command = [["git", "push", "**"]]  # mandatory
+redact = true                 # the default; masks values of 8 bytes and more
+on_revoke = "kill"            # or "wipe"
+constraints = { action = "push", resource = "acme/insights" }  # carried by the envelope
+[[capability.audience]]
+protocol = "https"
+host = "github.com"           # host or host:port
+path = "acme/insights.git"    # optional, git
+secret = "github-bot"
+username = "x-access-token"   # git channel
+variable = "GITHUB_TOKEN"     # env channel; file and memfd use it with _FILE and _FD
+"#;
+
+#[test]
+fn the_documented_example_is_a_profile() {
+    let profile = from(EXAMPLE).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(profile.capabilities[0].constraints["resource"], "acme/insights");
+}
+
+#[test]
+fn a_text_with_a_character_missing_never_panics() {
+    for (i, c) in EXAMPLE.char_indices() {
+        let text = format!("{}{}", &EXAMPLE[..i], &EXAMPLE[i + c.len_utf8()..]);
+        if let Err(e) = from(&text) {
+            assert!(e.to_string().contains("p.toml:"), "{e}");
+        }
+    }
+}
+
 /// Prints what resolving costs: `cargo test --release --lib resolving_costs -- --nocapture`.
 #[test]
 fn resolving_costs() {

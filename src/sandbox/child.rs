@@ -286,6 +286,11 @@ fn open_terminal(rows: u16, columns: u16) -> Result<(OwnedFd, OwnedFd), Errno> {
     Ok((master, slave))
 }
 
+/// The number of a system call's error; such an error holds nothing on the heap.
+pub fn errno<T>(result: std::io::Result<T>) -> Result<T, Errno> {
+    result.map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
+}
+
 /// `Ok` only if the forbidden thing failed as it must.
 fn must_refuse<T>(tried: Result<T, Errno>, expected: Errno) -> Result<(), Errno> {
     match tried {
@@ -375,9 +380,8 @@ fn restrict(command: &Command<'_>) -> Result<(), Failure> {
         let probe = rustix::fs::open(super::layout::LANDLOCK_PROBE, OFlags::CLOEXEC, Mode::empty());
         must_refuse(probe, Errno::ACCESS).at(Step::CheckLandlock)?;
     }
-    seccomp::install(&plan.filter).at(Step::Seccomp)?;
-    // Without the filter this is EINVAL or EFAULT.
-    must_refuse(seccomp::probe(), Errno::NOSYS).at(Step::CheckSeccomp)
+    errno(seccomp::install(&plan.filter)).at(Step::Seccomp)?;
+    errno(seccomp::see_it_refused()).at(Step::CheckSeccomp)
 }
 
 /// 0, 1, 2 and the deliveries at their numbers; everything else closes at exec.

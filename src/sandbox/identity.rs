@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, fcntl};
 
+use crate::config::UidPool;
 use crate::sys::process::{self, CloneArgs, Cloned};
 
 /// The uid that the exec sees for itself where the workspace belongs to root.
@@ -72,7 +73,7 @@ impl Mode {
             CAP_KILL,
         ];
         let is_root = rustix::process::geteuid().is_root();
-        if is_root && needed.iter().all(|c| held.contains(c)) && pool.is_mapped_here() {
+        if is_root && needed.iter().all(|c| held.contains(c)) && is_mapped_here(pool) {
             Ok(Mode::Privileged)
         } else {
             Ok(Mode::Rootless)
@@ -80,51 +81,42 @@ impl Mode {
     }
 }
 
-/// The host uids that execs are given.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct UidPool {
-    pub first: u32,
-    pub count: u32,
+/// Whether this process's user namespace knows the pool's ids at all.
+fn is_mapped_here(pool: UidPool) -> bool {
+    let covers = |map: &str| {
+        map.lines().any(|line| {
+            let numbers: Vec<u64> =
+                line.split_ascii_whitespace().filter_map(|w| w.parse().ok()).collect();
+            let end = u64::from(pool.first) + u64::from(pool.count.get());
+            matches!(numbers[..], [inside, _, count]
+                if inside <= pool.first.into() && inside + count >= end)
+        })
+    };
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    covers(&read("/proc/self/uid_map")) && covers(&read("/proc/self/gid_map"))
 }
 
-impl UidPool {
-    fn is_mapped_here(self) -> bool {
-        let covers = |map: &str| {
-            map.lines().any(|line| {
-                let numbers: Vec<u64> =
-                    line.split_ascii_whitespace().filter_map(|w| w.parse().ok()).collect();
-                matches!(numbers[..], [inside, _, count]
-                    if inside <= self.first.into()
-                        && inside + count >= u64::from(self.first) + u64::from(self.count))
-            })
-        };
-        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        covers(&read("/proc/self/uid_map")) && covers(&read("/proc/self/gid_map"))
-    }
-
-    /// Takes a uid that no other exec on this host has. It is given back when the last copy of the
-    /// returned description is closed, so that init's copy keeps it while anything of the exec lives.
-    pub fn take(self, start: u32) -> Result<(u32, OwnedFd), IdentityError> {
-        let path = pool_lock_path()?;
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
-            .open(&path)
-            .map_err(|source| IdentityError::PoolLock { path: path.clone(), source })?;
-        for i in 0..self.count {
-            let slot = (start.wrapping_add(i)) % self.count;
-            match lock_byte(&file, slot.into()) {
-                Ok(true) => return Ok((self.first + slot, file.into())),
-                Ok(false) => {}
-                Err(source) => return Err(IdentityError::PoolLock { path, source }),
-            }
+/// Takes a uid that no other exec on this host has. It is given back when the last copy of the returned
+/// description is closed, so that init's copy keeps it while anything of the exec lives.
+pub fn take_uid(pool: UidPool) -> Result<(u32, OwnedFd), IdentityError> {
+    let path = pool_lock_path()?;
+    let failed = |source| IdentityError::PoolLock { path: path.clone(), source };
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
+        .open(&path)
+        .map_err(failed)?;
+    let count = pool.count.get();
+    // Anywhere, so that a uid is not soon had again: what an earlier exec left somewhere is not ours.
+    let start = getrandom::u32().map_err(|e| failed(io::Error::other(e)))? % count;
+    for slot in (start..count).chain(0..start) {
+        if lock_byte(&file, slot.into()).map_err(failed)? {
+            return Ok((pool.first + slot, file.into()));
         }
-        Err(IdentityError::PoolExhausted { count: self.count })
     }
+    Err(IdentityError::PoolExhausted { count })
 }
 
 /// An open file description lock on one byte: gone with its last descriptor, even after `kill -9`.
@@ -252,12 +244,12 @@ mod tests {
         if !rustix::process::geteuid().is_root() {
             return;
         }
-        let pool = UidPool { first: 1_900_000_000, count: 2 };
-        let (a, _lock_a) = pool.take(0).unwrap();
-        let (b, lock_b) = pool.take(0).unwrap();
+        let pool: UidPool = "1900000000:2".parse().unwrap();
+        let (a, _lock_a) = take_uid(pool).unwrap();
+        let (b, lock_b) = take_uid(pool).unwrap();
         assert_ne!(a, b);
-        assert!(matches!(pool.take(0), Err(IdentityError::PoolExhausted { count: 2 })));
+        assert!(matches!(take_uid(pool), Err(IdentityError::PoolExhausted { count: 2 })));
         drop(lock_b);
-        assert_eq!(pool.take(0).unwrap().0, b);
+        assert_eq!(take_uid(pool).unwrap().0, b);
     }
 }

@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
+use super::child::errno;
 use super::plan::Plan;
 use super::step::{Said, Told, listen, say};
 use crate::sys::{process, seccomp};
@@ -27,9 +28,8 @@ pub fn check_lifeline(lifeline: BorrowedFd<'_>) -> Result<(), Errno> {
 
 /// Stays until the command has ended, or the launcher has; returns the status to exit with.
 pub fn run(plan: &Plan, command: i32) -> Result<i32, Errno> {
-    let children = process::signalfd(&[libc::SIGCHLD])
-        .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
-    seccomp::install(&plan.init_filter)?;
+    let children = errno(process::signalfd(&[libc::SIGCHLD]))?;
+    errno(seccomp::install(&plan.init_filter))?;
     let socket = plan.socket.as_fd();
     loop {
         let mut fds = [

@@ -199,8 +199,19 @@ impl Builder<'_> {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(e) => return Err(RootError::Make { path: at.to_owned(), source: e.into() }),
         }
+        // A mount's parents below the exec's home are the exec's, as the rest of its home is.
+        if self.mode == identity::Mode::Privileged && self.lies_in_home(at) {
+            self.give(relative(at))
+                .map_err(|e| RootError::Make { path: at.to_owned(), source: e.into() })?;
+        }
         self.made.insert(at.to_owned(), ());
         Ok(())
+    }
+
+    fn lies_in_home(&self, at: &Path) -> bool {
+        at.ancestors().skip(1).any(|above| {
+            matches!(self.layout.entries.get(above), Some(Entry::Scratch { sticky: false }))
+        })
     }
 
     fn file(&mut self, at: &Path, content: &[u8]) -> Result<(), RootError> {

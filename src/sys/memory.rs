@@ -188,9 +188,13 @@ fn keep_to_this_process(start: *mut c_void, len: usize) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes this process undumpable: no core, and its /proc entries belong to root (prctl(2), proc(5)).
-pub fn set_not_dumpable() -> io::Result<()> {
-    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
+/// Whether this process may dump core, and who owns its /proc entries: undumpable, only root may look
+/// (prctl(2), proc(5)).
+pub fn set_dumpable(dumpable: bool) -> io::Result<()> {
+    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+    let behavior =
+        if dumpable { DumpableBehavior::Dumpable } else { DumpableBehavior::NotDumpable };
+    set_dumpable_behavior(behavior)?;
     Ok(())
 }
 

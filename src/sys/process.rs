@@ -101,6 +101,57 @@ pub fn last_errno() -> Errno {
     Errno::from_raw_os_error(unsafe { *libc::__errno_location() })
 }
 
+/// What `ps` shows of this process, at most 15 bytes. prctl(2) `PR_SET_NAME`.
+pub fn set_name(name: &std::ffi::CStr) -> Result<(), Errno> {
+    rustix::thread::set_name(name)
+}
+
+/// Orphans of this process's descendants become its children. prctl(2) `PR_SET_CHILD_SUBREAPER`.
+pub fn adopt_orphans() -> Result<(), Errno> {
+    // SAFETY: prctl with integer arguments touches no memory.
+    if unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) } < 0 {
+        Err(last_errno())
+    } else {
+        Ok(())
+    }
+}
+
+/// Waits until no child is left, or `patience` is over. True if none is left.
+pub fn reap_all_within(patience: std::time::Duration) -> bool {
+    let until = std::time::Instant::now() + patience;
+    loop {
+        match reap() {
+            Err(Errno::CHILD) => return true,
+            Ok(Some(_)) => {}
+            Ok(None) | Err(_) => {
+                if std::time::Instant::now() >= until {
+                    return false;
+                }
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+        }
+    }
+}
+
+/// The other process of a fork.
+#[derive(Debug)]
+pub enum Forked {
+    Parent { pid: i32 },
+    Child,
+}
+
+/// fork(2), in a single-threaded process.
+pub fn fork() -> io::Result<Forked> {
+    debug_assert_eq!(threads(), 1);
+    // SAFETY: the process is single-threaded (asserted above), so the child may do whatever the parent
+    // may: no lock is held by a thread that is gone.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Forked::Child),
+        pid => Ok(Forked::Parent { pid }),
+    }
+}
+
 /// SIGKILL for this process when the thread that made it ends. Child-side; cleared by changes of
 /// credentials, so it comes after them.
 pub fn die_with_parent() -> Result<(), Errno> {

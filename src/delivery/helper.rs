@@ -1,0 +1,52 @@
+//! `sublet git-credential get|store|erase`: runs inside the exec, as git's helper. Passes git's request
+//! on to the socket and the answer back. Holds no authority: the socket does.
+#![forbid(unsafe_code)]
+
+use std::io::{self, BufRead, Read, Write};
+use std::os::unix::net::UnixStream;
+
+use zeroize::Zeroizing;
+
+use super::git::SOCKET;
+
+#[derive(Debug, thiserror::Error)]
+pub enum HelperError {
+    #[error("could not read git's request")]
+    Request(#[source] io::Error),
+    #[error("could not reach {SOCKET}: this command runs only inside an exec with a git lease")]
+    Socket(#[source] io::Error),
+    #[error("could not write the answer to git")]
+    Answer(#[source] io::Error),
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Asks for git. Nothing is printed for what is refused: git then goes on without a credential.
+pub fn ask(
+    operation: &str,
+    request: impl BufRead,
+    mut answer: impl Write,
+) -> Result<(), HelperError> {
+    let mut message = format!("{operation}\n").into_bytes();
+    for line in request.split(b'\n') {
+        let line = line.map_err(HelperError::Request)?;
+        if line.is_empty() {
+            break;
+        }
+        // What git learnt elsewhere is none of the broker's business.
+        if !line.starts_with(b"password=") {
+            message.extend_from_slice(&line);
+            message.push(b'\n');
+        }
+    }
+    message.push(b'\n');
+    let mut socket = UnixStream::connect(SOCKET).map_err(HelperError::Socket)?;
+    socket.write_all(&message).map_err(HelperError::Socket)?;
+    // Roomy, so that it is not moved while it grows and every copy is wiped.
+    let mut reply = Zeroizing::new(Vec::with_capacity(2 << 20));
+    socket.take(2 << 20).read_to_end(&mut reply).map_err(HelperError::Socket)?;
+    if let Some(why) = reply.strip_prefix(b"sublet-refused=") {
+        return Err(HelperError::Refused(String::from_utf8_lossy(why).trim_end().to_owned()));
+    }
+    answer.write_all(&reply).and_then(|()| answer.flush()).map_err(HelperError::Answer)
+}

@@ -1,0 +1,217 @@
+//! What is read from the host's disk before anything is decided: the configuration and the profiles.
+//! Broker and launcher each read for themselves. Never reads a value.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{HostConfig, Located};
+use crate::profile::{self, LoadError, Profile, ProfileError};
+
+/// Which profile: by name (built in, or in the configuration's `profiles/`), or a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ProfileRef {
+    Name(String),
+    File(PathBuf),
+}
+
+impl ProfileRef {
+    /// What holds a `/` or ends in `.toml` is a file.
+    pub fn parse(text: &str) -> Self {
+        if text.contains('/') || text.ends_with(".toml") {
+            ProfileRef::File(PathBuf::from(text))
+        } else {
+            ProfileRef::Name(text.to_owned())
+        }
+    }
+}
+
+impl std::fmt::Display for ProfileRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            ProfileRef::Name(name) => f.write_str(name),
+            ProfileRef::File(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+/// Where this host keeps things.
+#[derive(Debug, Clone)]
+pub struct Places {
+    /// `--config`, `SUBLET_CONFIG`: must exist. Else the default place, which need not.
+    pub config: Option<PathBuf>,
+    /// `--state-dir`; else the configuration's `[state] dir`; else the default place.
+    pub state_dir: Option<PathBuf>,
+}
+
+/// The host's configuration with the places that it was read from and leads to.
+#[derive(Debug)]
+pub struct Host {
+    pub config: HostConfig,
+    /// The file, if there is one.
+    pub config_file: Option<PathBuf>,
+    pub state_dir: PathBuf,
+    profiles: Vec<PathBuf>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    #[error("could not read the configuration {path}")]
+    Unreadable { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Config(#[from] Box<Located>),
+    #[error("neither --state-dir nor HOME nor XDG_STATE_HOME says where to keep state")]
+    NoStateDirectory,
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error(transparent)]
+    Profile(#[from] ProfileError),
+}
+
+impl Host {
+    pub fn load(places: &Places) -> Result<Self, HostError> {
+        let (file, text) = match &places.config {
+            Some(path) => (Some(path.clone()), Some(read(path)?)),
+            None => match default_config_file() {
+                Some(path) => match std::fs::read_to_string(&path) {
+                    Ok(text) => (Some(path), Some(text)),
+                    Err(e) if is_absent(&e) => (None, None),
+                    Err(source) => return Err(HostError::Unreadable { path, source }),
+                },
+                None => (None, None),
+            },
+        };
+        let config = match (&file, &text) {
+            (Some(path), Some(text)) => HostConfig::parse(text, &path.display().to_string())?,
+            _ => HostConfig::default(),
+        };
+        let state_dir = match (&places.state_dir, &config.state.dir) {
+            (Some(flag), _) => flag.clone(),
+            (None, Some(configured)) => configured.clone(),
+            (None, None) => default_state_dir().ok_or(HostError::NoStateDirectory)?,
+        };
+        let state_dir = std::path::absolute(&state_dir)
+            .map_err(|source| HostError::Unreadable { path: state_dir, source })?;
+        let beside = file.as_deref().and_then(Path::parent).map(|d| d.join("profiles"));
+        let mut profiles: Vec<PathBuf> = beside.into_iter().collect();
+        for directory in default_config_directories() {
+            let directory = directory.join("profiles");
+            if !profiles.contains(&directory) {
+                profiles.push(directory);
+            }
+        }
+        Ok(Self { config, config_file: file, state_dir, profiles })
+    }
+
+    /// Reads, resolves and checks a profile. A file in a configuration directory overrides a built-in
+    /// one of the same name; a profile that extends its own name extends the built-in one.
+    pub fn profile(&self, which: &ProfileRef) -> Result<Profile, HostError> {
+        let (name, text) = match which {
+            ProfileRef::Name(name) => (name.clone(), self.profile_text(name)?),
+            ProfileRef::File(path) => {
+                let text = std::fs::read_to_string(path)
+                    .map_err(|source| LoadError::Unreadable { path: path.clone(), source })?;
+                (path.display().to_string(), text)
+            }
+        };
+        let own = name.clone();
+        let mut load = |wanted: &str| {
+            if wanted == own { profile::load_builtin(wanted) } else { self.profile_text(wanted) }
+        };
+        Ok(profile::resolve(&name, &text, &mut load)?)
+    }
+
+    /// Names of all profiles, overriding ones first, with where they are from.
+    pub fn profile_names(&self) -> Vec<(String, Option<PathBuf>)> {
+        let mut names: Vec<(String, Option<PathBuf>)> = Vec::new();
+        for directory in &self.profiles {
+            let Ok(entries) = std::fs::read_dir(directory) else { continue };
+            for path in entries.flatten().map(|e| e.path()) {
+                let Some(stem) = path.file_stem().and_then(|s| s.to_str()) else { continue };
+                if path.extension().is_some_and(|e| e == "toml")
+                    && !names.iter().any(|(n, _)| n == stem)
+                {
+                    names.push((stem.to_owned(), Some(path.clone())));
+                }
+            }
+        }
+        for builtin in profile::builtin_names() {
+            if !names.iter().any(|(n, _)| n == builtin) {
+                names.push((builtin.to_owned(), None));
+            }
+        }
+        names.sort();
+        names
+    }
+
+    fn profile_text(&self, name: &str) -> Result<String, LoadError> {
+        // A name is a file name here: nothing that could climb out of the directory.
+        if name.parse::<crate::model::name::ProfileName>().is_ok() {
+            for directory in &self.profiles {
+                let path = directory.join(format!("{name}.toml"));
+                match std::fs::read_to_string(&path) {
+                    Ok(text) => return Ok(text),
+                    Err(e) if is_absent(&e) => {}
+                    Err(source) => return Err(LoadError::Unreadable { path, source }),
+                }
+            }
+        }
+        profile::load_builtin(name)
+    }
+}
+
+fn read(path: &Path) -> Result<String, HostError> {
+    std::fs::read_to_string(path)
+        .map_err(|source| HostError::Unreadable { path: path.to_owned(), source })
+}
+
+fn is_absent(e: &io::Error) -> bool {
+    matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+fn home_under(variable: &str, below: &str) -> Option<PathBuf> {
+    let set = std::env::var_os(variable).map(PathBuf::from).filter(|p| p.is_absolute());
+    set.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(below)))
+}
+
+/// Directories that may hold `sublet.toml` and `profiles/`: the user's own before the system's.
+fn default_config_directories() -> Vec<PathBuf> {
+    let system = PathBuf::from("/etc/sublet");
+    if is_root() {
+        return vec![system];
+    }
+    home_under("XDG_CONFIG_HOME", ".config").map(|d| d.join("sublet")).into_iter().chain([system]).collect()
+}
+
+/// The default configuration file: for root the system's; for a user their own, else the system's.
+pub fn default_config_file() -> Option<PathBuf> {
+    let candidates: Vec<_> =
+        default_config_directories().into_iter().map(|d| d.join("sublet.toml")).collect();
+    candidates.iter().find(|p| p.exists()).or(candidates.first()).cloned()
+}
+
+fn default_state_dir() -> Option<PathBuf> {
+    if is_root() {
+        Some(PathBuf::from("/var/lib/sublet"))
+    } else {
+        home_under("XDG_STATE_HOME", ".local/state").map(|d| d.join("sublet"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn profiles_are_named_or_files() {
+        assert_eq!(ProfileRef::parse("build"), ProfileRef::Name("build".into()));
+        assert_eq!(ProfileRef::parse("./build"), ProfileRef::File("./build".into()));
+        assert_eq!(ProfileRef::parse("a.toml"), ProfileRef::File("a.toml".into()));
+    }
+}

@@ -1,0 +1,405 @@
+//! The plan of one exec, compiled by the launcher itself: from the profile that it reads, the workspace
+//! that it opens, and what the broker asks for. Decides nothing about credentials.
+#![forbid(unsafe_code)]
+
+use std::ffi::CString;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode as FileMode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+use super::wire::{DeliverySpec, Prepare, Refusal, RefusalKind};
+use crate::delivery::git;
+use crate::host::Host;
+use crate::model::name::Channel;
+use crate::profile::{NetworkMode, Profile, WorkspaceAccess};
+use crate::sandbox::cgroup::CgroupLimits;
+use crate::sandbox::identity::{Identity, Mode, ORDINARY_UID};
+use crate::sandbox::layout::{self, Access, HostPath, Layout, View};
+use crate::sandbox::plan::Handed;
+use crate::sandbox::seccomp::{self, Filter};
+
+/// The first descriptor number that a memfd delivery gets.
+const FIRST_DELIVERY: i32 = 3;
+
+/// What the child is given, before anything of it is made.
+pub struct Compiled {
+    pub profile: Profile,
+    pub workspace: Option<Workspace>,
+    pub identity: Identity,
+    pub layout: Layout,
+    pub handed: Vec<Handed>,
+    /// Parallel to the deliveries: which arrive with the go.
+    pub environment: Vec<CString>,
+    pub programs: Vec<CString>,
+    pub argv: Vec<CString>,
+    pub working_directory: PathBuf,
+    pub cgroup_limits: CgroupLimits,
+    pub filter: Filter,
+    pub init_filter: Filter,
+}
+
+/// The workspace, opened once: nothing can be swapped for it afterwards.
+pub struct Workspace {
+    pub directory: OwnedFd,
+    pub path: PathBuf,
+    pub uid: u32,
+    pub gid: u32,
+    pub access: Access,
+}
+
+fn invalid(message: String, hint: &str) -> Refusal {
+    Refusal { kind: RefusalKind::Invalid, message, hint: hint.to_owned() }
+}
+
+/// The uid that the exec gets outside is known only when it is taken from the pool: `outside`.
+pub fn compile(
+    prepare: &Prepare,
+    host: &Host,
+    mode: Mode,
+    outside: impl FnOnce() -> Result<(u32, u32), Refusal>,
+) -> Result<Compiled, Refusal> {
+    let mut profile = host
+        .profile(&prepare.profile)
+        .map_err(|e| invalid(chain(&e), "`sublet profile list` names the profiles"))?;
+    if prepare.without_network {
+        profile
+            .narrow_network(NetworkMode::None)
+            .map_err(|e| invalid(e.to_string(), "name a mode that is no wider"))?;
+    }
+    let home = prepare.home.clone().unwrap_or_else(|| PathBuf::from("/nonexistent"));
+    let workspace = match profile.filesystem.workspace {
+        WorkspaceAccess::None => None,
+        WorkspaceAccess::Rw => Some(open_workspace(&prepare.workspace, Access::ReadWrite, host, &home)?),
+        WorkspaceAccess::Ro => Some(open_workspace(&prepare.workspace, Access::ReadOnly, host, &home)?),
+    };
+    let identity = identify(mode, workspace.as_ref(), outside)?;
+    let home_inside = profile.filesystem.home.resolve(&home);
+    let layout = layout::layout(&view(prepare, &profile, workspace.as_ref(), &identity, &home)?);
+    let (handed, environment) = environment(prepare, &profile, &home, &home_inside)?;
+    let working_directory = workspace.as_ref().map_or_else(|| home_inside.clone(), |w| w.path.clone());
+    let filter_name = profile.seccomp.filter.as_str();
+    Ok(Compiled {
+        handed,
+        environment,
+        programs: programs(prepare, &profile, &home)?,
+        argv: prepare
+            .argv
+            .iter()
+            .map(|a| c_string(a.clone(), "an argument"))
+            .collect::<Result<_, _>>()?,
+        working_directory,
+        cgroup_limits: CgroupLimits {
+            memory: profile.limits.memory.map(|s| s.0),
+            processes: profile.limits.processes.map(u64::from),
+            millicpu: profile.limits.cpu.map(|c| c.thousandths.into()),
+        },
+        filter: builtin_filter(filter_name)?,
+        init_filter: builtin_filter("init")?,
+        profile,
+        workspace,
+        identity,
+        layout,
+    })
+}
+
+fn builtin_filter(name: &str) -> Result<Filter, Refusal> {
+    seccomp::builtin(name).ok_or_else(|| {
+        invalid(format!("there is no seccomp filter `{name}`"), "name one of `seccomp/`")
+    })
+}
+
+/// Opens the workspace by its canonical path and refuses what must never be one.
+fn open_workspace(
+    path: &Path,
+    access: Access,
+    host: &Host,
+    home: &Path,
+) -> Result<Workspace, Refusal> {
+    let shown = path.display();
+    let refuse = |why: String| {
+        invalid(
+            format!("{shown} cannot be a workspace: {why}"),
+            "name a project directory with --workspace",
+        )
+    };
+    if !path.is_absolute() {
+        return Err(refuse("its path is not absolute".into()));
+    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    // The caller resolved every link; one that stands there now was put there since.
+    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let directory = rustix::fs::openat2(CWD, path, flags, FileMode::empty(), resolve).map_err(|e| {
+        refuse(match e {
+            Errno::NOENT => "there is no such directory".into(),
+            Errno::NOTDIR => "it is not a directory".into(),
+            Errno::LOOP => "a symbolic link was put in its path while it was being opened".into(),
+            e => e.to_string(),
+        })
+    })?;
+    let found = File::from(directory.try_clone().map_err(|e| refuse(e.to_string()))?)
+        .metadata()
+        .map_err(|e| refuse(e.to_string()))?;
+    if path == Path::new("/") {
+        return Err(refuse("it is the whole file system".into()));
+    }
+    if path == home || same_directory(home, &found) {
+        return Err(refuse("it is a home directory, which holds keys and configuration".into()));
+    }
+    const SYSTEM: [&str; 12] = [
+        "/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/run", "/sbin", "/sys", "/usr",
+        "/var",
+    ];
+    if SYSTEM.iter().any(|s| path == Path::new(s))
+        || ["/dev", "/proc", "/sys", "/run/sublet"].iter().any(|s| path.starts_with(s))
+    {
+        return Err(refuse("it belongs to the system".into()));
+    }
+    let configuration = host.config_file.as_deref().and_then(Path::parent);
+    for (what, guarded) in
+        [("sublet's state", Some(host.state_dir.as_path())), ("sublet's configuration", configuration)]
+    {
+        let Some(guarded) = guarded else { continue };
+        // Through every link, as far as it exists.
+        let real = guarded.canonicalize().unwrap_or_else(|_| guarded.to_owned());
+        if real.starts_with(path) || (path.starts_with(&real) && what == "sublet's state") {
+            return Err(refuse(format!("it holds or lies in {what} ({})", guarded.display())));
+        }
+    }
+    Ok(Workspace { directory, path: path.to_owned(), uid: found.uid(), gid: found.gid(), access })
+}
+
+fn same_directory(path: &Path, found: &std::fs::Metadata) -> bool {
+    path.metadata().is_ok_and(|m| m.dev() == found.dev() && m.ino() == found.ino())
+}
+
+fn identify(
+    mode: Mode,
+    workspace: Option<&Workspace>,
+    outside: impl FnOnce() -> Result<(u32, u32), Refusal>,
+) -> Result<Identity, Refusal> {
+    let ordinary = |id: u32| if id == 0 { ORDINARY_UID } else { id };
+    Ok(match mode {
+        Mode::Privileged => {
+            let (outside_uid, outside_gid) = outside()?;
+            let (uid, gid) = workspace.map_or((ORDINARY_UID, ORDINARY_UID), |w| (w.uid, w.gid));
+            Identity {
+                inside_uid: ordinary(uid),
+                inside_gid: ordinary(gid),
+                outside_uid,
+                outside_gid,
+                drop_groups: true,
+            }
+        }
+        Mode::Rootless => {
+            let uid = rustix::process::geteuid().as_raw();
+            let gid = rustix::process::getegid().as_raw();
+            Identity {
+                inside_uid: ordinary(uid),
+                inside_gid: ordinary(gid),
+                outside_uid: uid,
+                outside_gid: gid,
+                drop_groups: false,
+            }
+        }
+    })
+}
+
+fn view(
+    prepare: &Prepare,
+    profile: &Profile,
+    workspace: Option<&Workspace>,
+    identity: &Identity,
+    home: &Path,
+) -> Result<View, Refusal> {
+    let resolve = |entries: &[crate::profile::BindEntry]| {
+        entries
+            .iter()
+            .map(|e| HostPath { path: e.path.resolve(home), optional: e.optional })
+            .collect()
+    };
+    let image = match &profile.filesystem.root {
+        None => None,
+        Some(root) => {
+            let root = root.resolve(home);
+            let names = std::fs::read_dir(&root)
+                .and_then(|entries| {
+                    entries.map(|e| Ok(PathBuf::from(e?.file_name()))).collect::<Result<Vec<_>, _>>()
+                })
+                .map_err(|e| {
+                    invalid(
+                        format!("could not read the image {}: {e}", root.display()),
+                        "filesystem.root names an unpacked root file system",
+                    )
+                })?;
+            // What sublet builds itself.
+            let own = ["proc", "dev", "sys", "run", "tmp", "etc"];
+            let kept = names.into_iter().filter(|n| !own.iter().any(|o| n == Path::new(o)));
+            Some((root, kept.collect()))
+        }
+    };
+    let resolver = match profile.network.mode {
+        NetworkMode::Host => std::fs::read("/etc/resolv.conf").ok(),
+        NetworkMode::None | NetworkMode::Audience => None,
+    };
+    Ok(View {
+        read_only: resolve(&profile.filesystem.read_only),
+        read_write: resolve(&profile.filesystem.read_write),
+        image,
+        workspace: workspace.map(|w| (w.path.clone(), w.access)),
+        home: profile.filesystem.home.resolve(home),
+        uid: identity.inside_uid,
+        gid: identity.inside_gid,
+        hostname: "sublet".to_owned(),
+        resolver,
+        binary: prepare.deliveries.iter().any(|d| d.channel == Channel::Git),
+    })
+}
+
+/// The environment but for values, and what the child does with each delivery.
+fn environment(
+    prepare: &Prepare,
+    profile: &Profile,
+    home: &Path,
+    home_inside: &Path,
+) -> Result<(Vec<Handed>, Vec<CString>), Refusal> {
+    let mut variables: Vec<(String, Vec<u8>)> = Vec::new();
+    let mut set = |name: &str, value: &[u8]| {
+        variables.retain(|(n, _)| n != name);
+        variables.push((name.to_owned(), value.to_owned()));
+    };
+    let path: Vec<_> =
+        profile.environment.path.iter().map(|p| p.resolve(home).display().to_string()).collect();
+    set("PATH", path.join(":").as_bytes());
+    set("HOME", home_inside.as_os_str().as_bytes());
+    for (name, value) in &profile.environment.set {
+        set(name.as_str(), value.as_bytes());
+    }
+    for (name, value) in &prepare.environment {
+        set(name.as_str(), value);
+    }
+
+    let mut handed = Vec::new();
+    let mut number = FIRST_DELIVERY;
+    for DeliverySpec { channel, variable, git: _ } in &prepare.deliveries {
+        match channel {
+            Channel::Memfd => {
+                set(&format!("{variable}_FD"), number.to_string().as_bytes());
+                handed.push(Handed::Descriptor { number });
+                number += 1;
+            }
+            Channel::File => {
+                let path = format!("{}/{variable}", layout::SECRETS);
+                set(&format!("{variable}_FILE"), path.as_bytes());
+                set("CREDENTIALS_DIRECTORY", layout::SECRETS.as_bytes());
+            }
+            Channel::Env => handed.push(Handed::Environment),
+            Channel::Git => {}
+            Channel::Token => {
+                return Err(invalid(
+                    "the `token` channel needs an issuer, which this version does not have".into(),
+                    "use another channel",
+                ));
+            }
+        }
+    }
+    let gits: Vec<_> = prepare.deliveries.iter().filter_map(|d| d.git.as_ref()).collect();
+    if !gits.is_empty() {
+        let urls = gits.iter().map(|g| format!("{}://{}", g.protocol, g.host));
+        for (name, value) in git::environment(urls) {
+            set(&name, value.as_bytes());
+        }
+    }
+    let strings = variables
+        .into_iter()
+        .map(|(name, value)| {
+            let mut entry = name.clone().into_bytes();
+            entry.push(b'=');
+            entry.extend(value);
+            c_string(entry, &format!("the value of {name}"))
+        })
+        .collect::<Result<_, _>>()?;
+    Ok((handed, strings))
+}
+
+/// Where the command may be: the resolved program, the path as given, or each directory of the PATH.
+fn programs(prepare: &Prepare, profile: &Profile, home: &Path) -> Result<Vec<CString>, Refusal> {
+    let Some(name) = prepare.argv.first().filter(|n| !n.is_empty()) else {
+        return Err(invalid("there is no command".into(), "write it behind `--`"));
+    };
+    if let Some(program) = &prepare.program {
+        return Ok(vec![c_string(program.as_os_str().as_bytes().to_vec(), "the command")?]);
+    }
+    if name.contains(&b'/') {
+        return Ok(vec![c_string(name.clone(), "the command")?]);
+    }
+    profile
+        .environment
+        .path
+        .iter()
+        .map(|directory| {
+            let mut path = directory.resolve(home).into_os_string().into_encoded_bytes();
+            path.push(b'/');
+            path.extend(name);
+            c_string(path, "the command")
+        })
+        .collect()
+}
+
+fn c_string(bytes: Vec<u8>, what: &str) -> Result<CString, Refusal> {
+    CString::new(bytes).map_err(|_| {
+        invalid(format!("{what} has a NUL byte in it"), "no program can be given one (execve(2))")
+    })
+}
+
+/// An error with all that caused it, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// Ranges of descriptor numbers that are not in `keep`, from 3 (from 0 with `all`).
+pub fn gaps(keep: &mut Vec<i32>, from: i32) -> Vec<(u32, u32)> {
+    keep.sort_unstable();
+    keep.dedup();
+    let mut ranges = Vec::new();
+    let mut next = from;
+    for &fd in keep.iter().filter(|&&fd| fd >= from) {
+        if fd > next {
+            ranges.push((next as u32, fd as u32 - 1));
+        }
+        next = fd + 1;
+    }
+    ranges.push((next as u32, u32::MAX));
+    ranges
+}
+
+/// The descriptor numbers of these, for [`gaps`].
+pub fn numbers<'a>(fds: impl IntoIterator<Item = &'a OwnedFd>) -> Vec<i32> {
+    fds.into_iter().map(|fd| fd.as_fd().as_raw_fd()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gaps_leave_out_what_is_kept() {
+        assert_eq!(gaps(&mut vec![7, 3, 4], 3), [(5, 6), (8, u32::MAX)]);
+        assert_eq!(gaps(&mut vec![5], 0), [(0, 4), (6, u32::MAX)]);
+        assert_eq!(gaps(&mut vec![], 3), [(3, u32::MAX)]);
+    }
+}

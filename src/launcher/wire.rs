@@ -1,0 +1,294 @@
+//! The packets between broker and launcher: postcard in a packet socket, descriptors beside it. What
+//! does not fit a packet travels in a memfd. A packet that does not decode ends the connection.
+#![forbid(unsafe_code)]
+
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustix::fs::MemfdFlags;
+use rustix::io::Errno;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::host::ProfileRef;
+use crate::model::id::{ExecId, RunId};
+use crate::model::name::{AudienceName, Channel, SecretName, VariableName};
+use crate::model::report::Posture;
+use crate::sys::socket;
+
+/// The largest message, in a memfd: argv and environment together may reach 2 MiB (execve(2)).
+const MAX_MESSAGE: usize = 8 << 20;
+/// The largest packet.
+const MAX_PACKET: usize = 64 << 10;
+
+/// The exec, among those of one launcher.
+pub type ExecNumber = u32;
+
+/// One delivery that the exec shall have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeliverySpec {
+    pub channel: Channel,
+    /// `env`: the variable. `file`: the file's name, and `NAME_FILE`. `memfd`: `NAME_FD`.
+    pub variable: VariableName,
+    /// On the `git` channel: what the helper is named for.
+    pub git: Option<GitSpec>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GitSpec {
+    pub protocol: String,
+    pub host: AudienceName,
+}
+
+/// Everything that the launcher needs to compile a plan; it finds out the rest by itself.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Prepare {
+    pub exec: ExecNumber,
+    pub exec_id: ExecId,
+    pub run_id: RunId,
+    pub profile: ProfileRef,
+    pub workspace: PathBuf,
+    pub argv: Vec<Vec<u8>>,
+    /// Where argv[0] was resolved to when the command was matched: executed and nothing else.
+    pub program: Option<PathBuf>,
+    /// The command's own environment, from flags, beside the profile's.
+    pub environment: Vec<(VariableName, Vec<u8>)>,
+    /// Narrows the profile's network to none.
+    pub without_network: bool,
+    /// Rows and columns of a new pseudo-terminal.
+    pub terminal: Option<(u16, u16)>,
+    pub deliveries: Vec<DeliverySpec>,
+    /// The invoker's home, for `~/` in profiles.
+    pub home: Option<PathBuf>,
+}
+
+/// How one delivery was filled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilledSpec {
+    pub bytes: u32,
+    /// `CLOCK_BOOTTIME` at which it is wiped, whatever else happens.
+    pub expires: Duration,
+    /// Whether its end is the exec's end.
+    pub kill: bool,
+}
+
+/// From the broker.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Order {
+    /// Compile the plan, make containers, build the sandbox; run nothing.
+    Prepare(Box<Prepare>),
+    /// The deliveries are filled: run the command. `deadline` is a `CLOCK_BOOTTIME`.
+    Start { exec: ExecNumber, deliveries: Vec<FilledSpec>, deadline: Option<Duration> },
+    /// Forward a signal to the command.
+    Signal { exec: ExecNumber, signal: i32 },
+    /// Wipe one delivery now; kill the exec with it if it was started so.
+    Revoke { exec: ExecNumber, delivery: u32 },
+    /// Kill the exec, whatever it is at.
+    Kill { exec: ExecNumber },
+    /// Open a `file` source, or run a `command` source and give its standard output.
+    OpenSource { secret: SecretName },
+    /// Keep the trail's head, encoded, outside the database.
+    KeepHead { head: Vec<u8> },
+    /// Compile the plan and describe it; build and run nothing.
+    Explain(Box<Prepare>),
+}
+
+/// What failed, in words: the launcher knows the step, the path and the likely cause.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    pub kind: RefusalKind,
+    /// What failed, on what, why.
+    pub message: String,
+    /// What to try.
+    pub hint: String,
+}
+
+/// How the caller treats a refusal: which exit status, which name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RefusalKind {
+    /// The launcher could not build what was asked for.
+    Launch,
+    /// No mechanism gives an effect that the profile asks for.
+    ProtectionUnavailable,
+    /// A delivery container could not be made.
+    DeliveryUnavailable,
+    /// A source could not be opened.
+    SourceUnavailable,
+    /// What was asked for is wrong: profile, workspace, environment.
+    Invalid,
+    /// The command was found, and is not executable.
+    NotExecutable,
+    /// The command was not found.
+    NotFound,
+}
+
+/// How an exec ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ending {
+    /// The command's own wait status.
+    Command { wait_status: i32 },
+    /// The tree was killed from outside before the command's end was heard.
+    Killed,
+}
+
+/// From the launcher.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Notice {
+    /// Containers stand. Descriptors: stdin, stdout, stderr of the command where it has no terminal,
+    /// then one a delivery. `uid` is the exec's on the host.
+    Prepared { exec: ExecNumber, uid: u32 },
+    /// Nothing of the command ran. The exec is forgotten.
+    Refused { exec: ExecNumber, refusal: Refusal },
+    /// Everything stands but the deliveries. Descriptor: the terminal's master, where there is one.
+    Ready { exec: ExecNumber, posture: Posture },
+    Started { exec: ExecNumber },
+    /// A delivery was wiped before the exec's end, because it expired.
+    Expired { exec: ExecNumber, delivery: u32 },
+    /// The deadline has passed; the tree is being ended.
+    TimedOut { exec: ExecNumber },
+    /// No process of the exec is left, and every delivery is wiped. Per delivery: its bytes, and
+    /// whether they were wiped. The exec is forgotten.
+    Ended { exec: ExecNumber, ending: Ending, deliveries: Vec<(u64, bool)> },
+    /// Descriptor: the source's bytes to read. With `helper`, its end is told afterwards.
+    Source { helper: bool },
+    SourceRefused { refusal: Refusal },
+    /// The command of a `command` source is gone; a refusal if its output is not to be used.
+    SourceEnded { refusal: Option<Refusal> },
+    HeadKept { refusal: Option<Refusal> },
+    Explained { explanation: Result<Explanation, Refusal> },
+}
+
+/// What `--explain` shows of the sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    pub mode: String,
+    pub inside_uid: u32,
+    pub inside_gid: u32,
+    pub outside_uid: String,
+    pub namespaces: Vec<String>,
+    pub mounts: Vec<String>,
+    pub landlock_abi: u32,
+    pub landlock: Vec<String>,
+    pub filter: Vec<String>,
+    pub limits: Vec<String>,
+    pub environment: Vec<String>,
+    pub command: Vec<String>,
+    pub posture: Posture,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum WireError {
+    #[error("the other side is gone")]
+    Gone,
+    #[error("could not send to the other side")]
+    Send(#[source] io::Error),
+    #[error("could not receive from the other side")]
+    Receive(#[source] io::Error),
+    #[error("a message of {0} bytes is larger than either side takes")]
+    TooLarge(usize),
+    #[error("a message does not decode")]
+    Malformed(#[source] postcard::Error),
+}
+
+/// The first byte of a packet.
+const INLINE: u8 = 0;
+const IN_MEMFD: u8 = 1;
+
+/// Sends one message with its descriptors.
+pub fn send<T: Serialize>(
+    socket: BorrowedFd<'_>,
+    message: &T,
+    fds: &[BorrowedFd<'_>],
+) -> Result<(), WireError> {
+    let mut packet = vec![INLINE];
+    packet = postcard::to_extend(message, packet).map_err(WireError::Malformed)?;
+    if packet.len() <= MAX_PACKET {
+        return sent(socket::send(socket, &packet, fds));
+    }
+    if packet.len() > MAX_MESSAGE {
+        return Err(WireError::TooLarge(packet.len()));
+    }
+    let memfd = rustix::fs::memfd_create(c"sublet-wire", MemfdFlags::CLOEXEC)
+        .map_err(|e| WireError::Send(e.into()))?;
+    File::from(memfd.try_clone().map_err(WireError::Send)?)
+        .write_all(&packet[1..])
+        .map_err(WireError::Send)?;
+    let mut all = vec![memfd.as_fd()];
+    all.extend_from_slice(fds);
+    sent(socket::send(socket, &[IN_MEMFD], &all))
+}
+
+fn sent(result: Result<(), Errno>) -> Result<(), WireError> {
+    match result {
+        Ok(()) => Ok(()),
+        Err(Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN) => Err(WireError::Gone),
+        Err(e) => Err(WireError::Send(e.into())),
+    }
+}
+
+/// Receives one message with its descriptors.
+pub fn receive<T: DeserializeOwned>(
+    socket: BorrowedFd<'_>,
+) -> Result<(T, Vec<OwnedFd>), WireError> {
+    let mut packet = vec![0; MAX_PACKET];
+    let mut fds = Vec::new();
+    let size = match socket::receive(socket, &mut packet, |fd| fds.push(fd)) {
+        Ok(0) | Err(Errno::CONNRESET) => return Err(WireError::Gone),
+        Ok(size) => size,
+        Err(e) => return Err(WireError::Receive(e.into())),
+    };
+    match packet[0] {
+        INLINE => Ok((decode(&packet[1..size])?, fds)),
+        IN_MEMFD if size == 1 && !fds.is_empty() => {
+            let mut file = File::from(fds.remove(0));
+            file.rewind().map_err(WireError::Receive)?;
+            let mut bytes = Vec::new();
+            file.take(MAX_MESSAGE as u64 + 1).read_to_end(&mut bytes).map_err(WireError::Receive)?;
+            if bytes.len() > MAX_MESSAGE {
+                return Err(WireError::TooLarge(bytes.len()));
+            }
+            Ok((decode(&bytes)?, fds))
+        }
+        _ => Err(WireError::Malformed(postcard::Error::DeserializeBadEncoding)),
+    }
+}
+
+/// One message from its bytes; nothing may follow it.
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
+    match postcard::take_from_bytes(bytes).map_err(WireError::Malformed)? {
+        (message, []) => Ok(message),
+        _ => Err(WireError::Malformed(postcard::Error::DeserializeBadEncoding)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_and_large_messages_arrive_whole_with_their_descriptors() {
+        let (a, b) = socket::packet_pair().unwrap();
+        for size in [1, MAX_PACKET, 3 << 20] {
+            let order = Order::KeepHead { head: vec![7; size] };
+            send(a.as_fd(), &order, &[a.as_fd()]).unwrap();
+            let (got, fds): (Order, _) = receive(b.as_fd()).unwrap();
+            assert!(matches!(got, Order::KeepHead { head } if head.len() == size));
+            assert_eq!(fds.len(), 1);
+        }
+        drop(a);
+        assert!(matches!(receive::<Order>(b.as_fd()), Err(WireError::Gone)));
+    }
+
+    #[test]
+    fn what_does_not_decode_is_refused() {
+        assert!(decode::<Order>(&[250, 1, 2]).is_err());
+        assert!(decode::<Order>(&[]).is_err());
+        let mut bytes = postcard::to_stdvec(&Order::Kill { exec: 1 }).unwrap();
+        bytes.push(0);
+        assert!(decode::<Order>(&bytes).is_err(), "trailing bytes");
+    }
+}

@@ -1,0 +1,408 @@
+//! The vault: values sealed at rest under the host's key.
+//!
+//! Receives values and a key in locked memory; returns sealed bytes for the store to keep, and opens
+//! such bytes straight into the buffer they are delivered from. Touches the key's file and nothing
+//! else. Must never hold a second plain copy of a value, or give one back.
+//!
+//! Sealed: one byte of format (1), 8 bytes naming the key, a random nonce of 24, then XChaCha20-Poly1305
+//! (draft-irtf-cfrg-xchacha-03) over the value, then the tag of 16. The secret's name and version are
+//! authenticated with it, so that no sealed value can stand in for another secret's or an older one's.
+//! The sealing key, the digest key and the key's name are derived from the key file by HMAC-SHA256.
+#![forbid(unsafe_code)]
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use chacha20poly1305::{AeadInOut, Key, KeyInit, Tag, XChaCha20Poly1305, XNonce};
+use hmac::{HmacReset, Mac};
+use sha2::Sha256;
+use zeroize::Zeroize;
+
+use crate::model::digest::ValueDigest;
+use crate::model::name::SecretName;
+use crate::model::secret::{MAX_VALUE, Secret};
+
+/// Bytes of the key's file.
+pub const KEY_SIZE: usize = 32;
+/// The systemd credential that holds the key, if there is one. systemd.exec(5), `LoadCredential=`.
+pub const CREDENTIAL: &str = "sublet-vault-key";
+
+const FORMAT: u8 = 1;
+const KEY_NAME_SIZE: usize = 8;
+const NONCE_SIZE: usize = 24;
+const TAG_SIZE: usize = 16;
+const HEADER: usize = 1 + KEY_NAME_SIZE + NONCE_SIZE;
+/// What sealing adds to a value.
+pub const OVERHEAD: usize = HEADER + TAG_SIZE;
+
+#[derive(Debug, thiserror::Error)]
+pub enum VaultError {
+    #[error(
+        "the vault has no key at {path}: no secret has been set on this host, or its state was moved without its keys"
+    )]
+    NoKey { path: PathBuf },
+    #[error("the vault's key {path} {fault}; {mend}")]
+    UnsafeKey { path: PathBuf, fault: String, mend: &'static str },
+    #[error("cannot read the vault's key {path}")]
+    ReadKey { path: PathBuf, source: io::Error },
+    #[error("cannot create the vault's key {path}")]
+    CreateKey { path: PathBuf, source: io::Error },
+    #[error(
+        "cannot lock memory for the vault's key; raise the limit for locked memory (ulimit -l)"
+    )]
+    LockMemory { source: io::Error },
+    #[error("the kernel gave no random bytes (getrandom(2))")]
+    Random { source: getrandom::Error },
+    #[error("a secret holds at most {MAX_VALUE} bytes, and {name} has {len}")]
+    TooLarge { name: SecretName, len: usize },
+    #[error(
+        "the sealed value of {name} is not one: its format is unknown or it is cut off; set it again with `sublet secret set {name}`"
+    )]
+    NotSealed { name: SecretName },
+    #[error(
+        "{name} was sealed under another key than this vault's; bring back the key's file, or set it again with `sublet secret set {name}`"
+    )]
+    OtherKey { name: SecretName },
+    #[error(
+        "the sealed value of {name} was changed, or belongs to another secret or version; set it again with `sublet secret set {name}`"
+    )]
+    Tampered { name: SecretName },
+    #[error("the buffer for {name} has {buffer} bytes and its value {value}")]
+    WrongBuffer { name: SecretName, buffer: usize, value: usize },
+}
+
+/// The host's key and what is derived from it, in locked memory.
+pub struct VaultKey {
+    /// The sealing key, then the digest key.
+    derived: Secret,
+    name: [u8; KEY_NAME_SIZE],
+}
+
+impl VaultKey {
+    /// The key's file under a state directory, outside the database's.
+    pub fn path(state_dir: &Path) -> PathBuf {
+        state_dir.join("keys").join("vault.key")
+    }
+
+    /// The key that is there: the systemd credential if `credentials` (`$CREDENTIALS_DIRECTORY`) holds
+    /// it, else the file.
+    ///
+    /// # Errors
+    /// [`VaultError::NoKey`] if there is neither, [`VaultError::UnsafeKey`] if others may read or
+    /// change it, or it has not 32 bytes.
+    pub fn load(state_dir: &Path, credentials: Option<&Path>) -> Result<Self, VaultError> {
+        if let Some(directory) = credentials {
+            let path = directory.join(CREDENTIAL);
+            match Self::read(&path, Holder::ServiceManager) {
+                Err(VaultError::NoKey { .. }) => {}
+                other => return other,
+            }
+        }
+        Self::read(&Self::path(state_dir), Holder::Us)
+    }
+
+    /// As [`VaultKey::load`], and makes the file on first use: random, mode 0600, synced to disk with
+    /// its directory before anything is sealed under it. The state directory must exist.
+    pub fn load_or_create(
+        state_dir: &Path,
+        credentials: Option<&Path>,
+    ) -> Result<Self, VaultError> {
+        match Self::load(state_dir, credentials) {
+            Err(VaultError::NoKey { .. }) => {}
+            other => return other,
+        }
+        let path = Self::path(state_dir);
+        create(state_dir, &path)?;
+        Self::read(&path, Holder::Us)
+    }
+
+    fn read(path: &Path, holder: Holder) -> Result<Self, VaultError> {
+        let unreadable = |source| VaultError::ReadKey { path: path.to_owned(), source };
+        if let (Holder::Us, Some(directory)) = (holder, path.parent()) {
+            match std::fs::symlink_metadata(directory) {
+                Ok(found) => refuse_unsafe_directory(directory, &found)?,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    return Err(VaultError::NoKey { path: path.to_owned() });
+                }
+                Err(e) => return Err(unreadable(e)),
+            }
+        }
+        // O_NONBLOCK so that a FIFO in its place does not hang us before it is refused. open(2).
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC;
+        let mut file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return Err(VaultError::NoKey { path: path.to_owned() });
+            }
+            Err(e) if e.raw_os_error() == Some(libc::ELOOP) => {
+                return Err(unsafe_key(path, "is a symbolic link", "put the key itself there"));
+            }
+            Err(e) => return Err(unreadable(e)),
+        };
+        refuse_unsafe_file(path, &file.metadata().map_err(unreadable)?, holder)?;
+        let lock = |source| VaultError::LockMemory { source };
+        let mut master = Secret::zeroed(KEY_SIZE).map_err(lock)?;
+        file.read_exact(master.expose_mut()).map_err(unreadable)?;
+
+        let mut derived = Secret::zeroed(2 * KEY_SIZE).map_err(lock)?;
+        let (seal, digest) = derived.expose_mut().split_at_mut(KEY_SIZE);
+        let mut name = [0; KEY_SIZE];
+        mac(master.expose(), &[b"sublet.vault.seal.v1"], seal);
+        mac(master.expose(), &[b"sublet.vault.digest.v1"], digest);
+        mac(master.expose(), &[b"sublet.vault.name.v1"], &mut name);
+        let mut key = Self { derived, name: [0; KEY_NAME_SIZE] };
+        key.name.copy_from_slice(&name[..KEY_NAME_SIZE]);
+        burn_stack();
+        Ok(key)
+    }
+
+    /// The keyed digest by which a managed value is recognised.
+    pub fn digest(&self, value: &[u8]) -> ValueDigest {
+        let mut digest = [0; 32];
+        mac(&self.derived.expose()[KEY_SIZE..], &[value], &mut digest);
+        burn_stack();
+        ValueDigest(digest)
+    }
+
+    fn cipher(&self) -> XChaCha20Poly1305 {
+        let mut key = Key::default();
+        key.copy_from_slice(&self.derived.expose()[..KEY_SIZE]);
+        let cipher = XChaCha20Poly1305::new(&key);
+        key.as_mut_slice().zeroize();
+        cipher
+    }
+}
+
+/// Seals `value` as this version of this secret.
+///
+/// # Errors
+/// [`VaultError::TooLarge`], or no randomness.
+pub fn seal(
+    key: &VaultKey,
+    name: &SecretName,
+    version: u64,
+    value: &Secret,
+) -> Result<Vec<u8>, VaultError> {
+    let too_large = || VaultError::TooLarge { name: name.clone(), len: value.len() };
+    if value.len() > MAX_VALUE {
+        return Err(too_large());
+    }
+    // The value's bytes must never lie here in the clear: encrypted in a locked copy first, and only
+    // the ciphertext is copied out.
+    let mut text =
+        Secret::copy_of(value.expose()).map_err(|source| VaultError::LockMemory { source })?;
+    let mut nonce = XNonce::default();
+    getrandom::fill(&mut nonce).map_err(|source| VaultError::Random { source })?;
+    let tag = key
+        .cipher()
+        .encrypt_inout_detached(&nonce, &bound_to(name, version), text.expose_mut().into())
+        .map_err(|_| too_large())?;
+    burn_stack();
+    let mut sealed = Vec::with_capacity(OVERHEAD + value.len());
+    sealed.push(FORMAT);
+    sealed.extend_from_slice(&key.name);
+    sealed.extend_from_slice(&nonce);
+    sealed.extend_from_slice(text.expose());
+    sealed.extend_from_slice(&tag);
+    Ok(sealed)
+}
+
+/// How many bytes the value has: the size of the buffer that [`open_into`] wants.
+///
+/// # Errors
+/// [`VaultError::NotSealed`].
+pub fn plaintext_len(name: &SecretName, sealed: &[u8]) -> Result<usize, VaultError> {
+    match (sealed.first(), sealed.len().checked_sub(OVERHEAD)) {
+        (Some(&FORMAT), Some(len)) if len <= MAX_VALUE => Ok(len),
+        _ => Err(VaultError::NotSealed { name: name.clone() }),
+    }
+}
+
+/// Opens a sealed value in place in `out`, which has exactly its length. No other copy is made.
+///
+/// # Errors
+/// Then `out` is all zeros, and the error says whether the key, the value or the buffer is wrong.
+pub fn open_into(
+    key: &VaultKey,
+    name: &SecretName,
+    version: u64,
+    sealed: &[u8],
+    out: &mut [u8],
+) -> Result<(), VaultError> {
+    let opened = try_open_into(key, name, version, sealed, out);
+    burn_stack();
+    if opened.is_err() {
+        out.zeroize();
+    }
+    opened
+}
+
+fn try_open_into(
+    key: &VaultKey,
+    name: &SecretName,
+    version: u64,
+    sealed: &[u8],
+    out: &mut [u8],
+) -> Result<(), VaultError> {
+    let value = plaintext_len(name, sealed)?;
+    if out.len() != value {
+        return Err(VaultError::WrongBuffer { name: name.clone(), buffer: out.len(), value });
+    }
+    let (header, rest) = sealed.split_at(HEADER);
+    let (ciphertext, tag_bytes) = rest.split_at(value);
+    if header[1..1 + KEY_NAME_SIZE] != key.name {
+        return Err(VaultError::OtherKey { name: name.clone() });
+    }
+    let (mut nonce, mut tag) = (XNonce::default(), Tag::default());
+    nonce.copy_from_slice(&header[1 + KEY_NAME_SIZE..]);
+    tag.copy_from_slice(tag_bytes);
+    out.copy_from_slice(ciphertext);
+    key.cipher()
+        .decrypt_inout_detached(&nonce, &bound_to(name, version), out.into(), &tag)
+        .map_err(|_| VaultError::Tampered { name: name.clone() })
+}
+
+/// What the tag also covers. A name has at most 64 bytes, so one byte says its length.
+fn bound_to(name: &SecretName, version: u64) -> Vec<u8> {
+    let mut bytes = b"sublet.vault.v1\n".to_vec();
+    bytes.push(name.as_str().len() as u8);
+    bytes.extend_from_slice(name.as_str().as_bytes());
+    bytes.extend_from_slice(&version.to_be_bytes());
+    bytes
+}
+
+/// HMAC-SHA256. Updated and finished in place: `finalize(self)` would leave a moved-from copy of the
+/// block buffer, with the end of a value in it, on the stack.
+fn mac(key: &[u8], parts: &[&[u8]], out: &mut [u8]) {
+    let mut padded = hmac::digest::Key::<HmacReset<Sha256>>::default();
+    padded[..key.len()].copy_from_slice(key);
+    let mut mac = <HmacReset<Sha256> as hmac::KeyInit>::new(&padded);
+    padded.as_mut_slice().zeroize();
+    for part in parts {
+        Mac::update(&mut mac, part);
+    }
+    out.copy_from_slice(&mac.finalize_reset().into_bytes());
+}
+
+/// Overwrites the stack that the cipher and the hash have just used: they work on whole blocks of 64
+/// bytes, and where the compiler keeps one in memory and not in registers, a piece of a value stays
+/// there. Their frames lay where this one lies now.
+#[inline(never)]
+fn burn_stack() {
+    let mut used = [0u64; 2048];
+    used.zeroize();
+}
+
+/// Who put the key there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Holder {
+    Us,
+    /// systemd gives credentials mode 0400, or root's 0440 whose group bits are an access list's mask.
+    ServiceManager,
+}
+
+fn unsafe_key(path: &Path, fault: impl Into<String>, mend: &'static str) -> VaultError {
+    VaultError::UnsafeKey { path: path.to_owned(), fault: fault.into(), mend }
+}
+
+fn refuse_unsafe_directory(path: &Path, found: &std::fs::Metadata) -> Result<(), VaultError> {
+    if !found.is_dir() {
+        return Err(unsafe_key(path, "lies in what is no directory", "make it a directory"));
+    }
+    if found.uid() != rustix::process::geteuid().as_raw() || found.mode() & 0o022 != 0 {
+        let fault = format!(
+            "lies in a directory that others own or may write (uid {}, mode {:04o})",
+            found.uid(),
+            found.mode() & 0o7777
+        );
+        return Err(unsafe_key(path, fault, "make it ours alone (chown, chmod 0700)"));
+    }
+    Ok(())
+}
+
+fn refuse_unsafe_file(
+    path: &Path,
+    found: &std::fs::Metadata,
+    holder: Holder,
+) -> Result<(), VaultError> {
+    if !found.is_file() {
+        return Err(unsafe_key(path, "is no regular file", "put the key itself there"));
+    }
+    let ours = rustix::process::geteuid().as_raw();
+    let (owner_fits, forbidden) = match holder {
+        Holder::Us => (found.uid() == ours, 0o077),
+        Holder::ServiceManager => (found.uid() == ours || found.uid() == 0, 0o037),
+    };
+    if !owner_fits {
+        let fault = format!("belongs to uid {} and not to {ours}", found.uid());
+        return Err(unsafe_key(path, fault, "give it to the user that sublet runs as (chown)"));
+    }
+    if found.mode() & forbidden != 0 {
+        let fault = format!("has mode {:04o}, so that others may use it", found.mode() & 0o7777);
+        return Err(unsafe_key(
+            path,
+            fault,
+            "take it to be known to them: set the secrets anew under a new key, with mode 0600",
+        ));
+    }
+    if found.len() != KEY_SIZE as u64 {
+        let fault = format!("has {} bytes and not {KEY_SIZE}", found.len());
+        return Err(unsafe_key(
+            path,
+            fault,
+            "restore it from a backup; without it no secret opens",
+        ));
+    }
+    Ok(())
+}
+
+/// Writes a new key under a name of its own and publishes it whole with a link, which fails if another
+/// process was first: no reader ever sees half a key.
+fn create(state_dir: &Path, path: &Path) -> Result<(), VaultError> {
+    use std::os::unix::fs::DirBuilderExt;
+    let failed = |source| VaultError::CreateKey { path: path.to_owned(), source };
+    let directory = state_dir.join("keys");
+    match std::fs::DirBuilder::new().mode(0o700).create(&directory) {
+        Ok(()) => File::open(state_dir).and_then(|d| d.sync_all()).map_err(failed)?,
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(e) => return Err(failed(e)),
+    }
+    refuse_unsafe_directory(&directory, &std::fs::symlink_metadata(&directory).map_err(failed)?)?;
+
+    let random = |source| VaultError::Random { source };
+    let mut key = Secret::zeroed(KEY_SIZE).map_err(|source| VaultError::LockMemory { source })?;
+    getrandom::fill(key.expose_mut()).map_err(random)?;
+    let unique = getrandom::u64().map_err(random)?;
+    let fresh = directory.join(format!(".vault.key.{unique:016x}"));
+    let written = write_new(&fresh, key.expose()).and_then(|()| {
+        match std::fs::hard_link(&fresh, path) {
+            // Another process was first: its key is the key.
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            other => other,
+        }
+    });
+    let removed = match std::fs::remove_file(&fresh) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    };
+    written.and(removed).map_err(failed)?;
+    File::open(&directory).and_then(|d| d.sync_all()).map_err(failed)
+}
+
+fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let flags = libc::O_NOFOLLOW | libc::O_CLOEXEC;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .custom_flags(flags)
+        .open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+#[cfg(test)]
+#[path = "vault_tests.rs"]
+mod tests;

@@ -1,0 +1,333 @@
+//! The store: runs, leases, execs, sealed secrets and the audit trail, in one embedded SQLite database.
+//!
+//! Receives the state directory and typed records; returns typed records. Touches `STATE/db/` and
+//! nothing else. Must never see a plain value, and never report a grant as recorded before it is.
+//!
+//! - [`Store`]: open for writing, one transaction a step; [`Reader`]: open for looking
+//! - [`View`]: what can be read; [`Tx`]: a view that can also write, until its end
+//! - `trail`, `runs`, `leases`, `execs`, `secrets`: reading and writing of each
+//! - `place`: whose files these are; `owner`: who is alive; `schema`: the tables
+//!
+//! # Durability
+//! The database is in WAL mode. A [`Durability::Durable`] transaction is on disk when it returns: one
+//! sync of the log. A [`Durability::Relaxed`] one survives the death of the process, but perhaps not a
+//! power cut; the next durable transaction makes it durable too. Nothing is checkpointed on close: that
+//! is left to [`Store::tidy`], off the hot path.
+#![forbid(unsafe_code)]
+
+mod error;
+mod execs;
+mod leases;
+mod owner;
+mod place;
+mod runs;
+mod schema;
+mod secrets;
+mod trail;
+
+use std::ops::Deref;
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+
+use crate::model::event::Head;
+use crate::store::error::sorted;
+use crate::store::owner::Owner;
+use crate::store::place::{Identity, Place};
+
+pub use error::{Cause, StoreError};
+pub use leases::{LeaseFilter, Orphans, UseRefused};
+pub use owner::OwnerId;
+pub use secrets::{SealedSecret, SecretEntry};
+pub use trail::Events;
+
+/// Whether a transaction waits for the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// On disk before it returns: `PRAGMA synchronous = FULL`. For all that permits something.
+    Durable,
+    /// In the kernel's hands when it returns: `PRAGMA synchronous = NORMAL`. For what says afterwards
+    /// what has been done.
+    Relaxed,
+}
+
+/// How many events go between two checkpoints. The first process to open the database reads the whole
+/// log, at some 4 µs a page, so that it has to stay short.
+const EVENTS_PER_CHECKPOINT: u64 = 32;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Failure {
+    /// The kernel forgets pages that it could not write, so that a later sync would say yes to lost
+    /// data. fsync(2), "EIO".
+    Sync,
+    Lost,
+}
+
+/// The database, open for reading and writing by this process, which owns what it grants.
+///
+/// Open it after the last fork: SQLite's locks and the claim belong to one process.
+pub struct Store {
+    conn: Connection,
+    place: Place,
+    owner: Owner,
+    files: Identity,
+    durability: Durability,
+    /// The trail's length after the last transaction, and whether more than the trail has grown.
+    seq: u64,
+    large: bool,
+    /// Why nothing more may be written through this connection.
+    failed: Option<Failure>,
+}
+
+impl Store {
+    /// Opens the database under `state_dir`, and makes both if they are not there.
+    ///
+    /// # Errors
+    /// [`StoreError::Unsafe`] if others could change it, [`StoreError::Unwritable`] if it cannot be
+    /// written, [`StoreError::Corrupt`], [`StoreError::Newer`].
+    pub fn open(state_dir: &Path) -> Result<Self, StoreError> {
+        let place = Place::for_writing(state_dir)?;
+        let owner = Owner::claim(&place)?;
+        let mut before = place.identity();
+        if !place.has_database(&before)? {
+            schema::create(&place, &owner)?;
+            before = place.identity();
+        }
+        let conn = connect(&place, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        schema::check(&conn, &place)?;
+        let mut files = place.identity();
+        if !files.has_log() {
+            // A stranger's tool set another journal mode, or closed as the last and tidied up.
+            conn.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))
+                .map_err(|e| sorted(&place.db, e))?;
+            schema::check(&conn, &place)?;
+            files = place.identity();
+        }
+        if !before.has_log() {
+            // A new log's entry in the directory must be as durable as what is to be written to it.
+            place::sync(&place.dir)?;
+        }
+        if files.database() != before.database() || !files.has_log() {
+            return Err(StoreError::Lost { path: place.db });
+        }
+        let durability = Durability::Durable;
+        Ok(Self { conn, place, owner, files, durability, seq: 0, large: false, failed: None })
+    }
+
+    /// Runs `step` with the only right to write, and commits it whole or not at all. Returns what it
+    /// returns, and the trail's head after it.
+    ///
+    /// # Errors
+    /// Those of `step`, which are rolled back; [`StoreError::Unwritable`] or [`StoreError::Lost`] mean
+    /// that nothing which depends on the step may happen.
+    pub fn transaction<T>(
+        &mut self,
+        durability: Durability,
+        step: impl FnOnce(&mut Tx<'_>) -> Result<T, StoreError>,
+    ) -> Result<(T, Head), StoreError> {
+        self.refuse_after_failure()?;
+        self.wait_for_disk(durability)?;
+        let path = &self.place.db;
+        let sql = self
+            .conn
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(|e| sorted(path, e))?;
+        let view = View { conn: &sql, place: &self.place };
+        let head = view.head()?;
+        let mut tx = Tx { view, owner: &self.owner, head, large: false };
+        let value = step(&mut tx)?;
+        let (head, large) = (tx.head, tx.large);
+        if let Err(e) = sql.commit() {
+            if e.sqlite_error_code() == Some(rusqlite::ErrorCode::SystemIoFailure) {
+                self.failed = Some(Failure::Sync);
+            }
+            return Err(sorted(path, e));
+        }
+        // After the commit, so that it vouches for the commit: what was written lies at the path.
+        if self.place.identity() != self.files {
+            self.failed = Some(Failure::Lost);
+            self.refuse_after_failure()?;
+        }
+        self.seq = head.seq;
+        self.large |= large;
+        Ok((value, head))
+    }
+
+    /// Reads at one point in time.
+    pub fn read<T>(
+        &self,
+        look: impl FnOnce(&View<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        snapshot(&self.conn, &self.place, look)
+    }
+
+    /// What names this process in the rows that it opens.
+    pub fn owner(&self) -> OwnerId {
+        self.owner.id()
+    }
+
+    /// Moves the log into the database if it is time to, without waiting for anyone: to be called while
+    /// the command runs, or after it. Returns whether the log starts anew. Costs two or three syncs about
+    /// every fourth exec, and else nothing.
+    ///
+    /// # Errors
+    /// As any write. Nothing is lost by one.
+    pub fn tidy(&mut self) -> Result<bool, StoreError> {
+        self.refuse_after_failure()?;
+        let path = &self.place.db;
+        let tidied: u64 = self
+            .conn
+            .query_row("SELECT seq FROM tidied", [], |row| row.get(0))
+            .map_err(|e| sorted(path, e))?;
+        if !self.large && self.seq.saturating_sub(tidied) < EVENTS_PER_CHECKPOINT {
+            return Ok(false);
+        }
+        let moved_all = self
+            .conn
+            .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
+                let (busy, pages, moved): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+                Ok(busy == 0 && pages == moved)
+            })
+            .map_err(|e| sorted(path, e))?;
+        if !moved_all {
+            return Ok(false);
+        }
+        // The next write begins the log anew, in the space it has on disk. That it may is known only
+        // while someone has the database open, so it is done at once.
+        self.wait_for_disk(Durability::Relaxed)?;
+        self.conn
+            .execute("UPDATE tidied SET seq = ?1", [self.seq])
+            .map_err(|e| sorted(&self.place.db, e))?;
+        self.large = false;
+        Ok(true)
+    }
+
+    fn refuse_after_failure(&self) -> Result<(), StoreError> {
+        let path = self.place.db.clone();
+        match self.failed {
+            None => Ok(()),
+            Some(Failure::Lost) => Err(StoreError::Lost { path }),
+            Some(Failure::Sync) => Err(StoreError::Unwritable {
+                path,
+                doing: "trusted after a write of it failed",
+                source: std::io::Error::from_raw_os_error(libc::EIO).into(),
+            }),
+        }
+    }
+
+    fn wait_for_disk(&mut self, durability: Durability) -> Result<(), StoreError> {
+        if self.durability != durability {
+            // Has no effect within a transaction, so it is set before. sqlite.org/pragma.html
+            self.conn
+                .execute_batch(match durability {
+                    Durability::Durable => "PRAGMA synchronous = FULL",
+                    Durability::Relaxed => "PRAGMA synchronous = NORMAL",
+                })
+                .map_err(|e| sorted(&self.place.db, e))?;
+            self.durability = durability;
+        }
+        Ok(())
+    }
+}
+
+/// The database, open for looking. Creates nothing, claims nothing.
+pub struct Reader {
+    conn: Connection,
+    place: Place,
+}
+
+impl Reader {
+    /// # Errors
+    /// [`StoreError::NotFound`] if nothing has been recorded there; else as [`Store::open`].
+    pub fn open(state_dir: &Path) -> Result<Self, StoreError> {
+        let place = Place::for_reading(state_dir)?;
+        let conn = connect(&place, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        schema::check(&conn, &place)?;
+        Ok(Self { conn, place })
+    }
+
+    /// Reads at one point in time.
+    pub fn read<T>(
+        &self,
+        look: impl FnOnce(&View<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        snapshot(&self.conn, &self.place, look)
+    }
+}
+
+/// What can be read, at one point in time.
+pub struct View<'a> {
+    conn: &'a Connection,
+    place: &'a Place,
+}
+
+/// One transaction: a view of its own writes, not yet seen by others.
+pub struct Tx<'a> {
+    view: View<'a>,
+    owner: &'a Owner,
+    head: Head,
+    large: bool,
+}
+
+impl<'a> Deref for Tx<'a> {
+    type Target = View<'a>;
+    fn deref(&self) -> &View<'a> {
+        &self.view
+    }
+}
+
+impl View<'_> {
+    fn error(&self) -> impl Fn(rusqlite::Error) -> StoreError {
+        |e| sorted(&self.place.db, e)
+    }
+
+    fn prepare(&self, sql: &str) -> Result<rusqlite::CachedStatement<'_>, StoreError> {
+        self.conn.prepare_cached(sql).map_err(self.error())
+    }
+}
+
+fn snapshot<T>(
+    conn: &Connection,
+    place: &Place,
+    look: impl FnOnce(&View<'_>) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    let sql = conn.unchecked_transaction().map_err(|e| sorted(&place.db, e))?;
+    let value = look(&View { conn: &sql, place })?;
+    sql.rollback().map_err(|e| sorted(&place.db, e))?;
+    Ok(value)
+}
+
+fn connect(place: &Place, access: OpenFlags) -> Result<Connection, StoreError> {
+    let flags = access | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    let configured = || {
+        let conn = Connection::open_with_flags(&place.db, flags)?;
+        conn.busy_handler(Some(wait_a_little))?;
+        conn.set_prepared_statement_cache_capacity(64);
+        conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        // The file is data, not code: no trigger or view in it can call a function with effects.
+        conn.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
+        conn.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+        if access == OpenFlags::SQLITE_OPEN_READ_WRITE {
+            conn.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(()))?;
+        }
+        Ok(conn)
+    };
+    configured().map_err(|e| sorted(&place.db, e))
+}
+
+/// A durable step takes well under a millisecond, where SQLite's own handler sleeps up to 100: start
+/// at 50 µs and grow to 4 ms, and give up after [`error::PATIENCE_SECONDS`].
+fn wait_a_little(count: i32) -> bool {
+    const LONGEST: u64 = 4_000;
+    let tries = u64::try_from(count).unwrap_or(u64::MAX);
+    let microseconds = if tries < 60 { 50 + tries * tries } else { LONGEST };
+    // Two processes that began together must not meet again and again.
+    let jitter = u64::from(std::process::id()).wrapping_mul(tries + 1).wrapping_mul(2_654_435_761);
+    std::thread::sleep(Duration::from_micros(microseconds + jitter % (microseconds / 2)));
+    tries < error::PATIENCE_SECONDS * 1_000_000 / LONGEST
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,189 @@
+//! Runs, and what they have asked for.
+#![forbid(unsafe_code)]
+
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::str::FromStr;
+use std::time::Duration;
+
+use rusqlite::types::Type;
+use rusqlite::{OptionalExtension, Row};
+
+use crate::model::id::RunId;
+use crate::model::moment::Moment;
+use crate::model::run::{Counters, Run, RunState};
+use crate::store::error::StoreError;
+use crate::store::{Tx, View};
+
+/// What `requests_per_minute` counts over.
+const WINDOW: Duration = Duration::from_secs(60);
+
+/// How often what has left the window is deleted.
+const REQUESTS_PER_SWEEP: u32 = 64;
+
+impl View<'_> {
+    /// A run as it is recorded; without its principal's permissions, which are configuration.
+    pub fn run(&self, id: &RunId) -> Result<Option<Run>, StoreError> {
+        self.prepare(
+            "SELECT run_id, agent, principal, profile, workspace, state, started_at
+             FROM run WHERE run_id = ?1",
+        )?
+        .query_row([id.as_str()], read_run)
+        .optional()
+        .map_err(self.error())
+    }
+
+    /// All runs, the oldest name first.
+    pub fn runs(&self) -> Result<Vec<Run>, StoreError> {
+        self.prepare(
+            "SELECT run_id, agent, principal, profile, workspace, state, started_at
+             FROM run ORDER BY started_at, run_id",
+        )?
+        .query_map([], read_run)
+        .and_then(Iterator::collect)
+        .map_err(self.error())
+    }
+
+    /// What has been counted for the run, as of `now`. Zeros for a run that is not recorded.
+    ///
+    /// The minute is the last sixty seconds of `CLOCK_BOOTTIME`, sliding; requests before a reboot are
+    /// outside it.
+    pub fn requests_counted(&self, id: &RunId, now: &Moment) -> Result<Counters, StoreError> {
+        // Requests are numbered, so that the first one in the window says how many are.
+        let counted: Option<(u32, Option<u32>)> = self
+            .prepare(
+                "SELECT requests, (
+                     SELECT number FROM request WHERE run_id = ?1 AND boot_id = ?2 AND boot_ns > ?3
+                     ORDER BY boot_ns, number LIMIT 1)
+                 FROM run WHERE run_id = ?1",
+            )?
+            .query_row((id.as_str(), &now.boot_id, window_start(now)), |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })
+            .optional()
+            .map_err(self.error())?;
+        let Some((run, first)) = counted else { return Ok(Counters::default()) };
+        let minute = first.map_or(0, |number| run.saturating_sub(number).saturating_add(1));
+        Ok(Counters { minute, run })
+    }
+}
+
+impl Tx<'_> {
+    /// Records a new run.
+    pub fn put_run(&mut self, run: &Run) -> Result<(), StoreError> {
+        self.prepare(
+            "INSERT INTO run (run_id, agent, principal, profile, workspace, state, started_at)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        )?
+        .execute((
+            run.run_id.as_str(),
+            run.agent.as_str(),
+            run.principal.as_str(),
+            &run.profile,
+            run.workspace.as_os_str().as_bytes(),
+            state_text(run.state),
+            run.started_at.to_string(),
+        ))
+        .map(drop)
+        .map_err(self.error())
+    }
+
+    /// Ends a run and forgets the times of its requests; their number stays. Returns whether it was
+    /// active until now.
+    pub fn end_run(&mut self, id: &RunId) -> Result<bool, StoreError> {
+        self.prepare("DELETE FROM request WHERE run_id = ?1")?
+            .execute([id.as_str()])
+            .map_err(self.error())?;
+        let ended = self
+            .prepare("UPDATE run SET state = 'ended' WHERE run_id = ?1 AND state = 'active'")?
+            .execute([id.as_str()])
+            .map_err(self.error())?;
+        Ok(ended == 1)
+    }
+
+    /// Counts one request, and returns what is counted with it. Exact across processes: it happens
+    /// within this transaction, which alone may write.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] if the run is not recorded.
+    pub fn count_request(&mut self, id: &RunId, now: &Moment) -> Result<Counters, StoreError> {
+        let number: Option<u32> = self
+            .prepare("UPDATE run SET requests = requests + 1 WHERE run_id = ?1 RETURNING requests")?
+            .query_row([id.as_str()], |row| row.get(0))
+            .optional()
+            .map_err(self.error())?;
+        let Some(number) = number else {
+            return Err(StoreError::Missing { what: format!("run {id}") });
+        };
+        // Two readings of the clock may come here in the other order; numbers follow times.
+        self.prepare(
+            "INSERT INTO request (run_id, boot_id, boot_ns, number)
+             SELECT ?1, ?2, max(?3, coalesce(max(boot_ns), 0)), ?4
+             FROM request WHERE run_id = ?1 AND boot_id = ?2",
+        )?
+        .execute((id.as_str(), &now.boot_id, nanoseconds(now.boot), number))
+        .map_err(self.error())?;
+        if number.is_multiple_of(REQUESTS_PER_SWEEP) {
+            self.prepare(
+                "DELETE FROM request WHERE run_id = ?1 AND (boot_id <> ?2 OR boot_ns <= ?3)",
+            )?
+            .execute((id.as_str(), &now.boot_id, window_start(now)))
+            .map_err(self.error())?;
+        }
+        self.requests_counted(id, now)
+    }
+}
+
+fn window_start(now: &Moment) -> i64 {
+    // Before the first minute of a boot is over, the window reaches back to its start.
+    now.boot.checked_sub(WINDOW).map_or(-1, nanoseconds)
+}
+
+/// 292 years of a boot fit.
+pub(super) fn nanoseconds(time: Duration) -> i64 {
+    i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)
+}
+
+fn state_text(state: RunState) -> &'static str {
+    match state {
+        RunState::Active => "active",
+        RunState::Ended => "ended",
+    }
+}
+
+fn read_run(row: &Row<'_>) -> rusqlite::Result<Run> {
+    Ok(Run {
+        run_id: parsed(row, 0)?,
+        agent: parsed(row, 1)?,
+        principal: parsed(row, 2)?,
+        permissions: Vec::new(),
+        profile: row.get(3)?,
+        workspace: OsString::from_vec(row.get(4)?).into(),
+        state: one_of(row, 5, &[RunState::Active, RunState::Ended], state_text)?,
+        started_at: parsed(row, 6)?,
+    })
+}
+
+/// A text column, as what it says.
+pub(super) fn parsed<T>(row: &Row<'_>, column: usize) -> rusqlite::Result<T>
+where
+    T: FromStr<Err: std::error::Error + Send + Sync + 'static>,
+{
+    row.get::<_, String>(column)?
+        .parse()
+        .map_err(|e| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(e)))
+}
+
+/// A text column, as one of a few words.
+pub(super) fn one_of<T: Copy>(
+    row: &Row<'_>,
+    column: usize,
+    all: &[T],
+    text: fn(T) -> &'static str,
+) -> rusqlite::Result<T> {
+    let found: String = row.get(column)?;
+    all.iter().copied().find(|&one| text(one) == found).ok_or_else(|| {
+        let message = format!("`{found}` is none of the words expected there");
+        rusqlite::Error::FromSqlConversionFailure(column, Type::Text, message.into())
+    })
+}

@@ -1,0 +1,302 @@
+//! What needs other processes: killed ones, unprivileged ones, and many at once. This test binary starts
+//! itself again for them.
+
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use super::*;
+
+/// The lines that a child prints for its parent.
+const MARK: &str = "child says: ";
+
+fn child(wrapper: &[&str], role: &str, dir: &Path) -> Command {
+    let this = std::env::current_exe().unwrap();
+    let mut command = match wrapper {
+        [] => Command::new(&this),
+        [program, arguments @ ..] => {
+            let mut command = Command::new(program);
+            command.args(arguments).arg(&this);
+            command
+        }
+    };
+    command
+        .args(["--exact", "store::tests::children::a_child", "--ignored", "--nocapture"])
+        .env("SUBLET_TEST_ROLE", role)
+        .env("SUBLET_TEST_DIR", dir)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    command
+}
+
+fn said(command: &mut Command) -> Vec<String> {
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let lines: Vec<String> =
+        text.lines().filter_map(|l| l.split_once(MARK)).map(|(_, said)| said.to_owned()).collect();
+    assert!(!lines.is_empty(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    lines
+}
+
+/// Waits until the child has said something; returns what, and the rest of its output.
+fn wait_for_word(child: &mut Child) -> (String, BufReader<std::process::ChildStdout>) {
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    loop {
+        let mut line = String::new();
+        assert_ne!(output.read_line(&mut line).unwrap(), 0, "the child ended early");
+        if let Some((_, said)) = line.trim_end().split_once(MARK) {
+            return (said.to_owned(), output);
+        }
+    }
+}
+
+fn say(word: impl std::fmt::Display) {
+    println!("{MARK}{word}");
+}
+
+#[test]
+#[ignore = "other tests start it as their child"]
+fn a_child() {
+    let (Ok(role), Some(dir)) =
+        (std::env::var("SUBLET_TEST_ROLE"), std::env::var_os("SUBLET_TEST_DIR"))
+    else {
+        return;
+    };
+    let dir = Path::new(&dir);
+    match role.as_str() {
+        "append" => {
+            let mut store = Store::open(dir).unwrap();
+            for _ in 0..30 {
+                write(&mut store, |tx| tx.append(draft(EventType::LeaseGranted)));
+                store.tidy().unwrap();
+            }
+            say("done");
+        }
+        "hold a lease" => {
+            let mut store = Store::open(dir).unwrap();
+            let run = run();
+            let lease = lease(&run, 1);
+            let exec = exec(&run, std::slice::from_ref(&lease.lease_id));
+            write(&mut store, |tx| {
+                tx.put_lease(&lease)?;
+                tx.put_exec(&exec)
+            });
+            say(lease.lease_id);
+            std::thread::sleep(Duration::from_secs(60));
+        }
+        "append for ever" => {
+            let mut store = Store::open(dir).unwrap();
+            loop {
+                let durability = Durability::Relaxed;
+                let (_, head) = store
+                    .transaction(durability, |tx| {
+                        tx.append(draft(EventType::LeaseGranted))?;
+                        tx.append(draft(EventType::LeaseConsumed))
+                    })
+                    .unwrap();
+                store.tidy().unwrap();
+                say(head.seq);
+            }
+        }
+        "die within a step" => {
+            let mut store = Store::open(dir).unwrap();
+            let died = store.transaction(Durability::Durable, |tx| {
+                tx.append(draft(EventType::LeaseGranted))?;
+                say("within");
+                std::thread::sleep(Duration::from_secs(60));
+                Ok(())
+            });
+            died.unwrap();
+        }
+        "write" => {
+            let written = Store::open(dir).and_then(|mut store| {
+                store.transaction(Durability::Durable, |tx| tx.append(draft(EventType::RunStarted)))
+            });
+            say(match written {
+                Ok(_) => "written".to_owned(),
+                Err(e) => format!("{e:?}"),
+            });
+        }
+        "fill the disk" => {
+            let mut store = Store::open(dir).unwrap();
+            let mut appended = 0;
+            let refused = loop {
+                match store.transaction(Durability::Durable, |tx| {
+                    tx.append(draft(EventType::LeaseGranted).because("x".repeat(900)))
+                }) {
+                    Ok((_, head)) => appended = head.seq,
+                    Err(e) => break e,
+                }
+            };
+            assert_eq!(whole_trail(&store), appended, "what was granted before is whole");
+            say(format!("{appended} {refused:?}"));
+            // Room again: the next grant is recorded.
+            std::fs::remove_file(dir.join("ballast")).unwrap();
+            write(&mut store, |tx| tx.append(draft(EventType::LeaseGranted)));
+            assert_eq!(whole_trail(&store), appended + 1);
+            say("room again");
+        }
+        "time" => {
+            let start = Instant::now();
+            let mut store = Store::open(dir).unwrap();
+            let open = start.elapsed().as_micros();
+            let run = run();
+            let lease = lease(&run, 1);
+            let start = Instant::now();
+            write(&mut store, |tx| {
+                tx.adopt_orphans()?;
+                tx.put_run(&run)?;
+                tx.count_request(&run.run_id, &at(1))?;
+                for kind in [EventType::LeaseRequested, EventType::LeaseGranted] {
+                    tx.append(draft(kind).of_run(&run).of_lease(&lease))?;
+                }
+                tx.put_lease(&lease)?;
+                tx.consume(&run.run_id, &lease.lease_id, &at(1)).map(|used| used.unwrap())?;
+                for kind in [EventType::LeaseConsumed, EventType::ExecStarted] {
+                    tx.append(draft(kind).of_run(&run).of_lease(&lease))?;
+                }
+                tx.set_lease_state(&lease.lease_id, LeaseState::Completed)
+            });
+            say(format!("{open} {}", start.elapsed().as_micros()));
+            store.tidy().unwrap();
+        }
+        other => panic!("no role is called {other}"),
+    }
+}
+
+/// Medians of opening and of the first durable step, in microseconds.
+pub(super) fn timed_in_fresh_processes(dir: &Path, times: usize) -> (u64, u64) {
+    let (mut opens, mut steps): (Vec<u64>, Vec<u64>) = (0..times)
+        .map(|_| {
+            let line = said(&mut child(&[], "time", dir)).remove(0);
+            let (open, step) = line.split_once(' ').unwrap();
+            (open.parse::<u64>().unwrap(), step.parse::<u64>().unwrap())
+        })
+        .unzip();
+    opens.sort_unstable();
+    steps.sort_unstable();
+    (opens[times / 2], steps[times / 2])
+}
+
+#[test]
+fn processes_at_once_leave_one_gapless_chain() {
+    let dir = state();
+    let children: Vec<Child> =
+        (0..8).map(|_| child(&[], "append", dir.path()).spawn().unwrap()).collect();
+    for child in children {
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    }
+    assert_eq!(whole_trail(&Store::open(dir.path()).unwrap()), 240);
+}
+
+#[test]
+fn what_a_killed_process_held_is_an_orphan_once() {
+    let dir = state();
+    let mut holder = child(&[], "hold a lease", dir.path()).spawn().unwrap();
+    let (lease, _output) = wait_for_word(&mut holder);
+    let mut store = Store::open(dir.path()).unwrap();
+    assert_eq!(write(&mut store, |tx| tx.adopt_orphans()), Orphans::default(), "it lives");
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+
+    let found = write(&mut store, |tx| {
+        let orphans = tx.adopt_orphans()?;
+        for lease in &orphans.leases {
+            assert!(tx.set_lease_state(&lease.lease_id, LeaseState::Interrupted)?);
+        }
+        for exec in &orphans.execs {
+            assert!(tx.finish_exec(&exec.exec_id, ExecState::Interrupted, None)?);
+        }
+        Ok(orphans)
+    });
+    assert_eq!(found.leases[0].lease_id.as_str(), lease);
+    assert_eq!(found.execs[0].lease_ids, [found.leases[0].lease_id.clone()]);
+    assert_eq!(write(&mut store, |tx| tx.adopt_orphans()), Orphans::default(), "told once");
+}
+
+#[test]
+fn a_kill_at_any_moment_leaves_whole_steps() {
+    let dir = state();
+    for round in 0..10 {
+        let mut writer = child(&[], "append for ever", dir.path()).spawn().unwrap();
+        let (_, output) = wait_for_word(&mut writer);
+        std::thread::sleep(Duration::from_micros(1500 * round));
+        writer.kill().unwrap();
+        writer.wait().unwrap();
+        let rest: Vec<String> = output.lines().map_while(Result::ok).collect();
+        let said = rest.iter().filter_map(|l| l.split_once(MARK)).next_back();
+        let last: u64 = said.and_then(|(_, seq)| seq.parse().ok()).unwrap_or(0);
+        let events = whole_trail(&Store::open(dir.path()).unwrap());
+        assert!(events >= last, "{last} were committed, {events} are there");
+        assert_eq!(events % 2, 0, "a step is there whole or not at all");
+    }
+}
+
+#[test]
+fn a_process_that_dies_within_a_step_blocks_no_one() {
+    let dir = state();
+    let mut writer = child(&[], "die within a step", dir.path()).spawn().unwrap();
+    let (_, _output) = wait_for_word(&mut writer);
+    writer.kill().unwrap();
+    writer.wait().unwrap();
+    let mut store = Store::open(dir.path()).unwrap();
+    write(&mut store, |tx| tx.append(draft(EventType::RunStarted)));
+    assert_eq!(whole_trail(&store), 1);
+}
+
+/// Root may write everywhere, so that another user has to try.
+#[test]
+fn a_directory_that_cannot_be_written_is_told_from_other_errors() {
+    let dir = state();
+    drop(Store::open(dir.path()).unwrap());
+    let root = rustix::process::geteuid().is_root();
+    let paths = ["", "db", "db/sublet.db", "db/sublet.db-wal", "db/sublet.db-shm", "db/owners"];
+    let all = paths.map(|p| dir.path().join(p));
+    let try_it = |modes: [u32; 6]| {
+        let set = |path: &PathBuf, mode| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        // Without root, a closed directory has to be opened first and closed last.
+        all[..2].iter().for_each(|directory| set(directory, 0o700));
+        all.iter().zip(modes).rev().for_each(|(path, mode)| set(path, mode));
+        let mut command = child(&[], "write", dir.path());
+        if root {
+            for path in &all {
+                std::os::unix::fs::chown(path, Some(65534), Some(65534)).unwrap();
+            }
+            command.uid(65534).gid(65534);
+        }
+        said(&mut command).remove(0)
+    };
+    let open = [0o700, 0o700, 0o600, 0o600, 0o600, 0o600];
+    assert_eq!(try_it(open), "written");
+    #[track_caller]
+    fn check(said: &str) {
+        assert!(said.starts_with("Unwritable"), "{said}");
+    }
+    check(&try_it([0o700, 0o700, 0o400, 0o400, 0o400, 0o600]));
+    check(&try_it([0o700, 0o700, 0o000, 0o600, 0o600, 0o600]));
+    check(&try_it([0o700, 0o500, 0o600, 0o600, 0o600, 0o400]));
+    check(&try_it([0o700, 0o000, 0o600, 0o600, 0o600, 0o600]));
+    assert_eq!(try_it(open), "written");
+}
+
+#[test]
+fn a_full_disk_grants_nothing_and_loses_nothing() {
+    let dir = state();
+    let script = format!(
+        "mount -t tmpfs -o size=700k,mode=0700 tmpfs {0} && head -c 200k /dev/zero >{0}/ballast && exec \"$0\" \"$@\"",
+        dir.path().display()
+    );
+    let unshare = match rustix::process::geteuid().is_root() {
+        true => ["unshare", "--mount", "--propagation=private", "sh", "-c", &script],
+        false => ["unshare", "--mount", "--map-root-user", "sh", "-c", &script],
+    };
+    let said = said(&mut child(&unshare, "fill the disk", dir.path()));
+    let (appended, error) = said[0].split_once(' ').unwrap();
+    assert!(appended.parse::<u64>().unwrap() > 10, "{said:?}");
+    assert!(error.starts_with("Unwritable"), "{said:?}");
+    assert_eq!(said[1], "room again");
+}
