@@ -14,6 +14,9 @@ test *ARGS:
 demo:
     cargo run --release --quiet -- demo
 
-# Side by side in one run: bwrap, sublet without and with a lease, and the floor. `just bench 400` for more samples.
+# Side by side in one run: bwrap, sublet without and with a lease, and the floor; then what the pure rooms
+# and the filters cost. `just bench 400` takes more samples. As root, on an idle machine.
 bench SAMPLES="200":
     cargo bench --bench bench -- {{SAMPLES}}
+    cargo bench --bench pure
+    cargo bench --bench seccomp

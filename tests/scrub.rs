@@ -169,7 +169,8 @@ fn ends_with(world: World, flags: &[&str], rest: &str, status: i32) -> Outcome {
     assert_eq!(scrubbed.len(), 2, "{outcome}");
     for entry in &scrubbed {
         assert_eq!(entry["wiped"], true, "{outcome}");
-        assert_eq!(entry["bytes"], VALUE.len(), "{outcome}");
+        // The whole container, which may be larger than the value.
+        assert!(entry["bytes"].as_u64().unwrap() >= VALUE.len() as u64, "{outcome}");
     }
     scene.assert_nothing_left();
     assert_eq!(lease_ends(&scene.world), ["lease.completed", "lease.completed"], "{outcome}");
