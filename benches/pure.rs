@@ -57,7 +57,8 @@ fn decision() -> u128 {
     let policy = Policy { profile: &profile, config: &config };
     let rounds = 2_000;
     let once = || {
-        let verdict = decide(policy, black_box(&request), &run, Counters::default(), Some(&command));
+        let verdict =
+            decide(policy, black_box(&request), &run, Counters::default(), Some(&command));
         black_box(verdict.into_result().expect("granted"));
     };
     best_of_ten(|| (0..rounds).for_each(|_| once())).as_nanos() / rounds

@@ -186,7 +186,11 @@ fn default_config_directories() -> Vec<PathBuf> {
     if is_root() {
         return vec![system];
     }
-    home_under("XDG_CONFIG_HOME", ".config").map(|d| d.join("sublet")).into_iter().chain([system]).collect()
+    home_under("XDG_CONFIG_HOME", ".config")
+        .map(|d| d.join("sublet"))
+        .into_iter()
+        .chain([system])
+        .collect()
 }
 
 /// The default configuration file: for root the system's; for a user their own, else the system's.

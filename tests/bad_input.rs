@@ -254,6 +254,24 @@ fn a_workspace_behind_a_symlink_swap() {
 }
 
 #[test]
+fn a_listed_path_below_the_workspace_is_not_followed_out() {
+    // Who owns the workspace may put a link where a profile expects a directory.
+    let world = World::host();
+    let hidden = world.path("hidden");
+    fs::create_dir(&hidden).unwrap();
+    fs::write(hidden.join("marker"), "secret configuration").unwrap();
+    let inner = world.workspace.join("inner");
+    let profile = world.profile(
+        "inner",
+        &format!("extends = \"default\"\n[filesystem]\nread_write = [{inner:?}]\n"),
+    );
+    symlink(&hidden, &inner).unwrap();
+    let outcome = world.sh(&profile, "cat inner/marker; touch inner/planted; exit 0");
+    assert!(!outcome.out().contains("secret configuration"), "{outcome}");
+    assert!(!hidden.join("planted").exists(), "{outcome}");
+}
+
+#[test]
 fn reserved_and_refused_names() {
     for world in World::each() {
         for name in [

@@ -749,6 +749,80 @@ fn doctor_names_what_is_found_means_and_mends() {
     }
 }
 
+/// A small root of its own: a static busybox, and nothing of the host.
+fn image(world: &World) -> std::path::PathBuf {
+    needs("busybox", "busybox-static");
+    let image = world.path("image");
+    for dir in ["bin", "etc", "tmp", "usr", "run"] {
+        fs::create_dir_all(image.join(dir)).unwrap();
+    }
+    let busybox = support::which("busybox").unwrap();
+    fs::copy(busybox, image.join("bin/busybox")).unwrap();
+    std::os::unix::fs::symlink("busybox", image.join("bin/sh")).unwrap();
+    fs::write(image.join("etc/image-release"), "of the image\n").unwrap();
+    image
+}
+
+#[test]
+fn an_image_can_be_the_root() {
+    for world in World::each() {
+        let image = image(&world);
+        let profile = world.profile(
+            "image",
+            &format!("extends = \"default\"\n[filesystem]\nread_only = []\nroot = {image:?}\n"),
+        );
+        world
+            .sh(&profile, "busybox cat /etc/image-release; busybox ls /usr; busybox touch here /etc/x 2>/dev/null || busybox ls")
+            .ok()
+            .prints("of the image\nhere\n");
+        assert!(!image.join("etc/x").exists());
+    }
+}
+
+/// The family of runc's CVE-2025-31133, 52565 and 52881: what is mounted or masked is chosen by links
+/// that the image brought along.
+#[test]
+#[file_serial]
+fn links_of_an_image_do_not_choose_what_is_mounted_where() {
+    for world in World::each() {
+        let image = image(&world);
+        let outside = world.path("outside");
+        fs::create_dir(&outside).unwrap();
+        fs::write(outside.join("marker"), "of the host\n").unwrap();
+        for name in ["proc", "dev", "sys"] {
+            std::os::unix::fs::symlink(&outside, image.join(name)).unwrap();
+        }
+        let before = host::Traces::now();
+        let profile = world.profile(
+            "image",
+            &format!("extends = \"default\"\n[filesystem]\nread_only = []\nroot = {image:?}\n"),
+        );
+        let script = "busybox cat /proc/marker /dev/marker /dev/null; echo x >/dev/null; \
+             echo core >/proc/sys/kernel/core_pattern; busybox ls /proc/1 >/dev/null && echo proc";
+        let outcome = world.sh(&profile, script);
+        assert!(!outcome.out().contains("of the host"), "{outcome}");
+        if outcome.status == Some(0) {
+            assert!(outcome.out().contains("proc"), "{outcome}");
+        }
+        assert_eq!(host::Traces::now(), before);
+        let names: Vec<_> =
+            fs::read_dir(&outside).unwrap().flatten().map(|e| e.file_name()).collect();
+        assert_eq!(names, ["marker"], "the host's directory was written to");
+    }
+}
+
+#[test]
+fn kernel_settings_cannot_be_written() {
+    for world in World::each() {
+        let world = world.with_probe();
+        let script = "for f in /proc/sys/kernel/core_pattern /proc/sys/kernel/hostname /proc/sysrq-trigger \
+             /proc/sys/vm/drop_caches /proc/sys/fs/binfmt_misc/register /sys/kernel/mm/transparent_hugepage/enabled; \
+             do (echo 0 >$f) 2>/dev/null && echo wrote $f; done; \
+             cat /proc/kcore /proc/kmsg 2>/dev/null | head -c 1 | wc -c";
+        world.run(&["--", "sh", "-c", script]).ok().prints("0\n");
+    }
+}
+
 /// Guards the controls themselves: the bare namespace is one, and leaves the host as it was.
 #[test]
 #[file_serial]

@@ -146,9 +146,8 @@ pub struct Destination {
 
 impl Destination {
     pub fn matches(&self, request: &Request) -> bool {
-        let same_path = |own: &str| {
-            request.path.as_deref().is_some_and(|asked| bare(asked) == bare(own))
-        };
+        let same_path =
+            |own: &str| request.path.as_deref().is_some_and(|asked| bare(asked) == bare(own));
         request.protocol == self.protocol
             && request.host == self.host
             && self.path.as_deref().is_none_or(same_path)
@@ -175,7 +174,9 @@ pub struct Asked {
 pub fn accept(listener: &UnixListener, expected_uid: u32) -> io::Result<Option<Asked>> {
     let stream = match listener.accept() {
         Ok((stream, _)) => stream,
-        Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted) => {
+        Err(e)
+            if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted) =>
+        {
             return Ok(None);
         }
         Err(e) => return Err(e),
@@ -232,10 +233,14 @@ mod tests {
 
     #[test]
     fn a_get_is_parsed_and_unknown_attributes_are_skipped() {
-        let text = "get\ncapability[]=authtype\nprotocol=https\nhost=github.com\npath=acme/x.git\n\n";
+        let text =
+            "get\ncapability[]=authtype\nprotocol=https\nhost=github.com\npath=acme/x.git\n\n";
         let parsed = request(text).unwrap();
         assert_eq!(parsed.operation, Operation::Get);
-        assert_eq!((parsed.host.as_str(), parsed.path.as_deref()), ("github.com", Some("acme/x.git")));
+        assert_eq!(
+            (parsed.host.as_str(), parsed.path.as_deref()),
+            ("github.com", Some("acme/x.git"))
+        );
     }
 
     #[test]
@@ -269,7 +274,11 @@ mod tests {
         }
         let d = &destination;
         check(d, "protocol=https\nhost=github.com\npath=acme/insights.git", true);
-        check(d, "protocol=https\nhost=github.com\npath=acme/insights.git\nusername=x-access-token", true);
+        check(
+            d,
+            "protocol=https\nhost=github.com\npath=acme/insights.git\nusername=x-access-token",
+            true,
+        );
         check(d, "protocol=https\nhost=github.com\npath=acme/other.git", false);
         check(d, "protocol=https\nhost=github.com", false);
         check(d, "protocol=http\nhost=github.com\npath=acme/insights.git", false);

@@ -74,14 +74,19 @@ pub fn compile(
     let home = prepare.home.clone().unwrap_or_else(|| PathBuf::from("/nonexistent"));
     let workspace = match profile.filesystem.workspace {
         WorkspaceAccess::None => None,
-        WorkspaceAccess::Rw => Some(open_workspace(&prepare.workspace, Access::ReadWrite, host, &home)?),
-        WorkspaceAccess::Ro => Some(open_workspace(&prepare.workspace, Access::ReadOnly, host, &home)?),
+        WorkspaceAccess::Rw => {
+            Some(open_workspace(&prepare.workspace, Access::ReadWrite, host, &home)?)
+        }
+        WorkspaceAccess::Ro => {
+            Some(open_workspace(&prepare.workspace, Access::ReadOnly, host, &home)?)
+        }
     };
     let identity = identify(mode, workspace.as_ref(), outside)?;
     let home_inside = profile.filesystem.home.resolve(&home);
     let layout = layout::layout(&view(prepare, &profile, workspace.as_ref(), &identity, &home)?);
     let (handed, environment) = environment(prepare, &profile, &home, &home_inside)?;
-    let working_directory = workspace.as_ref().map_or_else(|| home_inside.clone(), |w| w.path.clone());
+    let working_directory =
+        workspace.as_ref().map_or_else(|| home_inside.clone(), |w| w.path.clone());
     let filter_name = profile.seccomp.filter.as_str();
     Ok(Compiled {
         handed,
@@ -133,14 +138,17 @@ fn open_workspace(
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     // The caller resolved every link; one that stands there now was put there since.
     let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let directory = rustix::fs::openat2(CWD, path, flags, FileMode::empty(), resolve).map_err(|e| {
-        refuse(match e {
-            Errno::NOENT => "there is no such directory".into(),
-            Errno::NOTDIR => "it is not a directory".into(),
-            Errno::LOOP => "a symbolic link was put in its path while it was being opened".into(),
-            e => e.to_string(),
-        })
-    })?;
+    let directory =
+        rustix::fs::openat2(CWD, path, flags, FileMode::empty(), resolve).map_err(|e| {
+            refuse(match e {
+                Errno::NOENT => "there is no such directory".into(),
+                Errno::NOTDIR => "it is not a directory".into(),
+                Errno::LOOP => {
+                    "a symbolic link was put in its path while it was being opened".into()
+                }
+                e => e.to_string(),
+            })
+        })?;
     let found = File::from(directory.try_clone().map_err(|e| refuse(e.to_string()))?)
         .metadata()
         .map_err(|e| refuse(e.to_string()))?;
@@ -151,8 +159,8 @@ fn open_workspace(
         return Err(refuse("it is a home directory, which holds keys and configuration".into()));
     }
     const SYSTEM: [&str; 12] = [
-        "/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/run", "/sbin", "/sys", "/usr",
-        "/var",
+        "/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/run", "/sbin", "/sys",
+        "/usr", "/var",
     ];
     if SYSTEM.iter().any(|s| path == Path::new(s))
         || ["/dev", "/proc", "/sys", "/run/sublet"].iter().any(|s| path.starts_with(s))
@@ -160,9 +168,10 @@ fn open_workspace(
         return Err(refuse("it belongs to the system".into()));
     }
     let configuration = host.config_file.as_deref().and_then(Path::parent);
-    for (what, guarded) in
-        [("sublet's state", Some(host.state_dir.as_path())), ("sublet's configuration", configuration)]
-    {
+    for (what, guarded) in [
+        ("sublet's state", Some(host.state_dir.as_path())),
+        ("sublet's configuration", configuration),
+    ] {
         let Some(guarded) = guarded else { continue };
         // Through every link, as far as it exists.
         let real = guarded.canonicalize().unwrap_or_else(|_| guarded.to_owned());
@@ -228,7 +237,9 @@ fn view(
             let root = root.resolve(home);
             let names = std::fs::read_dir(&root)
                 .and_then(|entries| {
-                    entries.map(|e| Ok(PathBuf::from(e?.file_name()))).collect::<Result<Vec<_>, _>>()
+                    entries
+                        .map(|e| Ok(PathBuf::from(e?.file_name())))
+                        .collect::<Result<Vec<_>, _>>()
                 })
                 .map_err(|e| {
                     invalid(

@@ -11,9 +11,7 @@ use rustix::io::Errno;
 
 use super::compile::{self, Compiled, Workspace};
 use super::posture::{self, Facts, Ownership};
-use super::wire::{
-    DeliverySpec, Ending, ExecNumber, FilledSpec, Prepare, Refusal, RefusalKind,
-};
+use super::wire::{DeliverySpec, Ending, ExecNumber, FilledSpec, Prepare, Refusal, RefusalKind};
 use crate::delivery::container::{Empty, Filled, Owner, SecretsMount};
 use crate::delivery::git;
 use crate::host::Host;
@@ -57,9 +55,16 @@ pub struct BrokerEnds {
 /// One delivery in the launcher.
 enum Delivery {
     Empty(Empty),
-    Filled { filled: Filled, expires: Duration, kill: bool },
+    Filled {
+        filled: Filled,
+        expires: Duration,
+        kill: bool,
+    },
     /// The value stays with the broker, which answers on the socket.
-    Git { expires: Option<Duration>, kill: bool },
+    Git {
+        expires: Option<Duration>,
+        kill: bool,
+    },
     Gone,
 }
 
@@ -150,8 +155,9 @@ impl Exec {
         let owner = Owner { uid: identity.outside_uid, gid: identity.outside_gid };
 
         let size = profile.filesystem.tmp.0.saturating_add(SYNTHESISED);
-        let root = root::build(&layout, size, setting.mode, &identity)
-            .map_err(|e| refuse_error(&e, "correct the profile's [filesystem], or run `sublet doctor`"))?;
+        let root = root::build(&layout, size, setting.mode, &identity).map_err(|e| {
+            refuse_error(&e, "correct the profile's [filesystem], or run `sublet doctor`")
+        })?;
 
         let (streams, stream_ends) = make_streams(&order, owner)?;
         let (deliveries, secrets, delivery_ends) =
@@ -262,7 +268,13 @@ impl Exec {
             attached_at,
             names: Names {
                 command: String::from_utf8_lossy(&order.argv[0]).into_owned(),
-                path: profile.environment.path.iter().map(ToString::to_string).collect::<Vec<_>>().join(":"),
+                path: profile
+                    .environment
+                    .path
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect::<Vec<_>>()
+                    .join(":"),
             },
             profile,
             facts,
@@ -289,14 +301,16 @@ impl Exec {
         };
         let mut places = places;
         let result = (|| {
-            identity::write_maps(self.pid, &identity)
-                .map_err(|e| refuse_error(&e, "run `sublet doctor`: it says who blocks user namespaces"))?;
+            identity::write_maps(self.pid, &identity).map_err(|e| {
+                refuse_error(&e, "run `sublet doctor`: it says who blocks user namespaces")
+            })?;
             tell(self.socket.as_fd(), Told::Maps, &[])?;
 
             let tree = match &workspace {
                 None => None,
                 Some(workspace) => {
-                    let tree = workspace_tree(workspace, &identity, self.pid, &self.facts.ownership)?;
+                    let tree =
+                        workspace_tree(workspace, &identity, self.pid, &self.facts.ownership)?;
                     let kind = match workspace.access {
                         Access::ReadOnly => PlaceKind::ReadOnlyTree,
                         Access::ReadWrite => PlaceKind::WritableTree,
@@ -356,7 +370,9 @@ impl Exec {
                     readers.extend(reader);
                     Delivery::Filled { filled, expires: spec.expires, kill: spec.kill }
                 }
-                Delivery::Git { .. } => Delivery::Git { expires: Some(spec.expires), kill: spec.kill },
+                Delivery::Git { .. } => {
+                    Delivery::Git { expires: Some(spec.expires), kill: spec.kill }
+                }
                 other => other,
             };
         }
@@ -369,8 +385,8 @@ impl Exec {
     /// The child has something to say.
     pub fn hear(&mut self, setting: &Setting) -> Result<Happened, Refusal> {
         let mut fds = Vec::new();
-        let said = step::hear(self.socket.as_fd(), |fd| fds.push(fd))
-            .map_err(|e| refuse_error(&e, ""))?;
+        let said =
+            step::hear(self.socket.as_fd(), |fd| fds.push(fd)).map_err(|e| refuse_error(&e, ""))?;
         match said {
             Some(Said::NeedsMaps) => self.follow(setting).map(|()| Happened::Nothing),
             Some(Said::Ready) => {
@@ -714,7 +730,9 @@ fn inner_rules(abi: u32) -> Vec<InnerRule> {
 fn proc_is_masked() -> bool {
     std::fs::read_to_string("/proc/self/mountinfo").is_ok_and(|mounts| {
         mounts.lines().any(|line| {
-            line.split(' ').nth(4).is_some_and(|at| at.starts_with("/proc/") && at != "/proc/sys/fs/binfmt_misc")
+            line.split(' ')
+                .nth(4)
+                .is_some_and(|at| at.starts_with("/proc/") && at != "/proc/sys/fs/binfmt_misc")
         })
     })
 }
@@ -801,7 +819,9 @@ pub fn ownership(
     workspace: Option<&Workspace>,
     identity: &mut Identity,
 ) -> Result<Ownership, Refusal> {
-    let (Mode::Privileged, Some(workspace)) = (mode, workspace) else { return Ok(Ownership::Plain) };
+    let (Mode::Privileged, Some(workspace)) = (mode, workspace) else {
+        return Ok(Ownership::Plain);
+    };
     let stat = rustix::fs::fstatfs(&workspace.directory).map_err(|e| refuse_error(&e, ""))?;
     let kind = match stat.f_type as u64 {
         0x794c_7630 => "overlayfs",

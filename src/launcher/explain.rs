@@ -37,13 +37,19 @@ pub fn explain(prepare: &Prepare, setting: &Setting) -> Result<Explanation, Refu
         let at = at.display();
         match entry {
             Entry::Directory => format!("{at}  directory"),
-            Entry::Scratch { .. } => format!("{at}  tmpfs, writable ({} for all of them)", profile.filesystem.tmp),
+            Entry::Scratch { .. } => {
+                format!("{at}  tmpfs, writable ({} for all of them)", profile.filesystem.tmp)
+            }
             Entry::File { content } => format!("{at}  written by sublet, {} bytes", content.len()),
             Entry::Probe => format!("{at}  must be refused by landlock"),
             Entry::Symlink { target } => format!("{at}  -> {}", target.display()),
             Entry::Device { major, minor } => format!("{at}  device {major}:{minor}"),
             Entry::Bind { source, optional, access } => {
-                let skipped = if *optional && !source.exists() { " (the host has none: skipped)" } else { "" };
+                let skipped = if *optional && !source.exists() {
+                    " (the host has none: skipped)"
+                } else {
+                    ""
+                };
                 format!("{at}  the host's, {}{skipped}", mode_text(*access))
             }
             Entry::Workspace { access } => format!("{at}  workspace, {}", mode_text(*access)),
@@ -55,12 +61,22 @@ pub fn explain(prepare: &Prepare, setting: &Setting) -> Result<Explanation, Refu
     let rules = layout.entries.iter().filter_map(|(at, entry)| {
         let at = at.display();
         match entry {
-            Entry::Bind { access: Access::ReadOnly, .. } | Entry::Binary => Some(format!("{at}  read, execute")),
-            Entry::Bind { .. } | Entry::Scratch { .. } => Some(format!("{at}  read, write, make, execute")),
-            Entry::Workspace { access: Access::ReadWrite } => Some(format!("{at}  read, write, make, execute")),
+            Entry::Bind { access: Access::ReadOnly, .. } | Entry::Binary => {
+                Some(format!("{at}  read, execute"))
+            }
+            Entry::Bind { .. } | Entry::Scratch { .. } => {
+                Some(format!("{at}  read, write, make, execute"))
+            }
+            Entry::Workspace { access: Access::ReadWrite } => {
+                Some(format!("{at}  read, write, make, execute"))
+            }
             Entry::Workspace { access: Access::ReadOnly } => Some(format!("{at}  read, execute")),
             Entry::Device { .. } | Entry::Inner => Some(format!("{at}  read, write")),
-            Entry::Directory | Entry::File { .. } | Entry::Probe | Entry::Symlink { .. } | Entry::Secrets => None,
+            Entry::Directory
+            | Entry::File { .. }
+            | Entry::Probe
+            | Entry::Symlink { .. }
+            | Entry::Secrets => None,
         }
     });
     let lacking = missing.iter().map(|f| {
@@ -76,7 +92,12 @@ pub fn explain(prepare: &Prepare, setting: &Setting) -> Result<Explanation, Refu
             )];
             for group in described.refused {
                 let calls: Vec<_> = group.calls.iter().map(|c| c.syscall.as_str()).collect();
-                lines.push(format!("refused with {}: {} ({})", group.action, group.name, calls.join(" ")));
+                lines.push(format!(
+                    "refused with {}: {} ({})",
+                    group.action,
+                    group.name,
+                    calls.join(" ")
+                ));
             }
             lines
         }
@@ -101,8 +122,15 @@ pub fn explain(prepare: &Prepare, setting: &Setting) -> Result<Explanation, Refu
         landlock_abi: setting.landlock_abi,
         landlock: rules.chain(lacking).collect(),
         filter,
-        limits: limits.iter().map(|l| format!("{} {}", exec::limit_name(l.resource), l.hard)).collect(),
-        environment: compiled.environment.iter().map(|e| e.to_string_lossy().into_owned()).collect(),
+        limits: limits
+            .iter()
+            .map(|l| format!("{} {}", exec::limit_name(l.resource), l.hard))
+            .collect(),
+        environment: compiled
+            .environment
+            .iter()
+            .map(|e| e.to_string_lossy().into_owned())
+            .collect(),
         command: compiled.argv.iter().map(|a| a.to_string_lossy().into_owned()).collect(),
         posture,
     })

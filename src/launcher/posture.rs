@@ -18,7 +18,9 @@ pub enum Ownership {
     Plain,
     Idmapped,
     /// The file system cannot be idmapped: the exec runs as the workspace's owner.
-    AsOwner { why: String },
+    AsOwner {
+        why: String,
+    },
 }
 
 /// The facts of one exec.
@@ -52,8 +54,10 @@ pub fn posture(facts: &Facts<'_>) -> Result<Posture, Refusal> {
         by
     };
 
-    let missing: Vec<_> =
-        [Feature::Filesystem, Feature::Truncate, Feature::Ioctl].into_iter().filter_map(lacks).collect();
+    let missing: Vec<_> = [Feature::Filesystem, Feature::Truncate, Feature::Ioctl]
+        .into_iter()
+        .filter_map(lacks)
+        .collect();
     let by = with(&["mount_namespace", "pivot_root"], facts.landlock_abi > 0);
     posture.set(Effect::Filesystem, &by, &missing, Status::Partial);
 
@@ -99,17 +103,26 @@ pub fn posture(facts: &Facts<'_>) -> Result<Posture, Refusal> {
             ];
             (&[][..], words.map(str::to_owned).to_vec())
         }
-        (Mode::Privileged, Ownership::AsOwner { why }) => (&["user_namespace"][..], vec![why.clone()]),
+        (Mode::Privileged, Ownership::AsOwner { why }) => {
+            (&["user_namespace"][..], vec![why.clone()])
+        }
         (Mode::Privileged, _) => (&["uid_pool", "user_namespace"][..], none.clone()),
     };
     posture.set(Effect::UserIdentity, by, &missing, Status::Partial);
     match &facts.ownership {
-        Ownership::Plain => posture.set(Effect::WorkspaceOwnership, &["same_owner"], &[], Status::Full),
+        Ownership::Plain => {
+            posture.set(Effect::WorkspaceOwnership, &["same_owner"], &[], Status::Full)
+        }
         Ownership::Idmapped => {
             posture.set(Effect::WorkspaceOwnership, &["idmapped_mount"], &[], Status::Full);
         }
         Ownership::AsOwner { why } => {
-            posture.set(Effect::WorkspaceOwnership, &["owner_uid"], &[why.clone()], Status::Partial);
+            posture.set(
+                Effect::WorkspaceOwnership,
+                &["owner_uid"],
+                &[why.clone()],
+                Status::Partial,
+            );
         }
     }
 
@@ -123,7 +136,8 @@ pub fn posture(facts: &Facts<'_>) -> Result<Posture, Refusal> {
     posture.set(Effect::TreeDeath, by, &[], Status::Full);
 
     if let Some(never_swaps) = facts.never_swaps {
-        let missing = if never_swaps { none } else { vec!["tmpfs noswap (Linux 6.4, privileged)".into()] };
+        let missing =
+            if never_swaps { none } else { vec!["tmpfs noswap (Linux 6.4, privileged)".into()] };
         posture.set(Effect::DeliveryMemory, &["mlock", "dontdump"], &missing, Status::Partial);
     }
     Ok(posture)
@@ -184,9 +198,11 @@ fn demand(
              `[landlock] waive = [\"{}\"]`",
             waiver.as_str()
         ),
-        None => "delegate the controller to sublet, or set `limits.cpu = \"none\"` in the profile, or \
+        None => {
+            "delegate the controller to sublet, or set `limits.cpu = \"none\"` in the profile, or \
                  accept the lack: `[landlock] enforcement = \"best-effort\"`"
-            .to_owned(),
+                .to_owned()
+        }
     };
     Err(Refusal {
         kind: RefusalKind::ProtectionUnavailable,
@@ -227,7 +243,10 @@ mod tests {
         let missing = [Feature::Scope];
         let posture = posture(&facts(&profile, &missing, 1024)).unwrap();
         let sockets = &posture.0[&Effect::AbstractSockets];
-        assert_eq!((sockets.status, &sockets.by[..]), (Status::Partial, &["network_namespace".to_owned()][..]));
+        assert_eq!(
+            (sockets.status, &sockets.by[..]),
+            (Status::Partial, &["network_namespace".to_owned()][..])
+        );
     }
 
     #[test]

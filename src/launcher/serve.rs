@@ -147,7 +147,10 @@ impl Launcher {
 
     /// Waits for the next events and handles them. False when the broker is gone.
     fn turn(&mut self) -> Result<bool, LauncherError> {
-        let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 32];
+        let mut events = [epoll::Event {
+            flags: epoll::EventFlags::empty(),
+            data: epoll::EventData::new_u64(0),
+        }; 32];
         let timeout = self.next_time().map(|at| {
             let left = at.saturating_sub(clock::boottime());
             Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() }
@@ -234,7 +237,9 @@ impl Launcher {
         let prepared = |ends: super::exec::BrokerEnds| {
             let fds: Vec<_> = ends.fds.iter().map(AsFd::as_fd).collect();
             // If the broker is gone its socket says so in the next turn.
-            if let Err(e) = wire::send(broker, &Notice::Prepared { exec: number, uid: ends.uid }, &fds) {
+            if let Err(e) =
+                wire::send(broker, &Notice::Prepared { exec: number, uid: ends.uid }, &fds)
+            {
                 eprintln!("sublet: launcher: {}", compile::chain(&e));
             }
         };
@@ -302,7 +307,10 @@ impl Launcher {
         self.notify(&notice, &[])
     }
 
-    fn open_source(&mut self, secret: &crate::model::name::SecretName) -> Result<(), LauncherError> {
+    fn open_source(
+        &mut self,
+        secret: &crate::model::name::SecretName,
+    ) -> Result<(), LauncherError> {
         match source::open(&self.setting.host.config, secret) {
             Err(refusal) => self.notify(&Notice::SourceRefused { refusal }, &[]),
             Ok(opened) => {
@@ -383,13 +391,16 @@ impl Launcher {
         let until = clock::boottime() + LAST_WAIT;
         while let Some((_, exec)) = self.execs.pop_first() {
             let left = until.saturating_sub(clock::boottime());
-            let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+            let timeout =
+                Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
             let mut fds = [rustix::event::PollFd::from_borrowed_fd(
                 exec.pidfd(),
                 rustix::event::PollFlags::IN,
             )];
             match rustix::event::poll(&mut fds, Some(&timeout)) {
-                Ok(0) | Err(_) => eprintln!("sublet: launcher: an exec is stuck in the kernel; it dies with its init"),
+                Ok(0) | Err(_) => eprintln!(
+                    "sublet: launcher: an exec is stuck in the kernel; it dies with its init"
+                ),
                 Ok(_) => {
                     // There is no one left to tell how it ended.
                     drop(exec.end());

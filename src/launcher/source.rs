@@ -46,7 +46,11 @@ fn refusal(secret: &SecretName, why: String, hint: &str) -> Refusal {
 
 pub fn open(config: &HostConfig, secret: &SecretName) -> Result<Opened, Refusal> {
     let Some(entry) = config.secrets.get(secret) else {
-        return Err(refusal(secret, "the configuration has no such secret".into(), "add [secrets]"));
+        return Err(refusal(
+            secret,
+            "the configuration has no such secret".into(),
+            "add [secrets]",
+        ));
     };
     match &entry.source {
         SecretSource::Vault => Err(refusal(
@@ -57,7 +61,11 @@ pub fn open(config: &HostConfig, secret: &SecretName) -> Result<Opened, Refusal>
         SecretSource::File { path } => open_file(secret, path),
         SecretSource::Command { command, timeout } => {
             run(secret, command, timeout.0).map_err(|e| {
-                refusal(secret, format!("could not run {}: {e}", command[0]), "check the path and its mode")
+                refusal(
+                    secret,
+                    format!("could not run {}: {e}", command[0]),
+                    "check the path and its mode",
+                )
             })
         }
     }
@@ -90,11 +98,13 @@ fn run(secret: &SecretName, command: &[String], timeout: Duration) -> io::Result
     let program = c_string(&command[0])?;
     let argv = StringVector::new(command.iter().map(|a| c_string(a)).collect::<Result<_, _>>()?);
     let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-    let envp = StringVector::new(vec![c_string(path)?, c_string("LANG=C.UTF-8")?, c_string("HOME=/")?]);
+    let envp =
+        StringVector::new(vec![c_string(path)?, c_string("LANG=C.UTF-8")?, c_string("HOME=/")?]);
     let null = File::options().read(true).write(true).open("/dev/null")?;
     let (reader, writer) = io::pipe()?;
     let writer: OwnedFd = writer.into();
-    let args = CloneArgs { namespaces: (libc::CLONE_NEWPID | libc::CLONE_NEWIPC) as u64, cgroup: None };
+    let args =
+        CloneArgs { namespaces: (libc::CLONE_NEWPID | libc::CLONE_NEWIPC) as u64, cgroup: None };
     match process::clone3(&args)? {
         Cloned::Child => {
             let step = || -> Result<(), Errno> {
@@ -147,7 +157,9 @@ impl Helper {
                 }
                 (Some(127), _) => "its command could not be executed".to_owned(),
                 (Some(code), _) => format!("its command exited with status {code}"),
-                (None, signal) => format!("its command was killed by signal {}", signal.unwrap_or(0)),
+                (None, signal) => {
+                    format!("its command was killed by signal {}", signal.unwrap_or(0))
+                }
             },
         };
         Some(refusal(&self.secret, why, "run the command by hand as the host's administrator"))

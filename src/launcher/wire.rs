@@ -140,26 +140,56 @@ pub enum Ending {
 pub enum Notice {
     /// Containers stand. Descriptors: stdin, stdout, stderr of the command where it has no terminal,
     /// then one a delivery. `uid` is the exec's on the host.
-    Prepared { exec: ExecNumber, uid: u32 },
+    Prepared {
+        exec: ExecNumber,
+        uid: u32,
+    },
     /// Nothing of the command ran. The exec is forgotten.
-    Refused { exec: ExecNumber, refusal: Refusal },
+    Refused {
+        exec: ExecNumber,
+        refusal: Refusal,
+    },
     /// Everything stands but the deliveries. Descriptor: the terminal's master, where there is one.
-    Ready { exec: ExecNumber, posture: Posture },
-    Started { exec: ExecNumber },
+    Ready {
+        exec: ExecNumber,
+        posture: Posture,
+    },
+    Started {
+        exec: ExecNumber,
+    },
     /// A delivery was wiped before the exec's end, because it expired.
-    Expired { exec: ExecNumber, delivery: u32 },
+    Expired {
+        exec: ExecNumber,
+        delivery: u32,
+    },
     /// The deadline has passed; the tree is being ended.
-    TimedOut { exec: ExecNumber },
+    TimedOut {
+        exec: ExecNumber,
+    },
     /// No process of the exec is left, and every delivery is wiped. Per delivery: its bytes, and
     /// whether they were wiped. The exec is forgotten.
-    Ended { exec: ExecNumber, ending: Ending, deliveries: Vec<(u64, bool)> },
+    Ended {
+        exec: ExecNumber,
+        ending: Ending,
+        deliveries: Vec<(u64, bool)>,
+    },
     /// Descriptor: the source's bytes to read. With `helper`, its end is told afterwards.
-    Source { helper: bool },
-    SourceRefused { refusal: Refusal },
+    Source {
+        helper: bool,
+    },
+    SourceRefused {
+        refusal: Refusal,
+    },
     /// The command of a `command` source is gone; a refusal if its output is not to be used.
-    SourceEnded { refusal: Option<Refusal> },
-    HeadKept { refusal: Option<Refusal> },
-    Explained { explanation: Result<Explanation, Refusal> },
+    SourceEnded {
+        refusal: Option<Refusal>,
+    },
+    HeadKept {
+        refusal: Option<Refusal>,
+    },
+    Explained {
+        explanation: Result<Explanation, Refusal>,
+    },
 }
 
 /// What `--explain` shows of the sandbox.
@@ -247,7 +277,9 @@ pub fn receive<T: DeserializeOwned>(
             let mut file = File::from(fds.remove(0));
             file.rewind().map_err(WireError::Receive)?;
             let mut bytes = Vec::new();
-            file.take(MAX_MESSAGE as u64 + 1).read_to_end(&mut bytes).map_err(WireError::Receive)?;
+            file.take(MAX_MESSAGE as u64 + 1)
+                .read_to_end(&mut bytes)
+                .map_err(WireError::Receive)?;
             if bytes.len() > MAX_MESSAGE {
                 return Err(WireError::TooLarge(bytes.len()));
             }
