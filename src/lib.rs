@@ -6,14 +6,19 @@
 #![deny(unsafe_code)]
 
 pub mod audit;
+pub mod cli;
 pub mod config;
 pub mod delivery;
+pub mod doctor;
 pub mod host;
 pub mod launcher;
 pub mod lease;
 pub mod model;
 pub mod policy;
 pub mod profile;
+pub mod redact;
+pub mod relay;
+pub mod run;
 pub mod sandbox;
 pub mod source;
 pub mod store;

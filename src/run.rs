@@ -50,11 +50,10 @@ pub fn run(asked: Asked) -> Result<Outcome, RunError> {
 
     let mut ledger = ledger::Ledger::open(&scene)?;
     scene.refuse_managed_values(&ledger)?;
-    let granted = ledger.decide(&scene)?;
     watch.lap(|t| &mut t.decide);
 
-    // Durable before any value moves: granted, and the use taken.
-    let leased = ledger.record(&scene, granted)?;
+    // Decided and durable before any value moves: granted, and the use taken.
+    let leased = ledger.grant(&scene)?;
     ledger.keep_head(&launcher)?;
     watch.lap(|t| &mut t.record);
 
@@ -63,13 +62,14 @@ pub fn run(asked: Asked) -> Result<Outcome, RunError> {
         .map_err(|e| ledger.abandon(&scene, &leased, e))?;
     watch.lap(|t| &mut t.resolve);
 
-    let delivered = deliver::fill(prepared, &leased, values)
-        .map_err(|e| ledger.abandon(&scene, &leased, e))?;
+    let delivered =
+        deliver::fill(prepared, &leased, values).map_err(|e| ledger.abandon(&scene, &leased, e))?;
     launcher.order(&delivered.start(&scene, &leased))?;
     watch.lap(|t| &mut t.deliver);
 
-    let exited = attend::attend(&scene, &mut ledger, &launcher, &leased, delivered, signals, &mut watch)
-        .map_err(|e| ledger.abandon(&scene, &leased, e))?;
+    let exited =
+        attend::attend(&scene, &mut ledger, &launcher, &leased, delivered, signals, &mut watch)
+            .map_err(|e| ledger.abandon(&scene, &leased, e))?;
     watch.lap(|t| &mut t.run);
 
     ledger.close(&scene, &leased, &exited)?;

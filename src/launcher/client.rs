@@ -1,6 +1,8 @@
 //! The broker's side: forks the launcher, gives orders, reads notices.
 #![forbid(unsafe_code)]
 
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -14,6 +16,7 @@ use crate::sys::socket;
 pub struct Launcher {
     socket: OwnedFd,
     pid: i32,
+    passed_over: RefCell<VecDeque<(Notice, Vec<OwnedFd>)>>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -29,7 +32,9 @@ impl Launcher {
                 drop(ours);
                 process::exit_now(serve::run(theirs, places))
             }
-            Forked::Parent { pid } => Ok(Self { socket: ours, pid }),
+            Forked::Parent { pid } => {
+                Ok(Self { socket: ours, pid, passed_over: RefCell::default() })
+            }
         }
     }
 
@@ -37,9 +42,38 @@ impl Launcher {
         wire::send(self.socket.as_fd(), order, &[])
     }
 
-    /// The next notice, however long it takes.
+    /// The next notice, however long it takes: an earlier one that was passed over, else a new one.
     pub fn notice(&self) -> Result<(Notice, Vec<OwnedFd>), WireError> {
+        if let Some(passed) = self.passed_over.borrow_mut().pop_front() {
+            return Ok(passed);
+        }
         wire::receive(self.socket.as_fd())
+    }
+
+    /// The next notice that is wanted; others wait for [`Launcher::notice`].
+    pub fn notice_of(
+        &self,
+        wanted: impl Fn(&Notice) -> bool,
+    ) -> Result<(Notice, Vec<OwnedFd>), WireError> {
+        let mut passed_over = self.passed_over.borrow_mut();
+        if let Some(index) = passed_over.iter().position(|(notice, _)| wanted(notice))
+            && let Some(found) = passed_over.remove(index)
+        {
+            return Ok(found);
+        }
+        loop {
+            let received: (Notice, Vec<OwnedFd>) = wire::receive(self.socket.as_fd())?;
+            // An exec that is refused ends every wait for it.
+            if wanted(&received.0) {
+                return Ok(received);
+            }
+            passed_over.push_back(received);
+        }
+    }
+
+    /// Whether [`Launcher::notice`] has something without waiting for the socket.
+    pub fn has_passed_over(&self) -> bool {
+        !self.passed_over.borrow().is_empty()
     }
 
     pub fn socket(&self) -> BorrowedFd<'_> {

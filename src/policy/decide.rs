@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::config::{HostConfig, SecretSource};
 use crate::model::moment::Span;
 use crate::model::name::{Channel, SecretName};
+use crate::model::run::Counters;
 use crate::model::run::{Run, RunState};
 use crate::model::verdict::{Denial, DenyReason};
 use crate::policy::command::{ResolvedCommand, check_command};
@@ -20,15 +21,6 @@ use crate::profile::{Audience, Capability, OnRevoke, Place, Profile};
 pub struct Policy<'a> {
     pub profile: &'a Profile,
     pub config: &'a HostConfig,
-}
-
-/// How many requests the run has made before this one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Counters {
-    /// In the last 60 seconds.
-    pub minute: u32,
-    /// Since it began.
-    pub run: u32,
 }
 
 /// The answer to one request.

@@ -16,7 +16,7 @@ pub mod environment;
 pub mod request;
 
 pub use command::{ResolvedCommand, check_command};
-pub use decide::{Counters, Grant, Policy, Verdict, decide, decide_all};
+pub use decide::{Grant, Policy, Verdict, decide, decide_all};
 pub use request::{LeaseFlag, Reason, Request};
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use crate::config::HostConfig;
 use crate::model::id::RequestId;
 use crate::model::moment::Span;
 use crate::model::name::{Channel, VariableName};
+use crate::model::run::Counters;
 use crate::model::run::{Run, RunState};
 use crate::model::verdict::{Denial, DenyReason};
 use crate::profile::{Profile, load_builtin, resolve};

@@ -41,7 +41,9 @@ pub enum RunError {
     Refused(#[from] Refusal),
     #[error("could not speak with the launcher")]
     Wire(#[source] WireError),
-    #[error("the launcher died; the command and all that it started are dead, and its deliveries are wiped")]
+    #[error(
+        "the launcher died; the command and all that it started are dead, and its deliveries are wiped"
+    )]
     LauncherDied,
     #[error("could not fill a delivery")]
     Delivery(#[source] io::Error),

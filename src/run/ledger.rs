@@ -19,7 +19,7 @@ use crate::model::moment::Moment;
 use crate::model::name::{Channel, SecretName};
 use crate::model::run::Run;
 use crate::model::verdict::{Denial, DenyReason};
-use crate::policy::{self, Counters, Grant, Policy, Request};
+use crate::policy::{self, Grant, Policy, Request};
 use crate::store::{Durability, SealedSecret, Store, StoreError, Tx, UseRefused};
 use crate::sys::clock;
 
@@ -66,128 +66,60 @@ impl Ledger {
         self.store.read(|view| view.secret(name)).map_err(RunError::Trail)
     }
 
-    /// The verdict. Denials are recorded here, before they are told.
-    pub fn decide(&mut self, scene: &Scene) -> Result<Vec<Grant>, RunError> {
-        let (recorded, counters) = self
-            .store
-            .read(|view| {
-                let recorded =
-                    if scene.is_new_run { None } else { view.run(&scene.run.run_id)? };
-                Ok((recorded, view.requests_counted(&scene.run.run_id, &scene.now)?))
-            })
-            .map_err(RunError::Trail)?;
-        let run = match recorded {
-            None => scene.run.clone(),
-            Some(recorded) => same_run(&scene.run, recorded)?,
-        };
-        let policy = Policy { profile: &scene.profile, config: &scene.host.config };
-        let counters = Counters { minute: counters.minute, run: counters.run };
-        let resolved = scene.resolved();
-        match policy::decide_all(policy, &scene.requests, &run, counters, resolved.as_ref()) {
-            Ok(grants) => Ok(grants),
-            Err(denial) => {
-                self.record_denial(scene, &denial)?;
-                Err(denial.into())
-            }
-        }
-    }
-
-    fn record_denial(&mut self, scene: &Scene, denial: &Denial) -> Result<(), RunError> {
-        let past_ceiling = matches!(
-            denial.reason,
-            DenyReason::RateExceededMinute | DenyReason::RateExceededRun
-        );
-        let recorded = self.transaction(Durability::Durable, |tx| {
-            begin(tx, scene)?;
-            if past_ceiling && !tx.first_denial_in_window(&scene.run.run_id, denial.reason, &scene.now)? {
-                return Ok(());
-            }
-            for request in &scene.requests {
-                if !past_ceiling {
-                    tx.count_request(&scene.run.run_id, &scene.now)?;
+    /// The verdict, and its record: one transaction, so that counters are exact under any race. Granted:
+    /// the requests, the grants, the use of each, and the exec, durable before any value moves. Denied:
+    /// recorded before it is told. Without a lease nothing rests on the record, so it is only written.
+    pub fn grant(&mut self, scene: &Scene) -> Result<Vec<Leased>, RunError> {
+        let durability =
+            if scene.requests.is_empty() { Durability::Relaxed } else { Durability::Durable };
+        self.transaction(durability, |tx| {
+            let recorded = begin(tx, scene)?;
+            let run = match recorded {
+                None => scene.run.clone(),
+                Some(recorded) => match same_run(&scene.run, recorded) {
+                    Ok(run) => run,
+                    Err(e) => return Ok(Err(e)),
+                },
+            };
+            let counters = tx.requests_counted(&run.run_id, &scene.now)?;
+            let policy = Policy { profile: &scene.profile, config: &scene.host.config };
+            let resolved = scene.resolved();
+            match policy::decide_all(policy, &scene.requests, &run, counters, resolved.as_ref()) {
+                Err(denial) => {
+                    record_denial(tx, scene, &denial)?;
+                    Ok(Err(denial.into()))
                 }
-                tx.append(requested(scene, request))?;
-                let asked = request.asked();
-                let mut denied = of_request(Draft::new(EventType::LeaseDenied, scene.now.wall, &scene.hostname), scene, request)
-                    .because(denial.reason.as_str())
-                    .outcome("denied")
-                    .with("message", denial.message.clone());
-                if asked != denial.asked {
-                    denied = denied.with("denied_with", denial.asked.clone());
-                }
-                tx.append(denied)?;
+                Ok(grants) => record_grants(tx, scene, grants).map(|granted| {
+                    granted.map_err(|refused| {
+                        RunError::Denied(Denial {
+                            asked: scene.requests.first().map(Request::asked).unwrap_or_default(),
+                            reason: DenyReason::DeliveryUnavailable,
+                            message: refused.to_string(),
+                            hint: "ask for a new lease".to_owned(),
+                        })
+                    })
+                }),
             }
-            Ok(())
-        });
-        recorded.map(|_| ())
-    }
-
-    /// Records the requests, the grants, the use of each and the exec: one durable transaction. Without
-    /// a lease there is nothing to make durable, only to tell.
-    pub fn record(&mut self, scene: &Scene, grants: Vec<Grant>) -> Result<Vec<Leased>, RunError> {
-        let leased: Vec<Leased> = grants
-            .into_iter()
-            .map(|grant| {
-                let record = Lease::granted(&grant, LeaseId::fresh(), &scene.now).into_record();
-                Leased { grant, record }
-            })
-            .collect();
-        let ids: Vec<LeaseId> = leased.iter().map(|l| l.record.lease_id.clone()).collect();
-        let durability = if leased.is_empty() { Durability::Relaxed } else { Durability::Durable };
-        let used = self.transaction(durability, |tx| {
-            begin(tx, scene)?;
-            for lease in &leased {
-                tx.count_request(&scene.run.run_id, &scene.now)?;
-                tx.append(requested(scene, lease.grant.request()))?;
-                tx.put_lease(&lease.record)?;
-                tx.append(of_lease(EventType::LeaseGranted, scene, lease, &scene.now).outcome("granted"))?;
-            }
-            tx.put_exec(&ExecRecord {
-                exec_id: scene.exec_id.clone(),
-                run_id: scene.run.run_id.clone(),
-                lease_ids: ids.clone(),
-                command: recorded_command(&scene.command),
-                state: ExecState::Running,
-                exit_status: None,
-                started_at: scene.now.wall,
-            })?;
-            for lease in &leased {
-                // On `git` a use is one `get`.
-                if lease.record.channel != Channel::Git
-                    && let Err(refused) = take_use(tx, scene, lease, &scene.now)?
-                {
-                    return Ok(Err(refused));
-                }
-            }
-            let mut started = Draft::new(EventType::ExecStarted, scene.now.wall, &scene.hostname)
-                .of_run(&scene.run)
-                .of_exec(&scene.exec_id, &ids)
-                .with("command", recorded_command(&scene.command));
-            if let Some(first) = leased.first() {
-                started = started.of_request(&first.record.request_id);
-            }
-            tx.append(started)?;
-            Ok(Ok(()))
-        })?;
-        match used {
-            Ok(()) => Ok(leased),
-            Err(refused) => Err(RunError::Denied(Denial {
-                asked: scene.requests.first().map(Request::asked).unwrap_or_default(),
-                reason: DenyReason::DeliveryUnavailable,
-                message: refused.to_string(),
-                hint: "ask for a new lease".to_owned(),
-            })),
-        }
+        })?
     }
 
     /// Takes one more use (a `get` on the `git` channel), durably, before its value moves.
-    pub fn take(&mut self, scene: &Scene, lease: &Leased) -> Result<Result<(), UseRefused>, RunError> {
+    pub fn take(
+        &mut self,
+        scene: &Scene,
+        lease: &Leased,
+    ) -> Result<Result<(), UseRefused>, RunError> {
         let now = clock::now().map_err(RunError::Clock)?;
         self.transaction(Durability::Durable, |tx| take_use(tx, scene, lease, &now))
     }
 
     /// The exec is over: its end, what was scrubbed, how each lease ended.
-    pub fn close(&mut self, scene: &Scene, leased: &[Leased], exited: &Exited) -> Result<(), RunError> {
+    pub fn close(
+        &mut self,
+        scene: &Scene,
+        leased: &[Leased],
+        exited: &Exited,
+    ) -> Result<(), RunError> {
         let now = clock::now().map_err(RunError::Clock)?;
         let ids: Vec<LeaseId> = leased.iter().map(|l| l.record.lease_id.clone()).collect();
         let durability = if leased.is_empty() { Durability::Relaxed } else { Durability::Durable };
@@ -277,7 +209,9 @@ impl Ledger {
     /// Gives the launcher the trail's head to keep outside of the database.
     pub fn keep_head(&self, launcher: &Launcher) -> Result<(), RunError> {
         match &self.head {
-            Some(head) => Ok(launcher.order(&Order::KeepHead { head: head.encode().to_vec() })?),
+            Some(head) => {
+                Ok(launcher.order(&Order::KeepHead { head: head.encode().into_bytes() })?)
+            }
             None => Ok(()),
         }
     }
@@ -299,9 +233,88 @@ impl Ledger {
     }
 }
 
+fn record_denial(tx: &mut Tx<'_>, scene: &Scene, denial: &Denial) -> Result<(), StoreError> {
+    let past_ceiling =
+        matches!(denial.reason, DenyReason::RateExceededMinute | DenyReason::RateExceededRun);
+    let mut aggregated = 0;
+    if past_ceiling {
+        // A run that hammers would fill the disk: one line a minute tells of all.
+        match tx.note_rate_denial(&scene.run.run_id, &scene.now)? {
+            Some(since_the_last) => aggregated = since_the_last,
+            None => return Ok(()),
+        }
+    }
+    for request in &scene.requests {
+        if !past_ceiling {
+            tx.count_request(&scene.run.run_id, &scene.now)?;
+        }
+        tx.append(requested(scene, request))?;
+        let draft = Draft::new(EventType::LeaseDenied, scene.now.wall, &scene.hostname)
+            .because(denial.reason.as_str())
+            .outcome("denied")
+            .with("message", denial.message.clone());
+        let mut draft = of_request(draft, scene, request);
+        if request.asked() != denial.asked {
+            draft = draft.with("denied_with", denial.asked.clone());
+        }
+        if aggregated > 0 {
+            draft = draft.with("aggregated", aggregated);
+        }
+        tx.append(draft)?;
+    }
+    Ok(())
+}
+
+fn record_grants(
+    tx: &mut Tx<'_>,
+    scene: &Scene,
+    grants: Vec<Grant>,
+) -> Result<Result<Vec<Leased>, UseRefused>, StoreError> {
+    let leased: Vec<Leased> = grants
+        .into_iter()
+        .map(|grant| {
+            let record = Lease::granted(&grant, LeaseId::fresh(), &scene.now).into_record();
+            Leased { grant, record }
+        })
+        .collect();
+    let ids: Vec<LeaseId> = leased.iter().map(|l| l.record.lease_id.clone()).collect();
+    for lease in &leased {
+        tx.count_request(&scene.run.run_id, &scene.now)?;
+        tx.append(requested(scene, lease.grant.request()))?;
+        tx.put_lease(&lease.record)?;
+        tx.append(of_lease(EventType::LeaseGranted, scene, lease, &scene.now).outcome("granted"))?;
+    }
+    tx.put_exec(&ExecRecord {
+        exec_id: scene.exec_id.clone(),
+        run_id: scene.run.run_id.clone(),
+        lease_ids: ids.clone(),
+        command: recorded_command(&scene.command),
+        state: ExecState::Running,
+        exit_status: None,
+        started_at: scene.now.wall,
+    })?;
+    for lease in &leased {
+        // On `git` a use is one `get`.
+        if lease.record.channel != Channel::Git
+            && let Err(refused) = take_use(tx, scene, lease, &scene.now)?
+        {
+            return Ok(Err(refused));
+        }
+    }
+    let mut started = Draft::new(EventType::ExecStarted, scene.now.wall, &scene.hostname)
+        .of_run(&scene.run)
+        .of_exec(&scene.exec_id, &ids)
+        .with("command", recorded_command(&scene.command));
+    if let Some(first) = leased.first() {
+        started = started.of_request(&first.record.request_id);
+    }
+    tx.append(started)?;
+    Ok(Ok(leased))
+}
+
 /// First in every transaction that begins something: what dead processes left open is closed, and the
-/// run stands.
-fn begin(tx: &mut Tx<'_>, scene: &Scene) -> Result<(), StoreError> {
+/// run stands. Gives the run as it was recorded, if it was.
+fn begin(tx: &mut Tx<'_>, scene: &Scene) -> Result<Option<Run>, StoreError> {
     let orphans = tx.adopt_orphans()?;
     let mut runs: BTreeMap<_, Option<Run>> = BTreeMap::new();
     for exec in &orphans.execs {
@@ -318,16 +331,18 @@ fn begin(tx: &mut Tx<'_>, scene: &Scene) -> Result<(), StoreError> {
     for lease in &orphans.leases {
         if tx.set_lease_state(&lease.lease_id, LeaseState::Interrupted)? {
             let run = run_of(tx, &mut runs, &lease.run_id)?;
-            let mut draft = Draft::new(EventType::LeaseInterrupted, scene.now.wall, &scene.hostname)
-                .of_lease(lease)
-                .outcome("interrupted");
+            let mut draft =
+                Draft::new(EventType::LeaseInterrupted, scene.now.wall, &scene.hostname)
+                    .of_lease(lease)
+                    .outcome("interrupted");
             if let Some(run) = &run {
                 draft = draft.of_run(run);
             }
             tx.append(draft)?;
         }
     }
-    if scene.is_new_run || tx.run(&scene.run.run_id)?.is_none() {
+    let recorded = if scene.is_new_run { None } else { tx.run(&scene.run.run_id)? };
+    if recorded.is_none() {
         tx.put_run(&scene.run)?;
         tx.append(
             Draft::new(EventType::RunStarted, scene.now.wall, &scene.hostname)
@@ -336,7 +351,7 @@ fn begin(tx: &mut Tx<'_>, scene: &Scene) -> Result<(), StoreError> {
                 .with("workspace", scene.run.workspace.display().to_string()),
         )?;
     }
-    Ok(())
+    Ok(recorded)
 }
 
 fn run_of(

@@ -160,9 +160,10 @@ impl Scene {
             });
             Some(DeliverySpec { channel, variable: audience.delivery_name()?, git })
         });
-        let pinned = self.requests.iter().any(|r| {
-            self.profile.capability(&r.capability).is_some_and(|c| !c.is_any_command())
-        });
+        let pinned = self
+            .requests
+            .iter()
+            .any(|r| self.profile.capability(&r.capability).is_some_and(|c| !c.is_any_command()));
         let program = self.resolved.as_ref().filter(|_| pinned).map(|r| r.program.clone());
         Prepare {
             exec: EXEC,

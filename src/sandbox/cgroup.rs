@@ -152,6 +152,19 @@ impl Drop for Cgroup {
     }
 }
 
+/// Removes what a launcher that was killed left of this exec. Nothing to do where it made none.
+pub fn remove_left(exec: &ExecId) {
+    let Some(hierarchy) = hierarchy() else { return };
+    let parents = [Some(PathBuf::from("sublet")), own_cgroup()];
+    for parent in parents.into_iter().flatten() {
+        let path = hierarchy.join(parent).join(format!("sublet-{exec}"));
+        match rustix::fs::rmdir(&path) {
+            Ok(()) | Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => {}
+            Err(e) => eprintln!("sublet: could not remove the cgroup {}: {e}", path.display()),
+        }
+    }
+}
+
 fn hierarchy() -> Option<PathBuf> {
     ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
         .into_iter()

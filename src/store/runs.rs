@@ -101,6 +101,30 @@ impl Tx<'_> {
         Ok(ended == 1)
     }
 
+    /// Notes a denial past a ceiling. One a minute is told in the trail: then this gives how many there
+    /// were since the last one told. The others are only counted.
+    pub fn note_rate_denial(
+        &mut self,
+        id: &RunId,
+        now: &Moment,
+    ) -> Result<Option<u64>, StoreError> {
+        let told: Option<(i64, u64)> = self
+            .prepare("SELECT boot_ns, untold FROM rate_denial WHERE run_id = ?1 AND boot_id = ?2")?
+            .query_row((id.as_str(), &now.boot_id), |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()
+            .map_err(self.error())?;
+        if told.is_some_and(|(at, _)| at > window_start(now)) {
+            self.prepare("UPDATE rate_denial SET untold = untold + 1 WHERE run_id = ?1")?
+                .execute([id.as_str()])
+                .map_err(self.error())?;
+            return Ok(None);
+        }
+        self.prepare("INSERT OR REPLACE INTO rate_denial VALUES (?1, ?2, ?3, 0)")?
+            .execute((id.as_str(), &now.boot_id, nanoseconds(now.boot)))
+            .map_err(self.error())?;
+        Ok(Some(told.map_or(0, |(_, untold)| untold)))
+    }
+
     /// Counts one request, and returns what is counted with it. Exact across processes: it happens
     /// within this transaction, which alone may write.
     ///

@@ -78,6 +78,12 @@ const TABLES: &str = "
         digest BLOB NOT NULL,
         set_at TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
+    CREATE TABLE rate_denial (
+        run_id TEXT PRIMARY KEY,
+        boot_id TEXT NOT NULL,
+        boot_ns INTEGER NOT NULL,
+        untold INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
     CREATE TABLE tidied (seq INTEGER NOT NULL) STRICT;
     INSERT INTO tidied VALUES (0);
 ";

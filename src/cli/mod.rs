@@ -1,0 +1,213 @@
+//! The command line: one file per command, each with its flags and one `execute`.
+//!
+//! - [`fail`]: a failure as people and programs see it; exit statuses
+//! - [`output`], [`prompt`]: standard output; a value typed at a terminal
+//! - [`load`], [`principal`]: the configuration and what it leads to; who asks
+//! - [`run`], [`demo`]: one command in a sandbox
+//! - [`secret`], [`profile`], [`policy`], [`audit`]: what the host holds, permits and has recorded
+//! - [`doctor`], [`init`]: what this machine can enforce; a first configuration
+//! - [`git_credential`]: what git calls inside an exec
+//! - [`completions`], [`man`]: made from the definitions here
+#![forbid(unsafe_code)]
+
+pub mod audit;
+pub mod completions;
+pub mod demo;
+pub mod doctor;
+pub mod fail;
+pub mod git_credential;
+pub mod init;
+pub mod load;
+pub mod man;
+pub mod output;
+pub mod policy;
+pub mod principal;
+pub mod profile;
+pub mod prompt;
+pub mod run;
+pub mod secret;
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use fail::{Answer, Failure, NOT_RUN, TROUBLE, YES};
+
+/// Runs one command in a sandbox and lets it use a credential for exactly that long.
+///
+/// An agent never holds a key: it asks for the use of one. sublet decides, records, takes the value from
+/// its source, hands it to one command in fresh namespaces, and wipes it when the last process of that
+/// command is gone.
+#[derive(Debug, Parser)]
+#[command(name = "sublet", version, after_long_help = TOP, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub globals: Globals,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags of every command.
+#[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Globals {
+    /// The host's configuration [default: /etc/sublet/sublet.toml, for a user
+    /// $XDG_CONFIG_HOME/sublet/sublet.toml]
+    #[arg(long, global = true, value_name = "FILE", env = "SUBLET_CONFIG", hide_env_values = true)]
+    pub config: Option<PathBuf>,
+    /// Where leases, secrets and the trail are kept [default: [state] dir of the configuration, else
+    /// /var/lib/sublet, for a user $XDG_STATE_HOME/sublet]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Print JSON: one object, or for listings one object a line; errors are one object on standard error
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Say more; repeat for still more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+// `defer`: the flags and the help of a command are built only when it is the one that was named. What the
+// list of commands needs stands here.
+#[derive(Debug, Subcommand)]
+#[command(defer = true)]
+#[allow(clippy::large_enum_variant, reason = "there is one in the life of a process")]
+pub enum Command {
+    /// Run one command in a sandbox, with the leases that it asks for
+    Run(run::RunArgs),
+    /// Show a leased exec end to end, with a demonstration secret in a temporary state directory
+    Demo(demo::DemoArgs),
+    /// Write a commented starter configuration
+    Init(init::InitArgs),
+    /// Keep, rotate, list and remove the values of the vault; none is ever printed
+    Secret(secret::SecretArgs),
+    /// List, show and check profiles
+    Profile(profile::ProfileArgs),
+    /// Say whether leases would be granted, and run nothing
+    Policy(policy::PolicyArgs),
+    /// List the audit trail, tell the life of a lease, verify that nothing was changed
+    Audit(audit::AuditArgs),
+    /// Show what this machine can enforce, what each lack means, and how to mend it
+    Doctor(doctor::DoctorArgs),
+    /// Answer git inside an exec with a git lease (git calls this itself)
+    #[command(hide = true)]
+    GitCredential(git_credential::GitCredentialArgs),
+    /// Print a completion script for a shell
+    Completions(completions::CompletionsArgs),
+    /// Print a manual page, or write all of them
+    Man(man::ManArgs),
+}
+
+const TOP: &str = "\
+Examples:
+  sublet demo
+  sublet run -- make test
+  sublet run --profile git-push --lease repo.push@github.com -- git push
+  sublet doctor
+
+Exit status:
+  0    done; the answer is yes
+  1    the answer is no: a denied verdict, a broken trail, a failed check
+  2    sublet could not do it: bad usage, a missing file, a store that does not open
+  run and demo answer with the command's own status, and 125 where sublet failed: sublet run --help
+
+Files:
+  /etc/sublet/sublet.toml                  the host's configuration
+  $XDG_CONFIG_HOME/sublet/sublet.toml      the same for a user
+  /var/lib/sublet, $XDG_STATE_HOME/sublet  state: leases, secrets (encrypted), the trail
+
+Environment:
+  SUBLET_CONFIG    the configuration, where --config does not name one
+  NO_COLOR         set to anything: no colours";
+
+/// The definitions, for completions and manual pages.
+pub fn definitions() -> clap::Command {
+    Cli::command()
+}
+
+/// Parses, dispatches, reports. Returns the exit status.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let cli = match parse(&args) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error, &args),
+    };
+    let json = cli.globals.json;
+    match dispatch(cli) {
+        Ok(status) => status,
+        Err(failure) => failure.report(json),
+    }
+}
+
+/// # Errors
+/// Bad usage, and `--help` and `--version`, which clap answers as errors.
+pub fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
+    let mut definitions = Cli::command();
+    let matches = definitions.try_get_matches_from_mut(args)?;
+    Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut definitions))
+}
+
+fn dispatch(cli: Cli) -> Answer {
+    let globals = &cli.globals;
+    match cli.command {
+        Command::Run(args) => run::execute(globals, args).map_err(Failure::beside_a_command),
+        Command::Demo(args) => demo::execute(globals, args).map_err(Failure::beside_a_command),
+        Command::Init(args) => init::execute(globals, &args),
+        Command::Secret(args) => secret::execute(globals, &args),
+        Command::Profile(args) => profile::execute(globals, &args),
+        Command::Policy(args) => policy::execute(globals, &args),
+        Command::Audit(args) => audit::execute(globals, &args),
+        Command::Doctor(args) => doctor::execute(globals, &args),
+        Command::GitCredential(args) => git_credential::execute(globals, &args),
+        Command::Completions(args) => completions::execute(globals, &args),
+        Command::Man(args) => man::execute(globals, &args),
+    }
+}
+
+/// Help and version go to standard output and are no error. Bad usage is 125 where a command would have
+/// run (its statuses below are its own, as docker-run(1) has it), else 2.
+fn usage(error: &clap::Error, args: &[OsString]) -> u8 {
+    if !error.use_stderr() {
+        return match error.print() {
+            Ok(()) => YES,
+            Err(e) => Failure::stdout(&e).report(false),
+        };
+    }
+    let status = if names_a_command_to_run(args) { NOT_RUN } else { TROUBLE };
+    let ours: Vec<&OsString> = args.iter().take_while(|a| *a != "--").collect();
+    let has_no_dashes = ours.len() == args.len();
+    let hint = if status == NOT_RUN && has_no_dashes {
+        "put the command after `--`: sublet run [OPTIONS] -- COMMAND [ARG…]"
+    } else {
+        "see `--help` of the command"
+    };
+    if ours.iter().any(|a| *a == "--json") {
+        let whole = error.render().to_string();
+        let told = whole.split("\n\n").next().unwrap_or_default();
+        return Failure::new("usage", "bad_usage", told.trim_start_matches("error: "))
+            .hint(hint)
+            .exit(status)
+            .report(true);
+    }
+    // clap's own text already ends with where to find help. That standard error is gone cannot be told.
+    drop(error.print());
+    if status == NOT_RUN && has_no_dashes {
+        drop(writeln!(std::io::stderr(), "{hint}"));
+    }
+    status
+}
+
+fn names_a_command_to_run(args: &[OsString]) -> bool {
+    let mut words = args.iter().skip(1).map(|word| word.to_string_lossy());
+    while let Some(word) = words.next() {
+        match &*word {
+            "--config" | "--state-dir" => drop(words.next()),
+            "run" | "demo" => return true,
+            _ if word.starts_with('-') => {}
+            _ => return false,
+        }
+    }
+    false
+}

@@ -1,0 +1,100 @@
+//! Our standard input to the command. Reads only when the command takes it, so that nothing is swallowed
+//! that the next program of a script would have read.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::PollFlags;
+use rustix::io::Errno;
+
+const CHUNK: usize = 64 << 10;
+
+/// The command's standard input.
+pub struct Input<'a> {
+    from: Option<BorrowedFd<'a>>,
+    to: Option<OwnedFd>,
+    pending: Vec<u8>,
+    written: usize,
+    /// A terminal's master is not closed at the end of our input: its output still comes.
+    keep_open: bool,
+    buffer: Vec<u8>,
+}
+
+impl<'a> Input<'a> {
+    /// `to` is made non-blocking: it is ours alone.
+    pub fn new(from: BorrowedFd<'a>, to: OwnedFd, keep_open: bool) -> io::Result<Self> {
+        if !keep_open {
+            rustix::io::ioctl_fionbio(&to, true)?;
+        }
+        Ok(Self {
+            from: Some(from),
+            to: Some(to),
+            pending: Vec::new(),
+            written: 0,
+            keep_open,
+            buffer: Vec::new(),
+        })
+    }
+
+    /// What to wait for. `POLLERR` on the command's end says that it closed it.
+    pub fn interest(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
+        let to = self.to.as_ref()?;
+        if !self.pending.is_empty() {
+            return Some((to.as_fd(), PollFlags::OUT));
+        }
+        self.from.map(|from| (from, PollFlags::IN))
+    }
+
+    pub fn ready(&mut self) -> io::Result<()> {
+        if self.pending.is_empty() {
+            self.read()?
+        }
+        self.write()
+    }
+
+    fn read(&mut self) -> io::Result<()> {
+        let Some(from) = self.from else { return Ok(()) };
+        self.buffer.resize(CHUNK, 0);
+        match rustix::io::read(from, &mut self.buffer) {
+            Ok(0) | Err(Errno::IO) => {
+                self.from = None;
+                if self.keep_open {
+                    // What Ctrl-D is for a terminal's reader.
+                    self.pending.push(4);
+                } else {
+                    self.to = None;
+                }
+            }
+            Ok(n) => self.pending.extend_from_slice(&self.buffer[..n]),
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            Err(e) => return Err(e.into()),
+        }
+        Ok(())
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        let Some(to) = &self.to else { return Ok(()) };
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        match rustix::io::write(to, &self.pending[self.written..]) {
+            Ok(n) => {
+                self.written += n;
+                if self.written == self.pending.len() {
+                    self.pending.clear();
+                    self.written = 0;
+                }
+            }
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            // The command reads no more.
+            Err(Errno::PIPE | Errno::IO) => {
+                self.to = None;
+                self.from = None;
+                self.pending.clear();
+            }
+            Err(e) => return Err(e.into()),
+        }
+        Ok(())
+    }
+}

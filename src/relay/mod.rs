@@ -1,0 +1,10 @@
+//! Passing a command's streams on: bytes in, masked bytes out, nothing lost, no one waited for.
+//!
+//! - [`output`]: from the command to our own standard output or error
+//! - [`input`]: from our standard input to the command
+//! - [`terminal`]: our own terminal in raw mode, and its size
+#![forbid(unsafe_code)]
+
+pub mod input;
+pub mod output;
+pub mod terminal;

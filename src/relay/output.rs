@@ -1,0 +1,220 @@
+//! One stream from the command to the outside. Reads only when everything before has been written, so
+//! that a slow reader slows the command and never us; masks what leased values it knows.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use rustix::event::PollFlags;
+use rustix::io::Errno;
+
+use crate::redact::{Patterns, Redactor};
+
+/// How long a tail that could begin a value is held: a prompt without a newline shows at once.
+const HOLD: Duration = Duration::from_millis(100);
+const CHUNK: usize = 64 << 10;
+/// What a pipe takes without blocking once it is writable. pipe(7) PIPE_BUF.
+const WRITE_AT_ONCE: usize = 4096;
+
+/// A stream of the command's output.
+pub struct Output<'a> {
+    from: Option<OwnedFd>,
+    to: BorrowedFd<'a>,
+    pending: Vec<u8>,
+    written: usize,
+    redactor: Option<Redactor>,
+    masked_before: u64,
+    held_since: Option<Instant>,
+    buffer: Vec<u8>,
+    /// A regular file never blocks: written whole.
+    at_once: usize,
+    reader_gone: bool,
+}
+
+impl<'a> Output<'a> {
+    pub fn new(from: OwnedFd, to: BorrowedFd<'a>) -> io::Result<Self> {
+        let kind = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(to)?.st_mode);
+        let at_once =
+            if kind == rustix::fs::FileType::RegularFile { usize::MAX } else { WRITE_AT_ONCE };
+        Ok(Self {
+            from: Some(from),
+            to,
+            pending: Vec::new(),
+            written: 0,
+            redactor: None,
+            masked_before: 0,
+            held_since: None,
+            buffer: vec![0; CHUNK],
+            at_once,
+            reader_gone: false,
+        })
+    }
+
+    /// Masks these values from now on. What was held for the old ones goes out.
+    pub fn mask(&mut self, patterns: &Rc<Patterns>) -> io::Result<()> {
+        if let Some(mut old) = self.redactor.take() {
+            old.flush(&mut self.pending);
+            self.masked_before += old.masked();
+        }
+        if !patterns.is_empty() {
+            self.redactor = Some(Redactor::new(Rc::clone(patterns))?);
+        }
+        Ok(())
+    }
+
+    pub fn masked(&self) -> u64 {
+        self.masked_before + self.redactor.as_ref().map_or(0, Redactor::masked)
+    }
+
+    /// Nothing will come any more, and all that came is written.
+    pub fn is_done(&self) -> bool {
+        self.from.is_none() && self.pending.is_empty()
+    }
+
+    /// What to wait for.
+    pub fn interest(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
+        if !self.pending.is_empty() {
+            Some((self.to, PollFlags::OUT))
+        } else {
+            self.from.as_ref().map(|from| (from.as_fd(), PollFlags::IN))
+        }
+    }
+
+    /// How long until the held tail must go out.
+    pub fn patience(&self) -> Option<Duration> {
+        self.held_since.map(|since| HOLD.saturating_sub(since.elapsed()))
+    }
+
+    /// The descriptor of [`Output::interest`] is ready.
+    pub fn ready(&mut self) -> io::Result<()> {
+        if self.pending.is_empty() { self.read() } else { self.write() }
+    }
+
+    /// The held tail has waited long enough.
+    pub fn on_time(&mut self) -> io::Result<()> {
+        if self.held_since.is_some_and(|since| since.elapsed() >= HOLD) {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    fn read(&mut self) -> io::Result<()> {
+        let Some(from) = &self.from else { return Ok(()) };
+        match rustix::io::read(from, &mut self.buffer) {
+            // A terminal's master says EIO when its last slave is closed. pty(7).
+            Ok(0) | Err(Errno::IO) => {
+                self.from = None;
+                self.flush()?;
+            }
+            Ok(n) => {
+                let chunk = &self.buffer[..n];
+                match &mut self.redactor {
+                    None => self.pending.extend_from_slice(chunk),
+                    Some(redactor) => redactor.push(chunk, &mut self.pending),
+                }
+                let holds = self.redactor.as_ref().is_some_and(|r| r.held() > 0);
+                self.held_since = match (holds, self.held_since) {
+                    (false, _) => None,
+                    (true, since) => since.or_else(|| Some(Instant::now())),
+                };
+            }
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            Err(e) => return Err(e.into()),
+        }
+        // Most writes go through at once: no need to ask first whether a short one would.
+        if self.pending.is_empty() { Ok(()) } else { self.write_if_writable() }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.held_since = None;
+        if let Some(redactor) = &mut self.redactor {
+            redactor.flush(&mut self.pending);
+        }
+        if self.pending.is_empty() { Ok(()) } else { self.write_if_writable() }
+    }
+
+    fn write_if_writable(&mut self) -> io::Result<()> {
+        let mut fds = [rustix::event::PollFd::from_borrowed_fd(self.to, PollFlags::OUT)];
+        match rustix::event::poll(&mut fds, Some(&rustix::event::Timespec::default())) {
+            Ok(0) | Err(Errno::INTR) => Ok(()),
+            Ok(_) => self.write(),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        let rest = &self.pending[self.written..];
+        let now = &rest[..rest.len().min(self.at_once)];
+        let result =
+            if self.reader_gone { Ok(rest.len()) } else { rustix::io::write(self.to, now) };
+        match result {
+            Ok(n) => {
+                self.written += n;
+                if self.written >= self.pending.len() {
+                    self.pending.clear();
+                    self.written = 0;
+                }
+            }
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            // Our reader is gone: the command learns it as it would have without us.
+            Err(Errno::PIPE) => {
+                self.reader_gone = true;
+                self.pending.clear();
+                self.written = 0;
+                self.from = None;
+                self.held_since = None;
+            }
+            Err(e) => return Err(e.into()),
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+
+    fn relay(chunks: &[&[u8]], values: &[&[u8]]) -> (Vec<u8>, u64) {
+        let (from, mut writer) = io::pipe().unwrap();
+        let (mut reader, to) = io::pipe().unwrap();
+        let patterns = Rc::new(Patterns::new(values.iter().copied()).unwrap());
+        let masked = {
+            let mut output = Output::new(from.into(), to.as_fd()).unwrap();
+            output.mask(&patterns).unwrap();
+            for chunk in chunks {
+                writer.write_all(chunk).unwrap();
+                output.ready().unwrap();
+            }
+            drop(writer);
+            while !output.is_done() {
+                output.ready().unwrap();
+            }
+            output.masked()
+        };
+        drop(to);
+        let mut got = Vec::new();
+        reader.read_to_end(&mut got).unwrap();
+        (got, masked)
+    }
+
+    #[test]
+    fn bytes_pass_and_values_do_not() {
+        assert_eq!(relay(&[b"a\0b\xff", b"c"], &[]).0, b"a\0b\xffc");
+        let (got, masked) = relay(&[b"x hunter2", b"hunter2 y"], &[b"hunter2hunter2"]);
+        assert_eq!((&got[..], masked), (&b"x *** y"[..], 1));
+    }
+
+    #[test]
+    fn a_reader_that_is_gone_ends_the_stream() {
+        let (from, mut writer) = io::pipe().unwrap();
+        let (reader, to) = io::pipe().unwrap();
+        drop(reader);
+        let mut output = Output::new(from.into(), to.as_fd()).unwrap();
+        writer.write_all(b"x").unwrap();
+        output.ready().unwrap();
+        assert!(output.is_done());
+    }
+}

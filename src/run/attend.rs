@@ -1,0 +1,545 @@
+//! While the command lives: its streams are relayed and masked, signals forwarded, git answered, notices
+//! of the launcher heard. One loop, one poll, no thread.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::rc::Rc;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::stdio::{stderr, stdin, stdout};
+
+use super::deliver::{Delivered, Delivery};
+use super::error::RunError;
+use super::ledger::{Leased, Ledger};
+use super::scene::{EXEC, Scene};
+use super::{Outcome, Stopwatch, value};
+use crate::delivery::git::{self, Asked, Destination, Operation, Request};
+use crate::launcher::client::Launcher;
+use crate::launcher::wire::{Ending, Notice, Order};
+use crate::lease::LeaseView;
+use crate::model::report::{Posture, Report, ScrubbedDelivery, Timings};
+use crate::model::secret::Secret;
+use crate::redact::Patterns;
+use crate::relay::input::Input;
+use crate::relay::output::Output;
+use crate::relay::terminal::{self, RawMode};
+use crate::sandbox::cgroup;
+use crate::store::UseRefused;
+use crate::sys::process::{self, WaitStatus};
+
+/// Forwarded to the command. SIGWINCH is for the terminal's size.
+const FORWARDED: [i32; 6] =
+    [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2];
+
+/// How long the tree of a dead launcher has to die: its init sees the lifeline end at once.
+const LAST_WAIT: Duration = Duration::from_secs(5);
+
+/// Signals of this process, read from a descriptor from now on.
+pub struct Signals(OwnedFd);
+
+pub fn take_signals() -> Result<Signals, RunError> {
+    let mut signals = FORWARDED.to_vec();
+    signals.push(libc::SIGWINCH);
+    Ok(Signals(process::signalfd(&signals).map_err(RunError::Settle)?))
+}
+
+/// How it ended.
+pub struct Exited {
+    ending: Ending,
+    /// The launcher's word: bytes and whether they were wiped.
+    deliveries: Vec<(u64, bool)>,
+    posture: Posture,
+    timed_out: bool,
+    pub expired: BTreeSet<u32>,
+    pub redacted: u64,
+    unmasked: u64,
+}
+
+struct Attendant<'a> {
+    scene: &'a Scene,
+    ledger: &'a mut Ledger,
+    launcher: &'a Launcher,
+    leased: &'a [Leased],
+    deliveries: Vec<Delivery>,
+    uid: u32,
+    input: Option<Input<'a>>,
+    outputs: Vec<Output<'a>>,
+    git: Option<UnixListener>,
+    /// What `git` was answered with, for the mask.
+    given: Vec<Secret>,
+    unmasked: u64,
+    raw_mode: Option<RawMode<'a>>,
+    master: Option<OwnedFd>,
+    waiting_signals: Vec<i32>,
+    posture: Posture,
+    started: bool,
+    timed_out: bool,
+    expired: BTreeSet<u32>,
+    ended: Option<(Ending, Vec<(u64, bool)>)>,
+}
+
+/// Stays until the exec is over and all that it wrote is passed on.
+pub fn attend(
+    scene: &Scene,
+    ledger: &mut Ledger,
+    launcher: &Launcher,
+    leased: &[Leased],
+    delivered: Delivered,
+    signals: Signals,
+    watch: &mut Stopwatch,
+) -> Result<Exited, RunError> {
+    let Delivered { mut streams, deliveries, uid } = delivered;
+    let (mut input, mut outputs) = (None, Vec::new());
+    if streams.len() == 3 {
+        let (err, out, inn) = (streams.pop(), streams.pop(), streams.pop());
+        if let (Some(inn), Some(out), Some(err)) = (inn, out, err) {
+            input = Some(Input::new(stdin(), inn, false).map_err(RunError::Relay)?);
+            outputs.push(Output::new(out, stdout()).map_err(RunError::Relay)?);
+            outputs.push(Output::new(err, stderr()).map_err(RunError::Relay)?);
+        }
+    }
+    let git = deliveries.iter().find_map(|d| match d {
+        Delivery::Git(listener) => Some(listener.try_clone()),
+        Delivery::Held(_) => None,
+    });
+    let git = git.transpose().map_err(RunError::Relay)?.map(UnixListener::from);
+    let mut attendant = Attendant {
+        scene,
+        ledger,
+        launcher,
+        leased,
+        deliveries,
+        uid,
+        input,
+        outputs,
+        git,
+        given: Vec::new(),
+        unmasked: 0,
+        raw_mode: None,
+        master: None,
+        waiting_signals: Vec::new(),
+        posture: Posture::default(),
+        started: false,
+        timed_out: false,
+        expired: BTreeSet::new(),
+        ended: None,
+    };
+    attendant.mask()?;
+    let result = attendant.stay(&signals, watch);
+    if matches!(result, Err(RunError::LauncherDied)) {
+        attendant.outlive_the_launcher();
+    }
+    result
+}
+
+impl Attendant<'_> {
+    fn stay(&mut self, signals: &Signals, watch: &mut Stopwatch) -> Result<Exited, RunError> {
+        let mut caller = caller();
+        loop {
+            while self.launcher.has_passed_over() {
+                self.hear(watch)?;
+            }
+            if self.ended.is_some() && self.outputs.iter().all(Output::is_done) {
+                return Ok(self.exited());
+            }
+            match self.wait(signals, caller.as_ref())? {
+                Woken::Launcher => self.hear(watch)?,
+                Woken::Signal => self.forward(signals)?,
+                Woken::Caller => {
+                    // Whoever asked for it is gone: so is the exec (kill -9 of the caller included).
+                    caller = None;
+                    self.launcher.order(&Order::Kill { exec: EXEC })?;
+                }
+                Woken::Git => self.answer_git()?,
+                Woken::Streams => {}
+            }
+        }
+    }
+
+    /// Waits, and serves the streams on the way.
+    fn wait(&mut self, signals: &Signals, caller: Option<&OwnedFd>) -> Result<Woken, RunError> {
+        let patience = self.outputs.iter().filter_map(Output::patience).min();
+        let mut watched = vec![(signals.0.as_fd(), PollFlags::IN, Of::Woken(Woken::Signal))];
+        if self.ended.is_none() {
+            // Afterwards the launcher has said its last word on this exec.
+            watched.push((self.launcher.socket(), PollFlags::IN, Of::Woken(Woken::Launcher)));
+        }
+        if let Some(caller) = caller {
+            watched.push((caller.as_fd(), PollFlags::IN, Of::Woken(Woken::Caller)));
+        }
+        if let Some(git) = &self.git {
+            watched.push((git.as_fd(), PollFlags::IN, Of::Woken(Woken::Git)));
+        }
+        if let Some((fd, flags)) = self.input.as_ref().and_then(Input::interest) {
+            watched.push((fd, flags, Of::Input));
+        }
+        for (index, output) in self.outputs.iter().enumerate() {
+            if let Some((fd, flags)) = output.interest() {
+                watched.push((fd, flags, Of::Output(index)));
+            }
+        }
+        let mut fds: Vec<PollFd<'_>> =
+            watched.iter().map(|&(fd, flags, _)| PollFd::from_borrowed_fd(fd, flags)).collect();
+        let timeout = patience
+            .map(|p| Timespec { tv_sec: p.as_secs() as i64, tv_nsec: p.subsec_nanos().into() });
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(e) => return Err(RunError::relay(e)),
+        }
+        let ready: Vec<Of> = fds
+            .iter()
+            .zip(&watched)
+            .filter(|(fd, _)| !fd.revents().is_empty())
+            .map(|(_, &(_, _, of))| of)
+            .collect();
+
+        let mut woken = Woken::Streams;
+        for owner in ready {
+            match owner {
+                // The first one; the others are still there the next time.
+                Of::Woken(who) if woken == Woken::Streams => woken = who,
+                Of::Woken(_) => {}
+                Of::Input => {
+                    if let Some(input) = &mut self.input {
+                        input.ready().map_err(RunError::Relay)?;
+                    }
+                }
+                Of::Output(index) => self.outputs[index].ready().map_err(RunError::Relay)?,
+            }
+        }
+        for output in &mut self.outputs {
+            output.on_time().map_err(RunError::Relay)?;
+        }
+        Ok(woken)
+    }
+
+    fn hear(&mut self, watch: &mut Stopwatch) -> Result<(), RunError> {
+        let (notice, mut fds) = self.launcher.notice()?;
+        match notice {
+            Notice::Ready { posture, .. } => {
+                self.posture = posture;
+                if let Some(master) = fds.pop() {
+                    self.take_terminal(master)?;
+                }
+            }
+            Notice::Started { .. } => {
+                self.started = true;
+                watch.lap(|t| &mut t.launch);
+                for signal in std::mem::take(&mut self.waiting_signals) {
+                    self.launcher.order(&Order::Signal { exec: EXEC, signal })?;
+                }
+            }
+            Notice::Expired { delivery, .. } => {
+                self.expired.insert(delivery);
+                if let Some(Delivery::Held(held)) = self.deliveries.get_mut(delivery as usize) {
+                    held.wipe();
+                }
+            }
+            Notice::TimedOut { .. } => self.timed_out = true,
+            Notice::Ended { ending, deliveries, .. } => {
+                for delivery in &mut self.deliveries {
+                    if let Delivery::Held(held) = delivery {
+                        held.wipe();
+                    }
+                }
+                self.git = None;
+                self.input = None;
+                self.ended = Some((ending, deliveries));
+            }
+            Notice::Refused { refusal, .. } => return Err(refusal.into()),
+            Notice::HeadKept { refusal: None } => {}
+            // The trail itself stands; what is weaker is the proof against its truncation.
+            Notice::HeadKept { refusal: Some(refusal) } => {
+                eprintln!("sublet: {}\r", refusal.message);
+            }
+            Notice::Prepared { .. }
+            | Notice::Source { .. }
+            | Notice::SourceRefused { .. }
+            | Notice::SourceEnded { .. }
+            | Notice::Explained { .. } => return Err(RunError::LauncherDied),
+        }
+        Ok(())
+    }
+
+    fn take_terminal(&mut self, master: OwnedFd) -> Result<(), RunError> {
+        let dup = || master.try_clone().map_err(RunError::Relay);
+        self.raw_mode = RawMode::enter(stdin()).map_err(RunError::relay)?;
+        self.input = Some(Input::new(stdin(), dup()?, true).map_err(RunError::Relay)?);
+        self.outputs.push(Output::new(dup()?, stdout()).map_err(RunError::Relay)?);
+        terminal::follow_size(&[stdin(), stdout(), stderr()], &master).map_err(RunError::relay)?;
+        self.master = Some(master);
+        self.mask()
+    }
+
+    fn forward(&mut self, signals: &Signals) -> Result<(), RunError> {
+        while let Some(signal) = process::read_signal(&signals.0).map_err(RunError::Relay)? {
+            if signal == libc::SIGWINCH {
+                if let Some(master) = &self.master {
+                    let ours = [stdin(), stdout(), stderr()];
+                    terminal::follow_size(&ours, master).map_err(RunError::relay)?;
+                }
+            } else if self.started {
+                self.launcher.order(&Order::Signal { exec: EXEC, signal })?;
+            } else {
+                self.waiting_signals.push(signal);
+            }
+        }
+        Ok(())
+    }
+
+    /// Masks every value that this exec was given so far.
+    fn mask(&mut self) -> Result<(), RunError> {
+        if self.leased.is_empty() {
+            return Ok(());
+        }
+        let held = self.leased.iter().zip(&self.deliveries).filter_map(|(lease, delivery)| {
+            lease.grant.redact().then(|| Delivered::value_of(lease, delivery))
+        });
+        let values = held.filter(|v| !v.is_empty()).chain(self.given.iter().map(Secret::expose));
+        let patterns = Rc::new(Patterns::new(values).map_err(RunError::Delivery)?);
+        self.unmasked = patterns.unmasked() as u64;
+        for output in &mut self.outputs {
+            output.mask(&patterns).map_err(RunError::Relay)?;
+        }
+        Ok(())
+    }
+
+    fn answer_git(&mut self) -> Result<(), RunError> {
+        let Some(listener) = &self.git else { return Ok(()) };
+        let Some(asked) = git::accept(listener, self.uid).map_err(RunError::Relay)? else {
+            return Ok(());
+        };
+        let why = match &asked.request {
+            Err(malformed) => malformed.to_string(),
+            Ok(request) => match request.operation {
+                Operation::Store | Operation::Erase => {
+                    asked.swallow();
+                    return Ok(());
+                }
+                Operation::Get => match self.lease_for(request) {
+                    None => format!(
+                        "no lease of this exec is for {}://{}/{}",
+                        request.protocol,
+                        request.host,
+                        request.path.as_deref().unwrap_or_default()
+                    ),
+                    Some(index) => match self.take_git_value(index)? {
+                        Ok(()) => return Ok(give(asked, &self.leased[index], self.given.last())),
+                        Err(why) => why,
+                    },
+                },
+            },
+        };
+        // A helper that left without waiting for its answer has none.
+        drop(asked.refuse(&why));
+        Ok(())
+    }
+
+    fn lease_for(&self, request: &Request) -> Option<usize> {
+        let is_for = |lease: &Leased| {
+            let audience = lease.grant.audience();
+            Destination {
+                protocol: audience.protocol.as_ref().map_or("https", |p| p.as_str()).to_owned(),
+                host: audience.host.to_string(),
+                path: audience.path.as_ref().map(|p| p.as_str().to_owned()),
+                username: audience.git_username().to_owned(),
+            }
+            .matches(request)
+        };
+        self.leased
+            .iter()
+            .zip(&self.deliveries)
+            .position(|(lease, d)| matches!(d, Delivery::Git(_)) && is_for(lease))
+    }
+
+    /// Takes a use, resolves the value and masks it, in this order. `Err` says why there is none.
+    fn take_git_value(&mut self, index: usize) -> Result<Result<(), String>, RunError> {
+        let lease = &self.leased[index];
+        let id = &lease.record.lease_id;
+        if self.expired.contains(&(index as u32)) {
+            return Ok(Err(format!("lease_expired: lease {id} has expired")));
+        }
+        match self.ledger.take(self.scene, lease) {
+            Ok(Ok(())) => {}
+            Ok(Err(refused)) => {
+                let name = match refused {
+                    UseRefused::Exhausted => "uses_exhausted",
+                    UseRefused::Expired => "lease_expired",
+                    UseRefused::NotFound | UseRefused::NotOpen(_) | UseRefused::OtherBoot => {
+                        "lease_not_active"
+                    }
+                };
+                return Ok(Err(format!("{name}: lease {id}: {refused}")));
+            }
+            Err(e @ RunError::Trail(_)) => return Ok(Err(format!("{}: {e}", e.reason()))),
+            Err(e) => return Err(e),
+        }
+        let resolved = value::resolve(self.scene, self.ledger, self.launcher, &lease.grant)
+            .and_then(value::Value::into_secret);
+        let mut secret = match resolved {
+            Ok(secret) => secret,
+            Err(e @ RunError::LauncherDied) => return Err(e),
+            Err(e) => return Ok(Err(format!("{}: {e}", e.reason()))),
+        };
+        // Files end in a newline; a line of the protocol cannot hold one.
+        if secret.expose().ends_with(b"\n") {
+            secret.truncate(secret.len() - 1);
+        }
+        if secret.expose().iter().any(|b| matches!(b, 0 | b'\n' | b'\r')) {
+            return Ok(Err(
+                "delivery_unavailable: the value has a line break or NUL in it".to_owned()
+            ));
+        }
+        let redact = lease.grant.redact();
+        self.given.push(secret);
+        if redact {
+            self.mask()?
+        }
+        Ok(Ok(()))
+    }
+
+    /// The launcher died: the lifeline kills the tree, our mappings wipe its deliveries.
+    fn outlive_the_launcher(&mut self) {
+        for delivery in &mut self.deliveries {
+            if let Delivery::Held(held) = delivery {
+                held.wipe();
+            }
+        }
+        if !process::reap_all_within(LAST_WAIT) {
+            eprintln!("sublet: a process of {} is stuck in the kernel\r", self.scene.exec_id);
+        }
+        cgroup::remove_left(&self.scene.exec_id);
+    }
+
+    fn exited(&mut self) -> Exited {
+        let (ending, deliveries) = self.ended.take().unwrap_or((Ending::Killed, Vec::new()));
+        self.raw_mode = None;
+        Exited {
+            ending,
+            deliveries,
+            posture: std::mem::take(&mut self.posture),
+            timed_out: self.timed_out,
+            expired: std::mem::take(&mut self.expired),
+            redacted: self.outputs.iter().map(Output::masked).sum(),
+            unmasked: self.unmasked,
+        }
+    }
+}
+
+/// Who woke the loop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Woken {
+    Launcher,
+    Signal,
+    Caller,
+    Git,
+    Streams,
+}
+
+#[derive(Clone, Copy)]
+enum Of {
+    Woken(Woken),
+    Input,
+    Output(usize),
+}
+
+fn give(asked: Asked, lease: &Leased, secret: Option<&Secret>) {
+    let username = lease.grant.audience().git_username();
+    let value = secret.map(Secret::expose).unwrap_or_default();
+    // The use is taken: a helper that left without waiting has spent it.
+    drop(asked.answer(username, value));
+}
+
+/// The process that asked for this, to end with it. None where it is outside of our pid namespace.
+fn caller() -> Option<OwnedFd> {
+    let parent = rustix::process::getppid()?;
+    let pidfd = rustix::process::pidfd_open(parent, rustix::process::PidfdFlags::empty()).ok()?;
+    // It may have ended between the two calls, and its number been given away.
+    (rustix::process::getppid() == Some(parent)).then_some(pidfd)
+}
+
+impl Exited {
+    /// The command's own, 128 and its signal, or 124 for a timeout.
+    pub fn exit_status(&self) -> u8 {
+        if self.timed_out {
+            return 124;
+        }
+        match (self.code(), self.signal()) {
+            (Some(code), _) => code as u8,
+            (None, Some(signal)) => 128 + signal as u8,
+            (None, None) => 128 + libc::SIGKILL as u8,
+        }
+    }
+
+    fn code(&self) -> Option<i32> {
+        match self.ending {
+            Ending::Command { wait_status } => WaitStatus(wait_status).code(),
+            Ending::Killed => None,
+        }
+    }
+
+    pub fn signal(&self) -> Option<i32> {
+        match self.ending {
+            Ending::Command { wait_status } => WaitStatus(wait_status).signal(),
+            Ending::Killed => Some(libc::SIGKILL),
+        }
+    }
+
+    pub fn outcome_word(&self) -> &'static str {
+        match (self.timed_out, self.code(), self.expired.is_empty()) {
+            (true, ..) => "timed_out",
+            (_, None, false) => "expired",
+            (_, Some(_), _) => "exited",
+            (_, None, true) => "killed",
+        }
+    }
+
+    pub fn all_wiped(&self) -> bool {
+        self.deliveries.iter().all(|(_, wiped)| *wiped)
+    }
+
+    pub fn scrubbed(&self, leased: &[Leased]) -> Vec<ScrubbedDelivery> {
+        leased
+            .iter()
+            .zip(&self.deliveries)
+            .map(|(lease, &(bytes, wiped))| ScrubbedDelivery {
+                lease_id: lease.record.lease_id.clone(),
+                channel: lease.record.channel,
+                bytes,
+                wiped,
+            })
+            .collect()
+    }
+
+    pub fn outcome(self, scene: &Scene, leased: &[Leased], timings: Timings) -> Outcome {
+        let leases = leased
+            .iter()
+            .map(|lease| {
+                let view = LeaseView::new(&lease.record, Some(lease.grant.place()), &scene.now);
+                serde_json::to_value(view).unwrap_or_default()
+            })
+            .collect();
+        let exit_status = self.exit_status();
+        let report = Report {
+            run_id: scene.run.run_id.clone(),
+            exec_id: scene.exec_id.clone(),
+            profile: scene.run.profile.clone(),
+            workspace: scene.run.workspace.clone(),
+            command: scene.command.iter().map(|a| a.to_string_lossy().into_owned()).collect(),
+            leases,
+            exit_status: exit_status.into(),
+            signal: self.signal(),
+            timed_out: self.timed_out,
+            scrubbed: self.scrubbed(leased),
+            enforced: self.posture,
+            redacted: self.redacted,
+            unmasked_values: self.unmasked,
+            timings_us: timings,
+        };
+        Outcome { report, exit_status }
+    }
+}

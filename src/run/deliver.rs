@@ -1,0 +1,172 @@
+//! Filling the containers that the launcher made, and saying so.
+#![forbid(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+
+use super::error::RunError;
+use super::ledger::{Leased, Ledger};
+use super::scene::{EXEC, Scene};
+use super::value::{self, Value};
+use crate::delivery::fill::{self, Held};
+use crate::launcher::client::Launcher;
+use crate::launcher::wire::{FilledSpec, Notice, Order, Refusal, RefusalKind};
+use crate::model::name::Channel;
+use crate::profile::{OnRevoke, Place};
+use crate::sys::clock;
+
+/// The longest `NAME=value` that execve takes in one string, its NUL apart: MAX_ARG_STRLEN of
+/// execve(2), less one.
+const MAX_ENVIRONMENT_STRING: usize = 131_071;
+
+/// The broker's ends of what the launcher made.
+pub struct Prepared {
+    pub streams: Vec<OwnedFd>,
+    containers: VecDeque<OwnedFd>,
+    pub uid: u32,
+}
+
+/// What each lease holds while the exec lives.
+pub enum Delivery {
+    Held(Held),
+    /// Answered on this socket, one `get` a use.
+    Git(OwnedFd),
+}
+
+/// Every value is where only the exec can reach it.
+pub struct Delivered {
+    pub streams: Vec<OwnedFd>,
+    pub deliveries: Vec<Delivery>,
+    pub uid: u32,
+}
+
+/// Waits for the launcher's containers.
+pub fn prepared(launcher: &Launcher) -> Result<Prepared, RunError> {
+    let (notice, mut fds) = launcher.notice_of(|n| {
+        matches!(n, Notice::Prepared { exec: EXEC, .. } | Notice::Refused { exec: EXEC, .. })
+    })?;
+    match notice {
+        Notice::Prepared { uid, .. } => {
+            let streams = fds.len().min(3);
+            let containers = fds.split_off(streams);
+            Ok(Prepared { streams: fds, containers: containers.into(), uid })
+        }
+        Notice::Refused { refusal, .. } => Err(refusal.into()),
+        _ => Err(RunError::LauncherDied),
+    }
+}
+
+/// Every value but those of `git`, which are resolved at their `get`.
+pub fn resolve(
+    scene: &Scene,
+    ledger: &Ledger,
+    launcher: &Launcher,
+    leased: &[Leased],
+) -> Result<Vec<Option<Value>>, RunError> {
+    leased
+        .iter()
+        .map(|lease| match lease.record.channel {
+            Channel::Git => Ok(None),
+            _ => value::resolve(scene, ledger, launcher, &lease.grant).map(Some),
+        })
+        .collect()
+}
+
+pub fn fill(
+    prepared: Prepared,
+    leased: &[Leased],
+    values: Vec<Option<Value>>,
+) -> Result<Delivered, RunError> {
+    let Prepared { mut streams, mut containers, uid } = prepared;
+    // With a terminal there are no streams: what came first were containers.
+    while leased.len() > containers.len() {
+        match streams.pop() {
+            Some(fd) => containers.push_front(fd),
+            None => return Err(RunError::LauncherDied),
+        }
+    }
+    let deliveries = leased
+        .iter()
+        .zip(values)
+        .zip(containers)
+        .map(|((lease, value), container)| match (value, lease.grant.place()) {
+            (None, _) => Ok(Delivery::Git(container)),
+            (Some(value), Place::Env { variable }) => {
+                fill_environment(container, variable.as_str(), &value).map(Delivery::Held)
+            }
+            (Some(value), _) => {
+                let len = value.len();
+                fill::with(container, len, |bytes| value.write_to(bytes)).map(Delivery::Held)
+            }
+        })
+        .collect::<Result<_, _>>()?;
+    Ok(Delivered { streams, deliveries, uid })
+}
+
+/// `NAME=value` and a NUL, of which execve copies straight into the command's own stack.
+fn fill_environment(container: OwnedFd, name: &str, value: &Value) -> Result<Held, RunError> {
+    let refuse = |why: String| {
+        RunError::Refused(Refusal {
+            kind: RefusalKind::DeliveryUnavailable,
+            message: format!("the value for `{name}` cannot be an environment variable: {why}"),
+            hint: "use the `file` or `memfd` channel, which carry any bytes".to_owned(),
+        })
+    };
+    let prefix = name.len() + 1;
+    let size = prefix + value.len() + 1;
+    if size > MAX_ENVIRONMENT_STRING {
+        let why =
+            format!("with its name it has {} bytes, and {MAX_ENVIRONMENT_STRING} fit", size - 1);
+        return Err(refuse(why));
+    }
+    fill::with(container, size, |bytes| {
+        bytes[..prefix - 1].copy_from_slice(name.as_bytes());
+        bytes[prefix - 1] = b'=';
+        let place = &mut bytes[prefix..size - 1];
+        value.write_to(place)?;
+        if place.contains(&0) {
+            zeroize::Zeroize::zeroize(place);
+            return Err(refuse("it has a NUL byte in it".to_owned()));
+        }
+        Ok(())
+    })
+}
+
+impl From<std::io::Error> for RunError {
+    fn from(error: std::io::Error) -> Self {
+        RunError::Delivery(error)
+    }
+}
+
+impl Delivered {
+    /// The order that lets the command run.
+    pub fn start(&self, scene: &Scene, leased: &[Leased]) -> Order {
+        let deliveries = leased
+            .iter()
+            .zip(&self.deliveries)
+            .map(|(lease, delivery)| FilledSpec {
+                bytes: match delivery {
+                    Delivery::Held(held) => held.len() as u32,
+                    Delivery::Git(_) => 0,
+                },
+                expires: lease.record.expires_boot,
+                kill: lease.grant.on_revoke() == OnRevoke::Kill,
+            })
+            .collect();
+        let deadline = scene.timeout.map(|t| clock::boottime() + t);
+        Order::Start { exec: EXEC, deliveries, deadline }
+    }
+
+    /// The value of a delivery, as it stands in its container: without what `env` puts around it.
+    pub fn value_of<'a>(lease: &Leased, delivery: &'a Delivery) -> &'a [u8] {
+        match (delivery, lease.grant.place()) {
+            (Delivery::Held(held), Place::Env { variable }) => {
+                let content = held.expose();
+                let start = variable.as_str().len() + 1;
+                content.get(start..content.len().saturating_sub(1)).unwrap_or_default()
+            }
+            (Delivery::Held(held), _) => held.expose(),
+            (Delivery::Git(_), _) => &[],
+        }
+    }
+}
