@@ -14,6 +14,7 @@ pub mod audit;
 pub mod completions;
 pub mod demo;
 pub mod doctor;
+pub mod explained;
 pub mod fail;
 pub mod git_credential;
 pub mod init;

@@ -17,11 +17,11 @@ use super::{Globals, load, principal, run};
 use crate::host::Host;
 use crate::model::id::{RequestId, RunId};
 use crate::model::name::IdentityName;
+use crate::model::run::Counters;
 use crate::model::run::{Run, RunState};
 use crate::model::verdict::Denial;
 use crate::policy::{
-    Counters, Grant, LeaseFlag, Policy, Reason, Request, ResolvedCommand, Verdict, decide,
-    decide_all,
+    Grant, LeaseFlag, Policy, Reason, Request, ResolvedCommand, Verdict, decide, decide_all,
 };
 use crate::profile::{HostPath, Place, Profile, WorkspaceAccess};
 

@@ -6,14 +6,18 @@
 
 use std::error::Error;
 use std::ffi::{OsStr, OsString};
+use std::io::Write as _;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use clap::builder::{StringValueParser, TypedValueParser};
 
-use super::Globals;
 use super::fail::{Answer, Failure};
+use super::principal::invoking_user;
+use super::{Globals, explained, load};
+use crate::host::ProfileRef;
 use crate::model::id::RunId;
 use crate::model::moment::Span;
 use crate::model::name::{IdentityName, VariableName};
@@ -21,6 +25,8 @@ use crate::policy::environment::{AssignmentPlace, EnvironmentError, Given, Origi
 use crate::policy::request::InvalidLeaseFlag;
 use crate::policy::{LeaseFlag, Reason};
 use crate::profile;
+use crate::relay::terminal;
+use crate::run::{self as story, Asked, RunError};
 
 /// The largest `--env-file`: what execve(2) takes in all, and more would be a mistake.
 const ENV_FILE_MAX: u64 = 2 << 20;
@@ -201,9 +207,109 @@ fn env_file(path: &Path) -> Result<String, Failure> {
     String::from_utf8(bytes).map_err(|_| failed().why("it is not UTF-8"))
 }
 
-pub fn execute(_globals: &Globals, args: RunArgs) -> Answer {
-    let _given = args.given(|name| std::env::var_os(name.as_str()))?;
-    Err(Failure::new("launch", "unavailable", "this build has no launcher"))
+pub fn execute(globals: &Globals, args: RunArgs) -> Answer {
+    let report = args.report.clone();
+    let explain = args.explain;
+    let asked = asked(globals, args)?;
+    if explain {
+        let explained = story::explain(asked).map_err(|e| Failure::from(&e))?;
+        return explained::print(globals, &explained);
+    }
+    // Before anything runs: a report that cannot be written must not cost one that was made.
+    let mut report = match &report {
+        None => None,
+        Some(path) => Some((create_report(path)?, path)),
+    };
+    let outcome = story::run(asked).map_err(|e| Failure::from(&e))?;
+    if let Some((file, path)) = &mut report {
+        serde_json::to_vec_pretty(&outcome.report)
+            .map_err(std::io::Error::from)
+            .and_then(|mut text| {
+                text.push(b'\n');
+                file.write_all(&text)
+            })
+            .map_err(|e| no_report(path, &e))?;
+    }
+    if outcome.report.unmasked_values > 0 {
+        let message = format!(
+            "{} leased value(s) of less than 8 bytes were not masked in the output",
+            outcome.report.unmasked_values
+        );
+        Failure::new("run", "short_values", message).note();
+    }
+    Ok(outcome.exit_status)
+}
+
+fn create_report(path: &Path) -> Result<std::fs::File, Failure> {
+    std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|e| no_report(path, &e))
+}
+
+fn no_report(path: &Path, error: &std::io::Error) -> Failure {
+    Failure::new("output", "report_failed", format!("cannot write {}", path.display()))
+        .because(error)
+        .hint("name a file in a directory that exists and is yours")
+}
+
+/// Flags as the story takes them.
+fn asked(globals: &Globals, args: RunArgs) -> Result<Asked, Failure> {
+    let environment = args.given(|name| std::env::var_os(name.as_str()))?;
+    let terminal = args.tty.then(|| {
+        use rustix::stdio::{stderr, stdin, stdout};
+        terminal::size(&[stdin(), stdout(), stderr()])
+    });
+    Ok(Asked {
+        places: load::places(globals),
+        profile: ProfileRef::parse(&args.profile),
+        workspace: workspace(args.workspace.as_deref())?,
+        leases: args.lease,
+        reason: args.reason,
+        run_id: args.run_id,
+        agent: args.agent.unwrap_or_else(default_agent),
+        principal: invoking_user(),
+        environment,
+        timeout: args.timeout,
+        terminal,
+        network: args.network.map(Into::into),
+        command: args.command,
+    })
+}
+
+/// Absolute, with every link resolved: where the command will start.
+fn workspace(named: Option<&Path>) -> Result<PathBuf, Failure> {
+    let path = named.unwrap_or(Path::new("."));
+    let failed = |e: std::io::Error| {
+        let message = format!("{} cannot be the workspace", path.display());
+        Failure::new("request", "workspace_unusable", message)
+            .because(&e)
+            .hint("name a directory that exists with --workspace")
+    };
+    let real = path.canonicalize().map_err(failed)?;
+    if real.is_dir() { Ok(real) } else { Err(failed(std::io::ErrorKind::NotADirectory.into())) }
+}
+
+impl From<&RunError> for Failure {
+    fn from(error: &RunError) -> Self {
+        let failure = match error {
+            RunError::Host(host) => Failure::from(host),
+            RunError::Denied(denial) => Failure::from(denial.clone()),
+            other => {
+                let failure = Failure::new(other.stage(), other.reason(), other.to_string())
+                    .because_of_source(other);
+                match other {
+                    // The store's own words say what to do.
+                    RunError::Trail(store) if !Failure::from(store).hint.is_empty() => failure,
+                    _ => failure.hint(other.hint()),
+                }
+            }
+        };
+        failure.exit(error.exit_status())
+    }
 }
 
 #[cfg(test)]
