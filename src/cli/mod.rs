@@ -32,7 +32,7 @@ use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Args as _, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use fail::{Answer, Failure, NOT_RUN, TROUBLE, YES};
 
@@ -145,9 +145,23 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
 /// # Errors
 /// Bad usage, and `--help` and `--version`, which clap answers as errors.
 pub fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
+    // The hot path builds the one command that it needs. Whatever it cannot parse is parsed anew below, so
+    // that help, errors and their suggestions know every command.
+    if args.get(1).is_some_and(|word| word == "run")
+        && let Ok(matches) = run_alone().try_get_matches_from(args)
+        && let Ok(cli) = Cli::from_arg_matches(&matches)
+    {
+        return Ok(cli);
+    }
     let mut definitions = Cli::command();
     let matches = definitions.try_get_matches_from_mut(args)?;
     Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut definitions))
+}
+
+fn run_alone() -> clap::Command {
+    let top = clap::Command::new("sublet").disable_help_subcommand(true);
+    let run = clap::Command::new("run").defer(run::RunArgs::augment_args);
+    Globals::augment_args(top).subcommand(run)
 }
 
 fn dispatch(cli: Cli) -> Answer {
@@ -211,4 +225,47 @@ fn names_a_command_to_run(args: &[OsString]) -> bool {
         }
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_short_way_parses_as_the_long_one() {
+        #[track_caller]
+        fn check(line: &str, is_valid: bool) {
+            let args: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            let told = |definitions: clap::Command| {
+                let matches = definitions.try_get_matches_from(&args).ok()?;
+                Some(format!("{:?}", Cli::from_arg_matches(&matches).ok()?))
+            };
+            let (short, long) = (told(run_alone()), told(Cli::command()));
+            assert_eq!(short, long, "{line}");
+            assert_eq!(short.is_some(), is_valid, "{line}");
+        }
+        check("sublet run -- true", true);
+        check("sublet run --json --config c --state-dir s -vv -t -- true --json", true);
+        check("sublet run --profile p --lease a@b,ttl=5m --lease c@d --env A=1 -- x", true);
+        check("sublet run --network none --timeout 5s --run r --agent a --explain -- x", true);
+        check("sublet run --network bridge -- x", false);
+        check("sublet run -- ", true);
+        check("sublet run", false);
+        check("sublet run --help", false);
+        check("sublet run --nope -- x", false);
+    }
+
+    #[test]
+    fn the_command_to_run_is_found_behind_global_flags() {
+        #[track_caller]
+        fn check(line: &str, expected: bool) {
+            let args: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            assert_eq!(names_a_command_to_run(&args), expected, "{line}");
+        }
+        check("sublet run", true);
+        check("sublet -v --json --config run run", true);
+        check("sublet --state-dir=run demo", true);
+        check("sublet --config run doctor", false);
+        check("sublet doctor run", false);
+    }
 }

@@ -17,8 +17,7 @@ use super::{Globals, load, principal, run};
 use crate::host::Host;
 use crate::model::id::{RequestId, RunId};
 use crate::model::name::IdentityName;
-use crate::model::run::Counters;
-use crate::model::run::{Run, RunState};
+use crate::model::run::{Counters, Run, RunState};
 use crate::model::verdict::Denial;
 use crate::policy::{
     Grant, LeaseFlag, Policy, Reason, Request, ResolvedCommand, Verdict, decide, decide_all,

@@ -4,8 +4,8 @@
 //! A value is found plain, in base64 (both alphabets, any alignment inside something longer, padded or
 //! not, lines broken), in hex (either case, lines broken), percent-encoded and as the inside of a JSON
 //! string (any of its bytes encoded, the others not), and with a terminal's `\r\n` for its `\n`. It is
-//! not found encoded twice, reversed, compressed or cut in pieces: this protects against an accident in
-//! a log, not against the command.
+//! not found encoded twice, in hex with separators, compressed or cut in pieces: this protects against
+//! an accident in a log, not against the command.
 //!
 //! - Newlines at a value's end need not be there. If they are, encoded ones are masked with the value;
 //!   plain ones stay, because they are layout that the lines behind need.
@@ -14,8 +14,8 @@
 //! - Where occurrences overlap, what they cover together is one mask: the end of the one that begins
 //!   later is as secret as the other. So a value inside another is no mask of its own.
 //!
-//! How it works: [`prefilter`] finds the places where a value could begin. From there a [`reader`] of
-//! each form reads on and reports [`stretches`]. Text is held in a [`window`] from the first place that
+//! How it works: `prefilter` finds the places where a value could begin. From there a `reader` of
+//! each form reads on and reports `stretches`. Text is held in a `window` from the first place that
 //! is still undecided. What is held back longer than a pause is shown by [`Redactor::flush`].
 #![forbid(unsafe_code)]
 

@@ -312,7 +312,7 @@ fn a_flush_shows_what_is_held_and_the_rest_is_still_found() {
                     redactor.flush(&mut out);
                     assert_eq!(redactor.held(), 0);
                 }
-                redactor.push(text[second..].as_bytes(), &mut out);
+                redactor.push(&text.as_bytes()[second..], &mut out);
                 assert_eq!(redactor.held(), 0);
                 redactor.push(b".", &mut out);
                 let expected = format!("{}***.", &text[..second]);
@@ -586,7 +586,7 @@ fn encode(value: &[u8], how: u8, dice: &[u8]) -> Vec<u8> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if cfg!(debug_assertions) { 400 } else { 20_000 }))]
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(debug_assertions) { 200 } else { 20_000 }))]
 
     #[test]
     fn text_without_a_value_passes_unchanged(
@@ -604,24 +604,26 @@ proptest! {
         before in noise(), value in value(), how: u8, dice in prop::collection::vec(any::<u8>(), 1..9),
         after in noise(), sizes in sizes(),
     ) {
-        let escapes = matches!(
-            (before.last(), value[0]),
-            (Some(b'\\'), b'\\' | b'/' | b'"') | (Some(b'\r'), b'\n')
-        );
-        prop_assume!(!escapes, "what stands before it is part of another way to write it");
         let encoded = encode(&value, how, &dice);
         let text = [&before[..], &encoded, &after].concat();
         let values: [&[u8]; 1] = [&value];
         let out = redact(&values, cut(&text, &sizes));
         prop_assert_eq!(show(&redact(&values, [&text[..]])), show(&out), "chunks matter");
         prop_assert_eq!(show(&redact(&values, text.chunks(1))), show(&out), "chunks matter");
-        // What stands beside it can be read as a part of it (a padding, a value that repeats itself).
-        let (out, text) = (show(&out), show(&text));
-        prop_assert!(out.contains("***") && !out.contains(&show(&encoded)), "{out} {text}");
-        let after = show(&after);
-        let padding = after.len() - after.trim_start_matches('=').len();
-        let expected = (0..=padding.min(2)).map(|n| format!("{}***{}", show(&before), &after[n..]));
-        prop_assert!(expected.into_iter().any(|expected| expected == out), "{out} {text}");
+        // What stands beside it can be its padding, or together with its first or last character be an
+        // escape that means the same character: before `4` a `\u003`, behind `%` a `25`.
+        let joined_before = |text: &[u8]| matches!(text.first(), Some(b'\\' | b'%' | b'\r'));
+        let joined_after = |text: &[u8]| match value.last() {
+            _ if text.iter().all(|byte| *byte == b'=') => text.len() <= 2,
+            last => matches!(last, Some(b'\\' | b'%')),
+        };
+        let matches = (0..=before.len().min(5)).any(|b| (0..=after.len().min(5)).any(|a| {
+            let (before, head) = before.split_at(before.len() - b);
+            let (tail, after) = after.split_at(a);
+            (b == 0 || joined_before(head)) && (a == 0 || joined_after(tail))
+                && out == [before, MASK, after].concat()
+        }));
+        prop_assert!(matches, "{} {}", show(&out), show(&text));
     }
 
     #[test]

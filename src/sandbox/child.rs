@@ -79,17 +79,17 @@ pub fn run(plan: &mut Plan) -> ! {
         Ok(status) => process::exit_now(status),
         Err(failure) => failure,
     };
-    fail(plan, &failure)
+    fail(plan.socket.as_fd(), &failure)
 }
 
-fn fail(plan: &Plan, failure: &Failure) -> ! {
+fn fail(socket: BorrowedFd<'_>, failure: &Failure) -> ! {
     let said = Said::Failed {
         step: failure.step,
         errno: failure.errno.raw_os_error(),
         which: failure.which,
     };
     // If the launcher is gone there is no one to tell, and this process ends either way.
-    match say(plan.socket.as_fd(), said, &[]) {
+    match say(socket, said, &[]) {
         Ok(()) | Err(_) => process::exit_now(FAILED),
     }
 }
@@ -346,20 +346,43 @@ fn spawn(
 }
 
 fn command_entry(command: &mut Command<'_>) -> i32 {
-    let failure = become_command(command);
+    let failure = match Lifted::of(command) {
+        Err(failure) => failure,
+        Ok(lifted) => {
+            let failure = become_command(command, &lifted);
+            command.failed = true;
+            fail(lifted.socket.as_fd(), &failure)
+        }
+    };
     command.failed = true;
-    fail(command.plan, &failure)
+    fail(command.plan.socket.as_fd(), &failure)
+}
+
+/// What is still needed after the low numbers have been given away.
+struct Lifted {
+    socket: OwnedFd,
+    ruleset: Option<OwnedFd>,
+}
+
+impl Lifted {
+    fn of(command: &Command<'_>) -> Result<Self, Failure> {
+        let lift = |fd| rustix::io::fcntl_dupfd_cloexec(fd, LIFTED);
+        Ok(Self {
+            socket: lift(command.plan.socket.as_fd()).at(Step::Descriptors)?,
+            ruleset: command.ruleset.map(lift).transpose().at(Step::Descriptors)?,
+        })
+    }
 }
 
 /// Returns only the failure: success is another program.
-fn become_command(command: &Command<'_>) -> Failure {
-    match restrict(command) {
+fn become_command(command: &Command<'_>, lifted: &Lifted) -> Failure {
+    match restrict(command, lifted) {
         Ok(()) => execute(command.plan),
         Err(failure) => failure,
     }
 }
 
-fn restrict(command: &Command<'_>) -> Result<(), Failure> {
+fn restrict(command: &Command<'_>, lifted: &Lifted) -> Result<(), Failure> {
     let plan = command.plan;
     process::join_new_session_keyring().at(Step::Keyring)?;
     rustix::process::setsid().at(Step::Session)?;
@@ -374,7 +397,7 @@ fn restrict(command: &Command<'_>) -> Result<(), Failure> {
         ids::limit(limit.resource, limit.soft, limit.hard).at_nth(Step::Limits, index)?;
     }
 
-    if let Some(ruleset) = command.ruleset {
+    if let Some(ruleset) = &lifted.ruleset {
         landlock::restrict_self(ruleset).at(Step::Landlock)?;
         // Readable by its mode and its mount; no landlock rule covers it.
         let probe = rustix::fs::open(super::layout::LANDLOCK_PROBE, OFlags::CLOEXEC, Mode::empty());
