@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use sublet::config::HostConfig;
 use sublet::model::id::RequestId;
-use sublet::model::run::{Run, RunState};
-use sublet::policy::{Counters, LeaseFlag, Policy, ResolvedCommand, decide};
+use sublet::model::run::{Counters, Run, RunState};
+use sublet::policy::{LeaseFlag, Policy, ResolvedCommand, decide};
 use sublet::profile::{load_builtin, resolve};
 use sublet::redact::{Patterns, Redactor};
 

@@ -517,6 +517,21 @@ fn a_report_that_cannot_be_written_is_said_before_anything_runs() {
 }
 
 #[test]
+fn the_report_of_a_failure_says_that_it_is_one() {
+    // Exit status 125 may be the command's own: the report removes the ambiguity.
+    let world = World::host();
+    let profile = world.leasing(VALUE);
+    let own = world.run(&["--", "sh", "-c", "exit 125"]).exits(125);
+    assert_eq!(own.report()["exit_status"], 125, "{own}");
+    let denied = world
+        .run(&["--profile", &profile, "--lease", "test.use@evil.test", "--", "true"])
+        .exits(125);
+    assert_eq!(denied.report()["error"]["reason"], "audience_not_permitted", "{denied}");
+    let failed = world.run(&["--profile", "no-such-profile", "--", "true"]).exits(125);
+    assert!(failed.report()["error"]["message"].is_string(), "{failed}");
+}
+
+#[test]
 fn an_argument_that_is_no_utf8_reaches_the_command() {
     use std::os::unix::ffi::OsStrExt;
     let world = World::host();

@@ -68,8 +68,9 @@ fn a_root_owned_workspace_keeps_no_set_id_file_either() {
         .collect();
     assert!(marked.is_empty(), "set-id files on the host: {marked:?}");
     // The control leaves them: the attack works where nothing stops it.
-    bare(&world, Bare::OwnProc, 0, "./probe try su_chmod su_open").ok();
-    let marked = fs::read_dir(&world.workspace)
+    let control = World::new(0, 0).with_probe();
+    bare(&control, Bare::OwnProc, 0, "./probe try su_chmod su_open").ok();
+    let marked = fs::read_dir(&control.workspace)
         .unwrap()
         .flatten()
         .filter(|e| e.metadata().unwrap().mode() & 0o4000 != 0)
@@ -215,10 +216,14 @@ fn no_descriptor_of_the_caller_is_inherited() {
         let (command, _) = world.prepare(&["--", "./probe", "fds"]);
         let words: Vec<_> =
             std::iter::once(command.get_program()).chain(command.get_args()).collect();
-        let mut through_shell = Command::new("sh");
+        let mut through_shell = Command::new("bash");
         world.dress(&mut through_shell);
         // Descriptors that a careless caller leaves open: a file, a directory, one far above.
-        through_shell.args(["-c", "exec 7<outside-secret 9</ 200</etc/passwd; exec \"$@\"", "sh"]);
+        through_shell.args([
+            "-c",
+            "exec 7<outside-secret 9</ 200</etc/passwd; exec \"$@\"",
+            "bash",
+        ]);
         finish(copy_of(through_shell, &words), b"", None).ok().prints("0\n1\n2\n");
         // The control: what a plain exec hands on.
         let control = "exec 7<outside-secret 9</; exec ./probe fds";
@@ -246,9 +251,12 @@ fn capabilities_are_empty_and_privileges_cannot_be_gained() {
         }
         assert_eq!(field("NoNewPrivs"), "1");
         assert_eq!(field("Seccomp"), "2");
-        assert_eq!(field("SigIgn"), "0000000000000000", "ignored signals are inherited");
+        // 32 and 33 are the C library's own, and posix_spawn(3) of the test's leaves them ignored.
+        let ignored = u64::from_str_radix(field("SigIgn"), 16).unwrap() & !(3 << 31);
+        assert_eq!(ignored, 0, "ignored signals are inherited\n{outcome}");
         assert_eq!(field("SigBlk"), "0000000000000000", "blocked signals are inherited");
-        assert_eq!(field("Groups").trim(), field("Gid").split('\t').next().unwrap_or("").trim());
+        let own = field("Gid").split('\t').next().unwrap_or("");
+        assert!(field("Groups").split_whitespace().all(|g| g == own), "groups came in\n{outcome}");
     }
 }
 
@@ -294,11 +302,31 @@ fn landlock_stands_behind_the_mounts() {
             .filter(|e| e["by"].to_string().contains("landlock"))
             .count();
         assert!(by_landlock > 0, "no effect is enforced by landlock\n{outcome}");
-        // A file that is mounted but was not listed: the mount point's own directory cannot be listed
-        // where landlock grants nothing above the workspace.
-        let above = world.workspace.parent().unwrap().display().to_string();
-        world.run(&["--", "ls", &above]).exits(2);
-        world.run(&["--", "ls", "."]).ok();
+    }
+}
+
+#[test]
+fn landlock_holds_ports_on_the_hosts_network() {
+    for world in World::each() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        std::thread::spawn(move || {
+            for mut peer in listener.incoming().flatten() {
+                let _ = peer.write_all(b"host service");
+            }
+        });
+        let script = format!("exec 3<>/dev/tcp/127.0.0.1/{port} && cat <&3");
+        for (ports, status) in [(vec![port], 0), (vec![1], 1), (vec![], 1)] {
+            let profile = world.profile(
+                "ports",
+                &format!(
+                    "extends = \"default\"\n[network]\nmode = \"host\"\nconnect_ports = {ports:?}\n"
+                ),
+            );
+            let outcome =
+                world.run(&["--profile", &profile, "--", "bash", "-c", &script]).exits(status);
+            assert_eq!(outcome.out() == "host service", status == 0, "{outcome}");
+        }
     }
 }
 
@@ -443,20 +471,13 @@ fn signals_do_not_leave() {
 fn no_keyring_crosses() {
     for world in World::each() {
         let world = world.with_probe();
-        let (command, _) = world.prepare(&[
-            "--",
-            "sh",
-            "-c",
-            "./probe find-key sublet-probe; grep sublet-probe /proc/keys",
-        ]);
+        let (command, _) = world.prepare(&["--", "sh", "-c", "./probe find-key sublet-probe"]);
         let words: Vec<_> =
             std::iter::once(command.get_program()).chain(command.get_args()).collect();
         let mut holder = Command::new(world.workspace.join("probe"));
         world.dress(&mut holder);
         holder.args(["with-key", "sublet-probe", "key-value"]);
-        let inside = finish(copy_of(holder, &words), b"", None);
-        let inside = inside.exits(1).never_says("key-value").never_says("sublet-probe:");
-        assert!(!inside.out().contains("sublet-probe"), "{inside}");
+        finish(copy_of(holder, &words), b"", None).exits(1).never_says("key-value");
         let control = "./probe with-key sublet-probe key-value ./probe find-key sublet-probe";
         bare(&world, Bare::OwnProc, ORDINARY, control).ok().says("allowed key-value");
     }

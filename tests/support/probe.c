@@ -218,8 +218,8 @@ static long abi_i386(void) {
 }
 
 static long tty_fd(void) { return open("/dev/tty", O_RDWR); }
-static long tty_sti(void) { int fd = tty_fd(); return fd < 0 ? -1 : ioctl(fd, TIOCSTI, "#"); }
-static long tty_sti_high(void) { int fd = tty_fd(); return fd < 0 ? -1 : syscall(SYS_ioctl, fd, TIOCSTI | HIGH, "#"); }
+static long tty_sti(void) { int fd = tty_fd(); return fd < 0 ? -1 : ioctl(fd, TIOCSTI, "\n"); }
+static long tty_sti_high(void) { int fd = tty_fd(); return fd < 0 ? -1 : syscall(SYS_ioctl, fd, TIOCSTI | HIGH, "\n"); }
 static long tty_linux(void) { char sub = 2; return ioctl(0, 0x541C /* TIOCLINUX */, &sub); }
 
 static const struct { const char *word; long (*attack)(void); } ATTACKS[] = {
@@ -476,8 +476,6 @@ static int with_key(char **args) {
 	long key = syscall(SYS_add_key, "user", args[0], args[1], strlen(args[1]), KEY_SPEC_SESSION_KEYRING);
 	if (key < 0)
 		fail("add_key");
-	/* Possession and everyone may read: the keyring alone decides who finds it. */
-	syscall(SYS_keyctl, KEYCTL_SETPERM, key, 0x3f3f3f3f);
 	execvp(args[2], args + 2);
 	fail(args[2]);
 	return 99;
