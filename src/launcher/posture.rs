@@ -120,7 +120,7 @@ pub fn posture(facts: &Facts<'_>) -> Result<Posture, Refusal> {
             posture.set(
                 Effect::WorkspaceOwnership,
                 &["owner_uid"],
-                &[why.clone()],
+                std::slice::from_ref(why),
                 Status::Partial,
             );
         }

@@ -1,8 +1,7 @@
 use super::*;
 use crate::config::HostConfig;
 use crate::model::id::RequestId;
-use crate::model::run::Counters;
-use crate::model::run::{Run, RunState};
+use crate::model::run::{Counters, Run, RunState};
 use crate::policy::{LeaseFlag, Policy, decide};
 use crate::profile::{load_builtin, resolve};
 

@@ -145,6 +145,8 @@ pub struct Seccomp {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SeccompFilter {
+    /// As default, and what debuggers and sanitizers need.
+    Build,
     Default,
     Strict,
 }
@@ -153,6 +155,7 @@ impl SeccompFilter {
     /// The file's name in `seccomp/`, without `.json`.
     pub fn as_str(self) -> &'static str {
         match self {
+            SeccompFilter::Build => "build",
             SeccompFilter::Default => "default",
             SeccompFilter::Strict => "strict",
         }

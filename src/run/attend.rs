@@ -70,7 +70,7 @@ struct Attendant<'a> {
     outputs: Vec<Output<'a>>,
     git: Option<UnixListener>,
     /// What `git` was answered with, for the mask.
-    given: Vec<Secret>,
+    given: Vec<Given>,
     unmasked: u64,
     raw_mode: Option<RawMode<'a>>,
     master: Option<OwnedFd>,
@@ -296,10 +296,14 @@ impl Attendant<'_> {
         if self.leased.is_empty() {
             return Ok(());
         }
-        let held = self.leased.iter().zip(&self.deliveries).filter_map(|(lease, delivery)| {
-            lease.grant.redact().then(|| Delivered::value_of(lease, delivery))
-        });
-        let values = held.filter(|v| !v.is_empty()).chain(self.given.iter().map(Secret::expose));
+        let held = self
+            .leased
+            .iter()
+            .zip(&self.deliveries)
+            .filter(|(lease, _)| lease.grant.redact())
+            .map(|(lease, delivery)| Delivered::value_of(lease, delivery));
+        let masked = self.given.iter().filter(|g| g.redact).map(|g| g.secret.expose());
+        let values = held.filter(|v| !v.is_empty()).chain(masked);
         let patterns = Rc::new(Patterns::new(values).map_err(RunError::Delivery)?);
         self.unmasked = patterns.unmasked() as u64;
         for output in &mut self.outputs {
@@ -328,7 +332,14 @@ impl Attendant<'_> {
                         request.path.as_deref().unwrap_or_default()
                     ),
                     Some(index) => match self.take_git_value(index)? {
-                        Ok(()) => return Ok(give(asked, &self.leased[index], self.given.last())),
+                        Ok(()) => {
+                            give(
+                                asked,
+                                &self.leased[index],
+                                self.given.last().map(|g| g.secret.expose()),
+                            );
+                            return Ok(());
+                        }
                         Err(why) => why,
                     },
                 },
@@ -395,7 +406,7 @@ impl Attendant<'_> {
             ));
         }
         let redact = lease.grant.redact();
-        self.given.push(secret);
+        self.given.push(Given { secret, redact });
         if redact {
             self.mask()?
         }
@@ -430,6 +441,12 @@ impl Attendant<'_> {
     }
 }
 
+/// A value that git was answered with.
+struct Given {
+    secret: Secret,
+    redact: bool,
+}
+
 /// Who woke the loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Woken {
@@ -447,9 +464,9 @@ enum Of {
     Output(usize),
 }
 
-fn give(asked: Asked, lease: &Leased, secret: Option<&Secret>) {
+fn give(asked: Asked, lease: &Leased, value: Option<&[u8]>) {
     let username = lease.grant.audience().git_username();
-    let value = secret.map(Secret::expose).unwrap_or_default();
+    let value = value.unwrap_or_default();
     // The use is taken: a helper that left without waiting has spent it.
     drop(asked.answer(username, value));
 }

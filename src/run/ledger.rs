@@ -224,8 +224,8 @@ impl Ledger {
         let is_durable = durability == Durability::Durable;
         let (result, head) = self.store.transaction(durability, act).map_err(RunError::Trail)?;
         let durable = match (&self.head, is_durable) {
-            (_, true) => head.clone(),
-            (Some(kept), false) => kept.durable.clone(),
+            (_, true) => head,
+            (Some(kept), false) => kept.durable,
             (None, false) => Head::EMPTY,
         };
         self.head = Some(KeptHead { latest: head, durable, boot_id: self.boot_id.clone() });

@@ -235,8 +235,8 @@ mod tests {
         let layout = layout(&view());
         let binds: Vec<_> = layout
             .entries
-            .iter()
-            .filter_map(|(_, e)| match e {
+            .values()
+            .filter_map(|e| match e {
                 Entry::Bind { source, .. } => Some(source.as_path()),
                 _ => None,
             })
