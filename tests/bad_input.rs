@@ -142,9 +142,10 @@ fn profiles_that_are_wrong() {
 #[test]
 fn a_profile_that_extends_itself() {
     let world = World::host();
-    let path = world.profile("ring", "");
-    world.profile("ring", &format!("extends = {path:?}\n"));
-    world.run(&["--profile", &path, "--", "touch", "ran"]).exits(125);
+    let dir = world.path("etc/profiles");
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("ring.toml"), "extends = \"ring\"\n").unwrap();
+    world.run(&["--profile", "ring", "--", "touch", "ran"]).fails_naming(&["ring"]);
     did_not_run(&world);
 }
 
@@ -156,7 +157,8 @@ fn configurations_that_are_wrong() {
             ("[leases]\ndefault_ttl = \"eventually\"\n", &["eventually", "2"]),
             ("[secrets.s]\nsource = \"telepathy\"\nallow = []\n", &["telepathy"]),
             ("[secrets.s]\nsource = \"vault\"\n", &["allow"]),
-            ("[secrets.s]\nsource = \"file\"\nallow = []\n", &["path"]),
+            ("[secrets.s]\nsource = \"vault\"\nallow = []\n", &["allow"]),
+            ("[secrets.s]\nsource = \"file\"\nallow = [\"a.b@c\"]\n", &["path"]),
             ("not toml at all", &["1"]),
         ] {
             world.configure(toml);
@@ -297,10 +299,8 @@ fn reserved_and_refused_names() {
             let pair = format!("{name}=x");
             world.run(&["--env", &pair, "--", "touch", "ran"]).fails_naming(&[name]);
             let mut passed = world.prepare(&["--pass-env", name, "--", "touch", "ran"]).0;
-            // A loader variable would act on sublet itself before it can refuse.
-            if !name.starts_with("LD_") {
-                passed.env(name, "x");
-            }
+            // For the loader's variables: a place that holds nothing to load.
+            passed.env(name, "/nonexistent");
             finish(passed, b"", None).fails_naming(&[name]);
             let file = world.path("etc/env-file");
             fs::write(&file, format!("FINE=1\n{pair}\n")).unwrap();
@@ -346,18 +346,25 @@ fn malformed_environment() {
 fn an_unwritable_state_directory_grants_nothing() {
     let world = World::developer();
     let profile = world.leasing(VALUE);
-    for file in fs::read_dir(world.state()).unwrap().flatten() {
-        fs::set_permissions(file.path(), fs::Permissions::from_mode(0o400)).unwrap();
-    }
-    fs::set_permissions(world.state(), fs::Permissions::from_mode(0o500)).unwrap();
+    set_modes(&world.state(), 0o500, 0o400);
     let leased = ["--profile", &profile, "--lease", "test.use@svc.test", "--", "touch", "ran"];
     world.run(&leased).exits(125);
     did_not_run(&world);
-    for file in fs::read_dir(world.state()).unwrap().flatten() {
-        fs::set_permissions(file.path(), fs::Permissions::from_mode(0o600)).unwrap();
-    }
-    fs::set_permissions(world.state(), fs::Permissions::from_mode(0o700)).unwrap();
+    set_modes(&world.state(), 0o700, 0o600);
     world.run(&leased).ok();
+}
+
+/// Gives a tree's directories and files these modes.
+fn set_modes(dir: &Path, directories: u32, files: u32) {
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).unwrap();
+    for entry in fs::read_dir(dir).unwrap().flatten() {
+        if entry.file_type().unwrap().is_dir() {
+            set_modes(&entry.path(), directories, files);
+        } else {
+            fs::set_permissions(entry.path(), fs::Permissions::from_mode(files)).unwrap();
+        }
+    }
+    fs::set_permissions(dir, fs::Permissions::from_mode(directories)).unwrap();
 }
 
 #[test]
@@ -401,7 +408,10 @@ fn a_full_disk_grants_nothing() {
 
 /// The embedded store's file.
 fn store(world: &World) -> std::path::PathBuf {
-    host::files_holding(&world.state(), b"SQLite format 3").into_iter().next().expect("a store")
+    host::files_holding(&world.state(), b"SQLite format 3")
+        .into_iter()
+        .find(|path| path.extension().is_some_and(|e| e == "db"))
+        .expect("a store")
 }
 
 #[test]
@@ -582,11 +592,13 @@ fn the_running_binary_cannot_be_overwritten_from_inside() {
 fn two_profiles_of_one_capability_replace_and_do_not_add() {
     let world = World::host();
     world.leasing(VALUE);
-    let base = world.profile("base", &leasing_profile("default", ""));
+    // Profiles beside the configuration go by their names.
+    fs::create_dir(world.path("etc/profiles")).unwrap();
+    fs::write(world.path("etc/profiles/base.toml"), leasing_profile("default", "")).unwrap();
     let narrow = world.profile(
         "narrow",
         &format!(
-            "extends = {base:?}\n[[capability]]\nname = \"test.use\"\nchannels = [\"env\"]\ncommand = [[\"true\"]]\n\
+            "extends = \"base\"\n[[capability]]\nname = \"test.use\"\nchannels = [\"env\"]\ncommand = [[\"true\"]]\n\
              [[capability.audience]]\nhost = \"svc.test\"\nsecret = \"s\"\nvariable = \"TOKEN\"\n"
         ),
     );
