@@ -438,70 +438,52 @@ fn a_corrupted_store_refuses_and_is_named() {
 }
 
 #[test]
-fn a_trail_that_was_changed_is_named_and_refuses() {
-    for (what, sql) in [
+fn a_trail_that_was_changed_is_named() {
+    let swap = "UPDATE event SET seq = -3 WHERE seq = 3; UPDATE event SET seq = 3 WHERE seq = 4; \
+                UPDATE event SET seq = 4 WHERE seq = -3";
+    // What an intruder with the file does, and the first event that is not as it was.
+    for (what, sql, first) in [
         (
             "changed",
-            "UPDATE event SET {column} = replace({column}, 'lease.granted', 'lease.denied')",
+            "UPDATE event SET body = replace(body, 'lease.requested', 'lease.denied')",
+            Some(3),
         ),
-        ("removed", "DELETE FROM event WHERE seq = (SELECT max(seq) - 2 FROM event)"),
-        ("cut off", "DELETE FROM event WHERE seq > (SELECT max(seq) - 2 FROM event)"),
+        ("removed", "DELETE FROM event WHERE seq = 4", Some(4)),
+        ("reordered", swap, Some(3)),
+        // Here no event is wrong: the head that is kept outside the database is ahead.
+        ("cut off", "DELETE FROM event WHERE seq > (SELECT max(seq) - 2 FROM event)", None),
+        ("emptied", "DELETE FROM event", None),
     ] {
         let world = World::host();
         let profile = world.leasing(VALUE);
         let leased = ["--profile", &profile, "--lease", "test.use@svc.test", "--", "true"];
         world.run(&leased).ok();
-        world.call(&["audit", "verify"]).ok();
-        tamper(&world, sql);
-        let verify = world.call(&["audit", "verify"]);
-        assert_eq!(verify.status, Some(1), "{what}: not seen\n{verify}");
-        let json = world.call(&["--json", "audit", "verify"]);
-        assert_eq!(json.json()["whole"], false, "{what}\n{json}");
+        let whole = world.call(&["--json", "audit", "verify"]).ok().json();
+        assert_eq!(whole["whole"], true, "{what}: {whole}");
+        let head = whole["head"].as_str().unwrap().to_owned();
+
+        rusqlite::Connection::open(store(&world)).unwrap().execute_batch(sql).unwrap();
+        let verify = world.call(&["--json", "audit", "verify"]).exits(1);
+        let told = verify.json();
+        assert_eq!(told["whole"], false, "{what}\n{verify}");
+        if let Some(first) = first {
+            assert_eq!(told["finding"]["seq"], first, "{what}\n{verify}");
+        }
+        // The same shows against a head that someone kept elsewhere.
+        world.call(&["audit", "verify", "--head", &head]).exits(1);
     }
 }
 
-/// Changes the trail's table as an intruder with the file would. The table is looked up, not assumed.
-fn tamper(world: &World, sql: &str) {
-    let database = rusqlite::Connection::open(store(world)).unwrap();
-    let table: String = database
-        .query_row(
-            "SELECT m.name FROM sqlite_master m JOIN pragma_table_info(m.name) c ON c.name = 'prev_hash' WHERE m.type = 'table'",
-            [],
-            |row| row.get(0),
-        )
-        .expect("a table with prev_hash");
-    let triggers: Vec<String> = database
-        .prepare("SELECT name FROM sqlite_master WHERE type = 'trigger'")
-        .unwrap()
-        .query_map([], |row| row.get(0))
-        .unwrap()
-        .flatten()
-        .collect();
-    for trigger in triggers {
-        database.execute_batch(&format!("DROP TRIGGER \"{trigger}\"")).unwrap();
-    }
-    let columns: Vec<String> = database
-        .prepare(&format!(
-            "SELECT name FROM pragma_table_info('{table}') WHERE type LIKE '%TEXT%' OR type = ''"
-        ))
-        .unwrap()
-        .query_map([], |row| row.get(0))
-        .unwrap()
-        .flatten()
-        .collect();
-    let mut changed = 0;
-    if sql.contains("{column}") {
-        for column in columns {
-            let sql =
-                sql.replace("{column}", &column).replace(" event ", &format!(" \"{table}\" "));
-            changed += database
-                .execute(&format!("{sql} WHERE {column} LIKE '%lease.granted%'"), [])
-                .unwrap_or(0);
-        }
-    } else {
-        changed = database.execute(&sql.replace("event", &format!("\"{table}\"")), []).unwrap();
-    }
-    assert!(changed > 0, "the test changed nothing");
+#[test]
+fn nothing_is_granted_on_a_trail_that_was_cut_off() {
+    let world = World::host();
+    let profile = world.leasing(VALUE);
+    let leased = ["--profile", &profile, "--lease", "test.use@svc.test", "--"];
+    world.run(&[&leased[..], &["true"]].concat()).ok();
+    let cut = "DELETE FROM event WHERE seq > (SELECT max(seq) - 2 FROM event)";
+    rusqlite::Connection::open(store(&world)).unwrap().execute_batch(cut).unwrap();
+    world.run(&[&leased[..], &["touch", "ran"]].concat()).fails_naming(&["trail", "cut"]);
+    did_not_run(&world);
 }
 
 #[test]
