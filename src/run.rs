@@ -67,6 +67,7 @@ pub fn run(asked: Asked) -> Result<Outcome, RunError> {
     launcher.order(&delivered.start(&scene, &leased))?;
     watch.lap(|t| &mut t.deliver);
 
+    ledger.tidy();
     let exited =
         attend::attend(&scene, &mut ledger, &launcher, &leased, delivered, signals, &mut watch)
             .map_err(|e| ledger.abandon(&scene, &leased, e))?;

@@ -110,7 +110,8 @@ impl Launcher {
         }
         memory::set_dumpable(false).map_err(failed("become undumpable"))?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        // Not std's count, which walks the cgroup hierarchy for it.
+        let cpus = rustix::thread::sched_getaffinity(None)?.count() as usize;
         let setting = Setting { host, mode, landlock_abi: landlock::abi_version(), cpus };
         let launcher = Self {
             broker,

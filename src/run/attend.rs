@@ -2,7 +2,7 @@
 //! of the launcher heard. One loop, one poll, no thread.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::rc::Rc;
@@ -21,6 +21,8 @@ use crate::delivery::git::{self, Asked, Destination, Operation, Request};
 use crate::launcher::client::Launcher;
 use crate::launcher::wire::{Ending, Notice, Order};
 use crate::lease::LeaseView;
+use crate::model::lease::LeaseState;
+use crate::model::name::Channel;
 use crate::model::report::{Posture, Report, ScrubbedDelivery, Timings};
 use crate::model::secret::Secret;
 use crate::redact::Patterns;
@@ -57,6 +59,7 @@ pub struct Exited {
     pub expired: BTreeSet<u32>,
     pub redacted: u64,
     unmasked: u64,
+    git_uses: BTreeMap<u32, u32>,
 }
 
 struct Attendant<'a> {
@@ -79,6 +82,7 @@ struct Attendant<'a> {
     started: bool,
     timed_out: bool,
     expired: BTreeSet<u32>,
+    git_uses: BTreeMap<u32, u32>,
     ended: Option<(Ending, Vec<(u64, bool)>)>,
 }
 
@@ -126,6 +130,7 @@ pub fn attend(
         started: false,
         timed_out: false,
         expired: BTreeSet::new(),
+        git_uses: BTreeMap::new(),
         ended: None,
     };
     attendant.mask()?;
@@ -375,7 +380,7 @@ impl Attendant<'_> {
             return Ok(Err(format!("lease_expired: lease {id} has expired")));
         }
         match self.ledger.take(self.scene, lease) {
-            Ok(Ok(())) => {}
+            Ok(Ok(())) => *self.git_uses.entry(index as u32).or_default() += 1,
             Ok(Err(refused)) => {
                 let name = match refused {
                     UseRefused::Exhausted => "uses_exhausted",
@@ -437,6 +442,7 @@ impl Attendant<'_> {
             expired: std::mem::take(&mut self.expired),
             redacted: self.outputs.iter().map(Output::masked).sum(),
             unmasked: self.unmasked,
+            git_uses: std::mem::take(&mut self.git_uses),
         }
     }
 }
@@ -515,6 +521,19 @@ impl Exited {
         }
     }
 
+    /// How the lease of this index ended.
+    pub fn state_of(&self, index: u32) -> LeaseState {
+        if self.expired.contains(&index) { LeaseState::Expired } else { LeaseState::Completed }
+    }
+
+    /// A use is one start of an exec; on `git`, one answered `get`.
+    fn uses_of(&self, lease: &Leased, index: u32) -> u32 {
+        match lease.record.channel {
+            Channel::Git => self.git_uses.get(&index).copied().unwrap_or(0),
+            Channel::Memfd | Channel::File | Channel::Env | Channel::Token => 1,
+        }
+    }
+
     pub fn all_wiped(&self) -> bool {
         self.deliveries.iter().all(|(_, wiped)| *wiped)
     }
@@ -535,8 +554,12 @@ impl Exited {
     pub fn outcome(self, scene: &Scene, leased: &[Leased], timings: Timings) -> Outcome {
         let leases = leased
             .iter()
-            .map(|lease| {
-                let view = LeaseView::new(&lease.record, Some(lease.grant.place()), &scene.now);
+            .zip(0..)
+            .map(|(lease, index)| {
+                let mut record = lease.record.clone();
+                record.state = self.state_of(index);
+                record.uses_left -= self.uses_of(lease, index);
+                let view = LeaseView::new(&record, Some(lease.grant.place()), &scene.now);
                 serde_json::to_value(view).unwrap_or_default()
             })
             .collect();
