@@ -579,10 +579,8 @@ fn two_profiles_of_one_capability_replace_and_do_not_add() {
     fs::write(world.path("etc/profiles/base.toml"), leasing_profile("default", "")).unwrap();
     let narrow = world.profile(
         "narrow",
-        &format!(
             "extends = \"base\"\n[[capability]]\nname = \"test.use\"\nchannels = [\"env\"]\ncommand = [[\"true\"]]\n\
-             [[capability.audience]]\nhost = \"svc.test\"\nsecret = \"s\"\nvariable = \"TOKEN\"\n"
-        ),
+             [[capability.audience]]\nhost = \"svc.test\"\nsecret = \"s\"\nvariable = \"TOKEN\"\n",
     );
     world.run(&["--profile", &narrow, "--lease", "test.use@svc.test", "--", "true"]).ok();
     world
