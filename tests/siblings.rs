@@ -54,8 +54,8 @@ fn three_secrets(world: &World) -> String {
 fn scene(world: &World, victim: &str, attack: &str) -> Outcome {
     let out = world.path("reports/victim.out");
     let script = format!(
-        "{victim} >{out} 2>&1 &\nS=$!\n\
-         n=0; until grep -q ready {out}; do n=$((n+1)); [ $n -lt 400 ] || {{ cat {out}; exit 97; }}; sleep 0.05; done\n\
+        "rm -f {out}; {victim} >{out} 2>&1 &\nS=$!\n\
+         n=0; until grep -sq '^ready ' {out}; do n=$((n+1)); [ $n -lt 200 ] || {{ cat {out}; exit 97; }}; sleep 0.05; done\n\
          {attack}\nkill -0 $S || {{ cat {out}; exit 96; }}\nexit 0\n",
         out = quoted(out.to_str().unwrap()),
     );
