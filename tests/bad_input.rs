@@ -330,6 +330,19 @@ fn a_delivered_variable_cannot_be_set() {
 }
 
 #[test]
+fn two_leases_that_would_be_delivered_as_one() {
+    let world = World::host();
+    let profile = world.leasing(VALUE);
+    let both = |one: &str, two: &str| {
+        let leases = [one, two].map(|c| format!("--lease=test.use@svc.test,channel={c}"));
+        world.run(&["--profile", &profile, &leases[0], &leases[1], "--", "touch", "ran"])
+    };
+    both("env", "env").denied("delivery_unavailable");
+    did_not_run(&world);
+    both("env", "file").ok();
+}
+
+#[test]
 fn malformed_environment() {
     let world = World::host();
     for pair in ["", "=x", "NO-DASH=1", "1X=1", "A B=1", "NOVALUE"] {

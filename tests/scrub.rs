@@ -442,3 +442,148 @@ fn a_background_child_does_not_outlive_or_hold_up_its_exec() {
         assert!(start.elapsed() < Duration::from_secs(20), "waited for the orphan");
     }
 }
+
+/// The cgroups that execs of this machine have now.
+fn cgroups() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut dirs = vec![PathBuf::from("/sys/fs/cgroup")];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|t| t.is_dir()) {
+                if entry.file_name().to_string_lossy().contains("exe_") {
+                    found.push(entry.path());
+                }
+                dirs.push(entry.path());
+            }
+        }
+    }
+    found
+}
+
+#[test]
+#[file_serial]
+fn after_kill_9_at_any_moment_of_an_execs_life() {
+    for world in World::each() {
+        let profile = two_channels(&world);
+        let before = Traces::now();
+        let earlier = cgroups();
+        let mut families = Vec::new();
+        for step in 0..40 {
+            // From before the launcher is forked until after the command runs.
+            let mut exec = world.spawn(&[
+                "--profile",
+                &profile,
+                "--run",
+                "shot",
+                "--lease",
+                "by.memfd@svc.test",
+                "--lease",
+                "by.file@svc.test",
+                "--",
+                "sleep",
+                "65",
+            ]);
+            std::thread::sleep(Duration::from_micros(1_500 * step));
+            families.extend(host::family(exec.pid()));
+            exec.shoot();
+        }
+        for process in &families {
+            eventually(&format!("{process:?} is gone"), || !process.is_alive());
+        }
+        assert_eq!(Traces::now(), before);
+        // Another exec may be running on this machine; ours are those that came and stayed empty.
+        eventually("no cgroup is left", || {
+            cgroups().iter().filter(|c| !earlier.contains(c)).all(|c| {
+                fs::read_to_string(c.join("cgroup.procs")).is_ok_and(|procs| !procs.is_empty())
+            })
+        });
+        world.run(&["--", "true"]).ok();
+        world.call(&["audit", "verify"]).ok();
+        let types = world.event_types();
+        let count = |kind: &str| types.iter().filter(|t| *t == kind).count();
+        assert_eq!(
+            count("lease.granted"),
+            count("lease.completed") + count("lease.interrupted"),
+            "{types:?}"
+        );
+        world.holds_nowhere(VALUE);
+    }
+}
+
+#[test]
+#[file_serial]
+fn after_kill_9_of_the_launcher_at_any_moment() {
+    for world in World::each() {
+        let profile = two_channels(&world);
+        let before = Traces::now();
+        for step in 0..25 {
+            let mut exec = world.spawn(&[
+                "--profile",
+                &profile,
+                "--run",
+                "shot",
+                "--lease",
+                "by.memfd@svc.test",
+                "--lease",
+                "by.file@svc.test",
+                "--",
+                "sleep",
+                "67",
+            ]);
+            std::thread::sleep(Duration::from_micros(2_000 * step));
+            let family = host::family(exec.pid());
+            match family.get(1) {
+                Some(launcher) if launcher.is_alive() => {
+                    host::signal(launcher, Signal::KILL);
+                    let outcome = exec.finish();
+                    assert_ne!(outcome.status, Some(0), "{outcome}");
+                    assert!(!outcome.stderr.is_empty(), "silent\n{outcome}");
+                }
+                _ => exec.shoot(),
+            }
+            for process in &family {
+                eventually(&format!("{process:?} is gone"), || !process.is_alive());
+            }
+        }
+        assert_eq!(Traces::now(), before);
+        world.run(&["--", "true"]).ok();
+        world.call(&["audit", "verify"]).ok();
+        let types = world.event_types();
+        let count = |kind: &str| types.iter().filter(|t| *t == kind).count();
+        assert_eq!(
+            count("lease.granted"),
+            count("lease.completed") + count("lease.interrupted"),
+            "{types:?}"
+        );
+    }
+}
+
+#[test]
+#[file_serial]
+fn ctrl_c_typed_at_a_terminal_reaches_the_command() {
+    needs("script", "bsdutils");
+    for world in World::each() {
+        let line = |command: &str| {
+            let (run, _) = world.prepare(&["--tty", "--", "sh", "-c", command]);
+            let words: Vec<String> = std::iter::once(run.get_program())
+                .chain(run.get_args())
+                .map(|w| support::world::quoted(&w.to_string_lossy()))
+                .collect();
+            words.join(" ")
+        };
+        let typed = |command: &str| {
+            let mut script = Command::new("sh");
+            world.dress(&mut script);
+            let inner = support::world::quoted(&line(command));
+            script.args([
+                "-c",
+                &format!("(sleep 1.5; printf '\\003'; sleep 1) | script -qec {inner} /dev/null"),
+            ]);
+            support::world::finish(script, b"", None)
+        };
+        typed("exec sleep 66").exits(130);
+        typed("trap 'echo caught; exit 4' INT; while :; do sleep 0.1; done")
+            .exits(4)
+            .says("caught");
+    }
+}

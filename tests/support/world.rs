@@ -320,6 +320,13 @@ impl Running {
         self.take_outcome()
     }
 
+    /// Kills sublet itself, whatever it is doing.
+    pub fn shoot(&mut self) {
+        let mut child = self.child.take().expect("still running");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
     fn take_outcome(&mut self) -> Outcome {
         let child = self.child.take().expect("finished once");
         collect(child, self.line.clone(), Some(&self.report))
