@@ -14,8 +14,10 @@ test *ARGS:
 demo:
     cargo run --release --quiet -- demo
 
-# Side by side in one run: bwrap, sublet without and with a lease, and the floor; then what the pure rooms
-# and the filters cost. `just bench 400` takes more samples. As root, on an idle machine.
+# bwrap, sublet without and with a lease, and the floor, interleaved in one run; then what the pure rooms
+# and the filters cost. As root, on an idle machine; `just bench 400` takes more samples.
+
+# Measure, side by side, and print ratios with their goals.
 bench SAMPLES="200":
     cargo bench --bench bench -- {{SAMPLES}}
     cargo bench --bench pure
