@@ -34,7 +34,7 @@ fn main() {
 fn decision() -> u128 {
     let config = HostConfig::parse(CONFIG, "bench").expect("a configuration");
     let profile =
-        resolve("git-push", "extends = \"git-push\"\n", &mut load_builtin).expect("built in");
+        resolve("bench", "extends = \"git-push\"\n", &mut load_builtin).expect("built in");
     let run = Run {
         run_id: "bench".parse().expect("an id"),
         agent: "bench".parse().expect("a name"),
