@@ -68,13 +68,15 @@ pub fn run(asked: Asked) -> Result<Outcome, RunError> {
     watch.lap(|t| &mut t.deliver);
 
     ledger.tidy();
-    let exited =
+    let mut exited =
         attend::attend(&scene, &mut ledger, &launcher, &leased, delivered, signals, &mut watch)
             .map_err(|e| ledger.abandon(&scene, &leased, e))?;
     watch.lap(|t| &mut t.run);
 
+    // The kernel takes the namespaces down meanwhile.
     ledger.close(&scene, &leased, &exited)?;
     ledger.keep_head(&launcher)?;
+    exited.wait_until_gone(&scene, &launcher)?;
     watch.lap(|t| &mut t.scrub);
     Ok(exited.outcome(&scene, &leased, watch.timings))
 }

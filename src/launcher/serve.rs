@@ -18,6 +18,7 @@ use super::explain;
 use super::source::{self, Helper};
 use super::wire::{self, ExecNumber, Notice, Order, Refusal, RefusalKind, WireError};
 use crate::host::{Host, Places};
+use crate::sandbox::cgroup::Cgroups;
 use crate::sandbox::identity::{self, Mode};
 use crate::sys::{clock, landlock, memory, process};
 
@@ -104,6 +105,8 @@ impl Launcher {
         // Inherited by every exec: were a core ever written, no memory would be in it (core(5)).
         std::fs::write("/proc/self/coredump_filter", "0").map_err(failed("set coredump_filter"))?;
         memory::forbid_core_dumps().map_err(failed("forbid core dumps"))?;
+        // Every mode here is meant as it is written; the command starts with an ordinary one.
+        rustix::process::umask(rustix::fs::Mode::empty());
         let mode = Mode::detect(host.config.host.uid_pool)?;
         if mode == Mode::Rootless {
             identity::enter_own_namespaces()?;
@@ -112,7 +115,14 @@ impl Launcher {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         // Not std's count, which walks the cgroup hierarchy for it.
         let cpus = rustix::thread::sched_getaffinity(None)?.count() as usize;
-        let setting = Setting { host, mode, landlock_abi: landlock::abi_version(), cpus };
+        let setting = Setting {
+            host,
+            mode,
+            landlock_abi: landlock::abi_version(),
+            cpus,
+            proc_is_masked: super::exec::proc_is_masked(),
+            cgroups: Cgroups::open(mode).map_err(|e| compile::chain(&e)),
+        };
         let launcher = Self {
             broker,
             epoll,
@@ -288,6 +298,9 @@ impl Launcher {
                 let fds: Vec<_> = terminal.iter().map(AsFd::as_fd).collect();
                 self.notify(&Notice::Ready { exec: number, posture }, &fds)
             }
+            Ok(Happened::Ending(ending, deliveries)) => {
+                self.notify(&Notice::Ending { exec: number, ending, deliveries }, &[])
+            }
             Ok(Happened::Started) => self.notify(&Notice::Started { exec: number }, &[]),
             Err(refusal) => self.give_up(number, refusal),
         }
@@ -407,6 +420,10 @@ impl Launcher {
                     drop(exec.end());
                 }
             }
+        }
+        // The one-shot caller has gone on meanwhile: nothing waits for this.
+        if let (Ok(cgroups), Mode::Privileged) = (&self.setting.cgroups, self.setting.mode) {
+            cgroups.sweep();
         }
     }
 }

@@ -60,6 +60,8 @@ pub struct Exited {
     pub redacted: u64,
     unmasked: u64,
     git_uses: BTreeMap<u32, u32>,
+    /// No process of it is left.
+    gone: bool,
 }
 
 struct Attendant<'a> {
@@ -84,9 +86,10 @@ struct Attendant<'a> {
     expired: BTreeSet<u32>,
     git_uses: BTreeMap<u32, u32>,
     ended: Option<(Ending, Vec<(u64, bool)>)>,
+    gone: bool,
 }
 
-/// Stays until the exec is over and all that it wrote is passed on.
+/// Stays until the command has ended, its deliveries are wiped and all that was written is passed on.
 pub fn attend(
     scene: &Scene,
     ledger: &mut Ledger,
@@ -132,6 +135,7 @@ pub fn attend(
         expired: BTreeSet::new(),
         git_uses: BTreeMap::new(),
         ended: None,
+        gone: false,
     };
     attendant.mask()?;
     let result = attendant.stay(&signals, watch);
@@ -245,15 +249,10 @@ impl Attendant<'_> {
                 }
             }
             Notice::TimedOut { .. } => self.timed_out = true,
+            Notice::Ending { ending, deliveries, .. } => self.end(ending, deliveries),
             Notice::Ended { ending, deliveries, .. } => {
-                for delivery in &mut self.deliveries {
-                    if let Delivery::Held(held) = delivery {
-                        held.wipe();
-                    }
-                }
-                self.git = None;
-                self.input = None;
-                self.ended = Some((ending, deliveries));
+                self.gone = true;
+                self.end(ending, deliveries);
             }
             Notice::Refused { refusal, .. } => return Err(refusal.into()),
             Notice::HeadKept { refusal: None } => {}
@@ -268,6 +267,17 @@ impl Attendant<'_> {
             | Notice::Explained { .. } => return Err(RunError::LauncherDied),
         }
         Ok(())
+    }
+
+    fn end(&mut self, ending: Ending, deliveries: Vec<(u64, bool)>) {
+        for delivery in &mut self.deliveries {
+            if let Delivery::Held(held) = delivery {
+                held.wipe();
+            }
+        }
+        self.git = None;
+        self.input = None;
+        self.ended = Some((ending, deliveries));
     }
 
     fn take_terminal(&mut self, master: OwnedFd) -> Result<(), RunError> {
@@ -425,10 +435,7 @@ impl Attendant<'_> {
                 held.wipe();
             }
         }
-        if !process::reap_all_within(LAST_WAIT) {
-            eprintln!("sublet: a process of {} is stuck in the kernel\r", self.scene.exec_id);
-        }
-        cgroup::remove_left(&self.scene.exec_id);
+        outlive_the_launcher(self.scene);
     }
 
     fn exited(&mut self) -> Exited {
@@ -443,6 +450,7 @@ impl Attendant<'_> {
             redacted: self.outputs.iter().map(Output::masked).sum(),
             unmasked: self.unmasked,
             git_uses: std::mem::take(&mut self.git_uses),
+            gone: self.gone,
         }
     }
 }
@@ -477,6 +485,14 @@ fn give(asked: Asked, lease: &Leased, value: Option<&[u8]>) {
     drop(asked.answer(username, value));
 }
 
+/// What the launcher would have waited for and removed.
+fn outlive_the_launcher(scene: &Scene) {
+    if !process::reap_all_within(LAST_WAIT) {
+        eprintln!("sublet: a process of {} is stuck in the kernel\r", scene.exec_id);
+    }
+    cgroup::remove_left(&scene.exec_id);
+}
+
 /// The process that asked for this, to end with it. None where it is outside of our pid namespace.
 fn caller() -> Option<OwnedFd> {
     let parent = rustix::process::getppid()?;
@@ -486,6 +502,25 @@ fn caller() -> Option<OwnedFd> {
 }
 
 impl Exited {
+    /// Waits until no process, mount or cgroup of the exec is left.
+    pub fn wait_until_gone(&mut self, scene: &Scene, launcher: &Launcher) -> Result<(), RunError> {
+        if self.gone {
+            return Ok(());
+        }
+        let is_end = |n: &Notice| matches!(n, Notice::Ended { .. } | Notice::Refused { .. });
+        match launcher.notice_of(is_end) {
+            Ok((Notice::Refused { refusal, .. }, _)) => Err(refusal.into()),
+            Ok(_) => {
+                self.gone = true;
+                Ok(())
+            }
+            Err(e) => {
+                outlive_the_launcher(scene);
+                Err(e.into())
+            }
+        }
+    }
+
     /// The command's own, 128 and its signal, or 124 for a timeout.
     pub fn exit_status(&self) -> u8 {
         if self.timed_out {
