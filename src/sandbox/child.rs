@@ -20,7 +20,7 @@ use super::step::{Said, Step, Told, listen, say};
 use crate::sys::exec::ReadMapping;
 use crate::sys::mount::{self, MountAttributes};
 use crate::sys::socket::MAX_FDS;
-use crate::sys::{exec, ids, landlock, net, process, seccomp};
+use crate::sys::{exec, ids, landlock, memory, net, process, seccomp};
 
 /// Status of a child that failed before the command ran. The launcher goes by the words it was told.
 const FAILED: i32 = 125;
@@ -119,6 +119,9 @@ fn become_init(plan: &mut Plan) -> Result<i32, Failure> {
         Some(_) => return Err(Errno::PROTO).at(Step::AwaitMaps),
         None => return Err(Errno::PIPE).at(Step::AwaitMaps),
     }
+
+    // Rootless, the launcher was dumpable for the maps' sake. Nobody of this user looks into init.
+    errno(memory::set_dumpable(false)).at(Step::BecomeUser)?;
 
     // Keeps the namespace's capabilities (NO_SETUID_FIXUP): the mounts below need them.
     let identity = plan.identity;
