@@ -213,3 +213,88 @@ fn a_stream_that_was_passed_to_a_stranger_is_not_waited_for_and_loses_nothing() 
     assert!(started.elapsed() < Duration::from_secs(5));
     drop(stranger);
 }
+
+#[test]
+fn a_signal_that_nohup_ignores_stays_ignored() {
+    let Some(bench) = Bench::new() else { return };
+    let plain = bench.run(&[], "sleep 1; echo survived");
+    let mut through = Command::new("sh");
+    through.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]);
+    through.arg(plain.get_program()).args(plain.get_args()).stdout(Stdio::piped());
+    let child = through.spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(400));
+    signal(&child, rustix::process::Signal::HUP);
+    check(&child.wait_with_output().unwrap(), 0, "survived");
+
+    // The control: forwarded where it is not ignored.
+    let child = bench.run(&[], "sleep 5; echo survived").spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(400));
+    signal(&child, rustix::process::Signal::HUP);
+    check(&child.wait_with_output().unwrap(), 129, "");
+}
+
+#[test]
+fn a_lease_that_expired_while_its_source_was_slow_is_not_delivered() {
+    let Some(bench) = Bench::new() else { return };
+    bench.mint("sleep 2; echo '{\"value\":\"hunter2-hunter2\"}'");
+    let lease = "--lease=minted.read@a.internal,ttl=1s";
+    let output = bench.run(&[lease], "touch ran").output().unwrap();
+    check(&output, 125, "");
+    assert!(stderr(&output).contains("expired"), "{}", stderr(&output));
+    assert!(!bench.path("ws/ran").exists());
+
+    let lease = "--lease=minted.read@a.internal,ttl=1m";
+    check(&bench.run(&[lease], "wc -c < $TOKEN_FILE").output().unwrap(), 0, "15");
+}
+
+#[test]
+fn the_command_of_a_source_does_not_start_in_the_callers_directory() {
+    let Some(bench) = Bench::new() else { return };
+    bench.mint("pwd > ${0%/*}/where; umask >> ${0%/*}/where; echo '{\"value\":\"hunter2-hunter2\"}'");
+    let lease = "--lease=minted.read@a.internal";
+    check(&bench.run(&[lease], "true").output().unwrap(), 0, "");
+    assert_eq!(std::fs::read_to_string(bench.path("where")).unwrap(), "/\n0022\n");
+}
+
+#[test]
+fn a_client_that_drips_its_request_does_not_hold_the_broker() {
+    let Some(bench) = Bench::new() else { return };
+    bench.store_value();
+    bench.write(
+        "ws/drip.py",
+        "import socket, time\n\
+         s = socket.socket(socket.AF_UNIX)\n\
+         s.connect('/run/sublet/git.sock')\n\
+         open('dripping', 'w')\n\
+         for _ in range(60):\n    s.send(b'x')\n    time.sleep(0.5)",
+    );
+    let lease = "--lease=vault.git@a.internal";
+    let mut child = bench.run(&[lease], "exec python3 drip.py").spawn().unwrap();
+    assert!(comes_true(|| bench.path("ws/dripping").exists()));
+    signal(&child, rustix::process::Signal::TERM);
+    assert!(ends_soon(&mut child));
+}
+
+/// The cgroups of execs of this bench: by what its own store recorded.
+fn cgroups(of: &str) -> bool {
+    ["/sys/fs/cgroup/sublet", "/sys/fs/cgroup/unified/sublet"]
+        .iter()
+        .any(|parent| Path::new(parent).join(format!("sublet-{of}")).exists())
+}
+
+#[test]
+fn an_exec_whose_workspace_cannot_be_mapped_leaves_no_cgroup() {
+    let Some(bench) = Bench::new() else { return };
+    // In a mount namespace of its own, since it mounts.
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation=private", "sh", "-c"]);
+    command.arg("mkdir -p $0/ws/proc && mount -t proc proc $0/ws/proc && exec \"$@\"");
+    command.arg(bench.dir.path());
+    let plain = bench.run(&[], "true");
+    command.arg(plain.get_program()).args(plain.get_args());
+    let output = command.output().unwrap();
+    check(&output, 125, "");
+    let said = stderr(&output);
+    assert!(said.contains("could not map the owner"), "{said}");
+    assert!(!said.contains("cgroup"), "{said}");
+}
