@@ -4,7 +4,7 @@
 
 mod cli_common;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -138,15 +138,6 @@ fn an_input_that_cannot_be_read_is_an_empty_one() {
 
 /// Ends this process, which we started, and says whether it went by itself before long.
 fn ends_soon(child: &mut std::process::Child) -> bool {
-    let ended = comes_true_for(child);
-    if !ended {
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-    ended
-}
-
-fn comes_true_for(child: &mut std::process::Child) -> bool {
     let until = Instant::now() + Duration::from_secs(5);
     while Instant::now() < until {
         if child.try_wait().unwrap().is_some() {
@@ -154,6 +145,8 @@ fn comes_true_for(child: &mut std::process::Child) -> bool {
         }
         std::thread::sleep(Duration::from_millis(10));
     }
+    child.kill().unwrap();
+    child.wait().unwrap();
     false
 }
 
@@ -165,13 +158,12 @@ fn signal(child: &std::process::Child, signal: rustix::process::Signal) {
 #[test]
 fn a_terminal_whose_command_reads_nothing_still_lets_signals_through() {
     let Some(bench) = Bench::new() else { return };
-    let mut command = bench.run(&["--tty"], "stty raw -echo; echo ready; exec sleep 60");
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut command = bench.run(&["--tty"], "stty raw -echo; touch ready; exec sleep 60");
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    assert!(comes_true(|| bench.path("ws/ready").exists()));
     let mut stdin = child.stdin.take().unwrap();
     // More than a terminal holds; the writer stays with what does not go in.
     std::thread::spawn(move || std::io::Write::write_all(&mut stdin, &[b'x'; 4 << 20]));
-    let mut seen = [0; 5];
-    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut seen).unwrap();
     std::thread::sleep(Duration::from_millis(300));
     signal(&child, rustix::process::Signal::TERM);
     assert!(ends_soon(&mut child));
@@ -250,7 +242,9 @@ fn a_lease_that_expired_while_its_source_was_slow_is_not_delivered() {
 #[test]
 fn the_command_of_a_source_does_not_start_in_the_callers_directory() {
     let Some(bench) = Bench::new() else { return };
-    bench.mint("pwd > ${0%/*}/where; umask >> ${0%/*}/where; echo '{\"value\":\"hunter2-hunter2\"}'");
+    bench.mint(
+        "pwd > ${0%/*}/where; umask >> ${0%/*}/where; echo '{\"value\":\"hunter2-hunter2\"}'",
+    );
     let lease = "--lease=minted.read@a.internal";
     check(&bench.run(&[lease], "true").output().unwrap(), 0, "");
     assert_eq!(std::fs::read_to_string(bench.path("where")).unwrap(), "/\n0022\n");
@@ -275,13 +269,6 @@ fn a_client_that_drips_its_request_does_not_hold_the_broker() {
     assert!(ends_soon(&mut child));
 }
 
-/// The cgroups of execs of this bench: by what its own store recorded.
-fn cgroups(of: &str) -> bool {
-    ["/sys/fs/cgroup/sublet", "/sys/fs/cgroup/unified/sublet"]
-        .iter()
-        .any(|parent| Path::new(parent).join(format!("sublet-{of}")).exists())
-}
-
 #[test]
 fn an_exec_whose_workspace_cannot_be_mapped_leaves_no_cgroup() {
     let Some(bench) = Bench::new() else { return };
@@ -297,4 +284,60 @@ fn an_exec_whose_workspace_cannot_be_mapped_leaves_no_cgroup() {
     let said = stderr(&output);
     assert!(said.contains("could not map the owner"), "{said}");
     assert!(!said.contains("cgroup"), "{said}");
+}
+
+#[test]
+fn no_profile_shows_state_configuration_or_the_file_of_a_source() {
+    let Some(bench) = Bench::new() else { return };
+    for made in ["home/.local/keys", "home/work"] {
+        std::fs::create_dir_all(bench.path(made)).unwrap();
+    }
+    bench.write("home/.local/keys/one", VALUE);
+    bench.store_value();
+    let key = bench.path("home/.local/keys/one").display().to_string();
+    let secret =
+        format!("[secrets.one]\nsource = \"file\"\npath = \"{key}\"\nallow = [\"a.b@c\"]\n");
+    bench.write("conf/sublet.toml", &secret);
+    let shown = |path: &str, access: &str| {
+        let path = bench.path(path).display().to_string();
+        let tools = "\"/usr\", \"-/bin\", \"-/lib\", \"-/lib64\"";
+        let lists = match access {
+            "read_only" => format!("read_only = [{tools}, \"{path}\"]"),
+            _ => format!("read_only = [{tools}]\nread_write = [\"{path}\"]"),
+        };
+        bench
+            .write("conf/profile.toml", &format!("extends = \"default\"\n[filesystem]\n{lists}\n"));
+        bench.run(&[], "true").output().unwrap()
+    };
+    check(&shown("home/work", "read_write"), 0, "");
+    for refused in ["home", "home/.local", "home/.local/keys/one", "conf", "state", "state/keys"] {
+        for access in ["read_only", "read_write"] {
+            let output = shown(refused, access);
+            let said = stderr(&output);
+            assert_eq!(output.status.code(), Some(125), "{refused}: {said}");
+            assert!(said.contains("holds or lies in"), "{refused}: {said}");
+        }
+    }
+}
+
+#[test]
+fn a_workspace_holds_neither_state_nor_the_file_of_a_source() {
+    let Some(bench) = Bench::new() else { return };
+    bench.write("ws/key", VALUE);
+    let key = bench.path("ws/key").display().to_string();
+    let secret =
+        format!("[secrets.one]\nsource = \"file\"\npath = \"{key}\"\nallow = [\"a.b@c\"]\n");
+    check(&bench.run(&[], "true").output().unwrap(), 0, "");
+    bench.write("conf/sublet.toml", &secret);
+    check(&bench.run(&[], "true").output().unwrap(), 125, "");
+
+    // A state that the first run would make, named through what is not its parent.
+    let mut command = sublet();
+    command.arg("--state-dir").arg(bench.path("conf/../ws/state")).arg("run");
+    command
+        .arg("--workspace")
+        .arg(bench.path("ws"))
+        .args(["--", "true"])
+        .env("HOME", "/nonexistent");
+    check(&command.output().unwrap(), 125, "");
 }
