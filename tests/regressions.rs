@@ -341,3 +341,31 @@ fn a_workspace_holds_neither_state_nor_the_file_of_a_source() {
         .env("HOME", "/nonexistent");
     check(&command.output().unwrap(), 125, "");
 }
+
+#[test]
+fn a_link_in_the_workspace_leads_no_bind_elsewhere() {
+    let Some(bench) = Bench::new() else { return };
+    for made in ["ws/fixed/hooks", "elsewhere/hooks"] {
+        std::fs::create_dir_all(bench.path(made)).unwrap();
+    }
+    bench.write("elsewhere/hooks/key", VALUE);
+    let hooks = bench.path("ws/fixed/hooks").display().to_string();
+    let tools = "\"/usr\", \"-/bin\", \"-/lib\", \"-/lib64\"";
+    let lists = format!("[filesystem]\nread_only = [{tools}, \"{hooks}\"]\n");
+    bench.write("conf/profile.toml", &format!("extends = \"default\"\n{lists}"));
+    let output = bench.run(&[], "touch ok fixed/ok; touch fixed/hooks/x || echo fixed").output();
+    check(&output.unwrap(), 0, "fixed");
+
+    // What an earlier exec can do to the next one.
+    std::fs::rename(bench.path("ws/fixed"), bench.path("ws/away")).unwrap();
+    for target in ["../elsewhere", "/usr"] {
+        std::os::unix::fs::symlink(target, bench.path("ws/fixed")).unwrap();
+        std::fs::create_dir_all(bench.path("ws/elsewhere/hooks")).unwrap();
+        let output = bench.run(&[], "cat fixed/hooks/key").output().unwrap();
+        assert_eq!(output.status.code(), Some(125), "{target}: {}", stderr(&output));
+        std::fs::remove_file(bench.path("ws/fixed")).unwrap();
+    }
+    std::fs::create_dir(bench.path("ws/fixed")).unwrap();
+    std::os::unix::fs::symlink("../../elsewhere/hooks", bench.path("ws/fixed/hooks")).unwrap();
+    check(&bench.run(&[], "true").output().unwrap(), 125, "");
+}
