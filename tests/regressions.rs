@@ -369,3 +369,50 @@ fn a_link_in_the_workspace_leads_no_bind_elsewhere() {
     std::os::unix::fs::symlink("../../elsewhere/hooks", bench.path("ws/fixed/hooks")).unwrap();
     check(&bench.run(&[], "true").output().unwrap(), 125, "");
 }
+
+/// The cgroups that execs of sublet have on this machine, ours and others'.
+fn has_cgroup(exec: &str) -> bool {
+    ["/sys/fs/cgroup/sublet", "/sys/fs/cgroup/unified/sublet"]
+        .iter()
+        .any(|parent| PathBuf::from(parent).join(format!("sublet-{exec}")).exists())
+}
+
+/// The exec that the trail of this bench began last.
+fn last_exec(bench: &Bench) -> String {
+    let output = bench.sublet().args(["audit", "list", "--json"]).output().unwrap();
+    let started = stdout(&output)
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+        .rfind(|event| event["type"] == "exec.started");
+    started.unwrap()["exec_id"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn what_broker_and_launcher_left_when_both_were_killed_goes_with_the_next_start() {
+    let Some(bench) = Bench::new() else { return };
+    let mut child = bench.run(&[], "touch ready; exec sleep 60").spawn().unwrap();
+    assert!(comes_true(|| bench.path("ws/ready").exists()));
+    let children = format!("/proc/{0}/task/{0}/children", child.id());
+    let launcher: i32 = std::fs::read_to_string(children).unwrap().trim().parse().unwrap();
+    let launcher = rustix::process::Pid::from_raw(launcher).unwrap();
+    let init = format!("/proc/{0}/task/{0}/children", launcher.as_raw_nonzero());
+    let init: i32 = std::fs::read_to_string(init).unwrap().trim().parse().unwrap();
+    let exec = last_exec(&bench);
+
+    rustix::process::kill_process(launcher, rustix::process::Signal::KILL).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(comes_true(|| !PathBuf::from(format!("/proc/{init}")).exists()), "the tree dies");
+    check(&bench.run(&[], "true").output().unwrap(), 0, "");
+    assert!(!has_cgroup(&exec));
+}
+
+#[test]
+fn a_broker_that_fails_leaves_when_its_exec_is_gone() {
+    let Some(bench) = Bench::new() else { return };
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut command = bench.run(&[], "touch ready; echo x; exec sleep 60");
+    assert_eq!(command.stdout(full).stderr(Stdio::null()).status().unwrap().code(), Some(125));
+    assert!(bench.path("ws/ready").exists());
+    assert!(!has_cgroup(&last_exec(&bench)));
+}
