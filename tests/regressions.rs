@@ -416,3 +416,38 @@ fn a_broker_that_fails_leaves_when_its_exec_is_gone() {
     assert!(bench.path("ws/ready").exists());
     assert!(!has_cgroup(&last_exec(&bench)));
 }
+
+#[test]
+fn init_of_an_ordinary_users_exec_is_not_to_be_looked_into() {
+    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::process::CommandExt;
+    const NOBODY: u32 = 65534;
+    let Some(bench) = Bench::new() else { return };
+    // The state is made by the user; the binary may lie where only root can go.
+    let binary = bench.path("sublet");
+    std::fs::copy(env!("CARGO_BIN_EXE_sublet"), &binary).unwrap();
+    for owned in ["", "ws", "conf", "conf/sublet.toml", "conf/profile.toml"] {
+        std::os::unix::fs::chown(bench.path(owned), Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    let plain = bench.run(&[], "touch ready; exec sleep 60");
+    let mut command = Command::new(&binary);
+    command.args(plain.get_args()).env("HOME", bench.path("home")).current_dir(bench.dir.path());
+    command.uid(NOBODY).gid(NOBODY).stdin(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    if !comes_true(|| bench.path("ws/ready").exists()) {
+        // A host that gives this user no user namespaces says so; `sublet doctor` is for that.
+        assert_eq!(child.wait().unwrap().code(), Some(125));
+        return;
+    }
+    let child_of = |pid: u32| -> u32 {
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        children.unwrap().trim().parse().unwrap()
+    };
+    let init = child_of(child_of(child.id()));
+    let command = child_of(init);
+    let owner = |pid: u32| std::fs::metadata(format!("/proc/{pid}/environ")).unwrap().uid();
+    // Of what is not dumpable, proc(5) has it, root owns the files; the command itself is the control.
+    assert_eq!((owner(init), owner(command)), (0, NOBODY));
+    signal(&child, rustix::process::Signal::TERM);
+    assert!(ends_soon(&mut child));
+}
