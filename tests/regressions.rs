@@ -451,3 +451,17 @@ fn init_of_an_ordinary_users_exec_is_not_to_be_looked_into() {
     signal(&child, rustix::process::Signal::TERM);
     assert!(ends_soon(&mut child));
 }
+
+#[test]
+fn a_refusal_says_what_failed_once() {
+    let Some(bench) = Bench::new() else { return };
+    let output = bench
+        .sublet()
+        .args(["run", "--workspace"])
+        .arg(bench.path("ws"))
+        .args(["--", "nowhere-to-be-found"])
+        .output()
+        .unwrap();
+    check(&output, 127, "");
+    assert_eq!(stderr(&output).matches("not found").count(), 1, "{}", stderr(&output));
+}
