@@ -67,13 +67,16 @@ pub fn run(asked: Asked) -> Result<Outcome, RunError> {
     launcher.order(&delivered.start(&scene, &leased))?;
     watch.lap(|t| &mut t.deliver);
 
-    let exited =
+    ledger.tidy();
+    let mut exited =
         attend::attend(&scene, &mut ledger, &launcher, &leased, delivered, signals, &mut watch)
             .map_err(|e| ledger.abandon(&scene, &leased, e))?;
     watch.lap(|t| &mut t.run);
 
+    // The kernel takes the namespaces down meanwhile.
     ledger.close(&scene, &leased, &exited)?;
     ledger.keep_head(&launcher)?;
+    exited.wait_until_gone(&scene, &launcher)?;
     watch.lap(|t| &mut t.scrub);
     Ok(exited.outcome(&scene, &leased, watch.timings))
 }

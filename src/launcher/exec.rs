@@ -18,7 +18,7 @@ use crate::host::Host;
 use crate::model::name::Channel;
 use crate::model::report::Posture;
 use crate::profile::{NetworkMode, Profile};
-use crate::sandbox::cgroup::{Cgroup, Held};
+use crate::sandbox::cgroup::{Cgroup, Cgroups, Held};
 use crate::sandbox::child;
 use crate::sandbox::identity::{self, Identity, Mode};
 use crate::sandbox::landlock::{self, Feature, TcpPorts};
@@ -44,6 +44,10 @@ pub struct Setting {
     pub mode: Mode,
     pub landlock_abi: u32,
     pub cpus: usize,
+    /// Parts of /proc are masked, as container runtimes do.
+    pub proc_is_masked: bool,
+    /// Where execs get their cgroups, or why there is no such place.
+    pub cgroups: Result<Cgroups, String>,
 }
 
 /// What the broker keeps of the exec's streams and containers.
@@ -128,6 +132,8 @@ pub enum Happened {
     /// Descriptor: the terminal's master.
     Ready(Posture, Option<OwnedFd>),
     Started,
+    /// The command has ended, and its deliveries are wiped.
+    Ending(Ending, Vec<(u64, bool)>),
     /// The child closed its socket; the rest shows on its pidfd.
     Silence,
 }
@@ -166,13 +172,15 @@ impl Exec {
         fds.extend(delivery_ends);
         prepared(BrokerEnds { fds, uid: identity.outside_uid });
 
-        let cgroup = Cgroup::make(setting.mode, &order.exec_id, compiled.cgroup_limits);
+        let cgroup = setting.cgroups.as_ref().map_err(Clone::clone).and_then(|cgroups| {
+            cgroups.make(&order.exec_id, compiled.cgroup_limits).map_err(|e| compile::chain(&e))
+        });
         let (cgroup, held) = match cgroup {
             Ok(cgroup) => {
                 let held = cgroup.held;
                 (Some(cgroup), Ok(held))
             }
-            Err(e) => (None, Err(compile::chain(&e))),
+            Err(why) => (None, Err(why)),
         };
         let facts = FactsKept {
             landlock_missing: landlock::missing(setting.landlock_abi),
@@ -222,7 +230,7 @@ impl Exec {
             stack: vec![0; STACK],
             uid_lock: None,
         };
-        if setting.mode == Mode::Privileged && proc_is_masked() {
+        if setting.mode == Mode::Privileged && setting.proc_is_masked {
             // The kernel refuses a new /proc from inside the user namespace there.
             plan.proc_mount = ProcMount::BeforeUserNamespace;
             plan.late_namespaces = plan.namespaces & !(libc::CLONE_NEWPID as u64);
@@ -403,7 +411,7 @@ impl Exec {
                 self.wait_status = Some(wait_status);
                 // Init ends now and the kernel kills the rest of its namespace: wipe meanwhile.
                 self.wipe();
-                Ok(Happened::Nothing)
+                Ok(Happened::Ending(Ending::Command { wait_status }, self.scrubbed()))
             }
             Some(Said::Failed { step, errno, which }) => {
                 self.refusal = Some(self.explain(step, Errno::from_raw_os_error(errno), which));
@@ -468,6 +476,15 @@ impl Exec {
             Err(e) => eprintln!("sublet: could not kill the init of an exec: {e}"),
         }
         self.wipe();
+    }
+
+    /// Per delivery: its bytes, and whether they were wiped.
+    fn scrubbed(&self) -> Vec<(u64, bool)> {
+        let told = |delivery: &Delivery| match delivery {
+            Delivery::Filled { filled, .. } => (filled.bytes(), filled.is_wiped()),
+            Delivery::Empty(_) | Delivery::Git { .. } | Delivery::Gone => (0, true),
+        };
+        self.deliveries.iter().map(told).collect()
     }
 
     fn wipe(&mut self) {
@@ -536,14 +553,7 @@ impl Exec {
         }
         self.wipe();
         let init = process::wait_for(self.pid);
-        let scrubbed = self
-            .deliveries
-            .iter()
-            .map(|d| match d {
-                Delivery::Filled { filled, .. } => (filled.bytes(), filled.is_wiped()),
-                Delivery::Empty(_) | Delivery::Git { .. } | Delivery::Gone => (0, true),
-            })
-            .collect();
+        let scrubbed = self.scrubbed();
         self.cgroup = None;
         self.uid_lock = None;
         match (self.refusal.take(), self.wait_status) {
@@ -727,7 +737,7 @@ fn inner_rules(abi: u32) -> Vec<InnerRule> {
 }
 
 /// Mounts over parts of /proc, as container runtimes make them.
-fn proc_is_masked() -> bool {
+pub fn proc_is_masked() -> bool {
     std::fs::read_to_string("/proc/self/mountinfo").is_ok_and(|mounts| {
         mounts.lines().any(|line| {
             line.split(' ')

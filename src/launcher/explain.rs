@@ -5,7 +5,6 @@ use super::compile::{self, Compiled};
 use super::exec::{self, Setting};
 use super::posture::{self, Facts};
 use super::wire::{Explanation, Prepare, Refusal};
-use crate::sandbox::cgroup::Cgroup;
 use crate::sandbox::identity::Mode;
 use crate::sandbox::landlock;
 use crate::sandbox::layout::{Access, Entry};
@@ -18,9 +17,10 @@ pub fn explain(prepare: &Prepare, setting: &Setting) -> Result<Explanation, Refu
     let Compiled { profile, workspace, layout, .. } = &compiled;
     let mut identity = compiled.identity;
     let ownership = exec::ownership(setting.mode, workspace.as_ref(), &mut identity)?;
-    let cgroup = Cgroup::make(setting.mode, &prepare.exec_id, compiled.cgroup_limits)
-        .map(|c| c.held)
-        .map_err(|e| compile::chain(&e));
+    let cgroup = setting.cgroups.as_ref().map_err(Clone::clone).and_then(|cgroups| {
+        let made = cgroups.make(&prepare.exec_id, compiled.cgroup_limits);
+        made.map(|c| c.held).map_err(|e| compile::chain(&e))
+    });
     let missing = landlock::missing(setting.landlock_abi);
     let limits = exec::limits(profile, cgroup.as_ref().ok().copied().unwrap_or_default());
     let posture = posture::posture(&Facts {

@@ -18,6 +18,7 @@ use super::explain;
 use super::source::{self, Helper};
 use super::wire::{self, ExecNumber, Notice, Order, Refusal, RefusalKind, WireError};
 use crate::host::{Host, Places};
+use crate::sandbox::cgroup::Cgroups;
 use crate::sandbox::identity::{self, Mode};
 use crate::sys::{clock, landlock, memory, process};
 
@@ -104,14 +105,24 @@ impl Launcher {
         // Inherited by every exec: were a core ever written, no memory would be in it (core(5)).
         std::fs::write("/proc/self/coredump_filter", "0").map_err(failed("set coredump_filter"))?;
         memory::forbid_core_dumps().map_err(failed("forbid core dumps"))?;
+        // Every mode here is meant as it is written; the command starts with an ordinary one.
+        rustix::process::umask(rustix::fs::Mode::empty());
         let mode = Mode::detect(host.config.host.uid_pool)?;
         if mode == Mode::Rootless {
             identity::enter_own_namespaces()?;
         }
         memory::set_dumpable(false).map_err(failed("become undumpable"))?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-        let setting = Setting { host, mode, landlock_abi: landlock::abi_version(), cpus };
+        // Not std's count, which walks the cgroup hierarchy for it.
+        let cpus = rustix::thread::sched_getaffinity(None)?.count() as usize;
+        let setting = Setting {
+            host,
+            mode,
+            landlock_abi: landlock::abi_version(),
+            cpus,
+            proc_is_masked: super::exec::proc_is_masked(),
+            cgroups: Cgroups::open(mode).map_err(|e| compile::chain(&e)),
+        };
         let launcher = Self {
             broker,
             epoll,
@@ -286,6 +297,9 @@ impl Launcher {
             Ok(Happened::Ready(posture, terminal)) => {
                 let fds: Vec<_> = terminal.iter().map(AsFd::as_fd).collect();
                 self.notify(&Notice::Ready { exec: number, posture }, &fds)
+            }
+            Ok(Happened::Ending(ending, deliveries)) => {
+                self.notify(&Notice::Ending { exec: number, ending, deliveries }, &[])
             }
             Ok(Happened::Started) => self.notify(&Notice::Started { exec: number }, &[]),
             Err(refusal) => self.give_up(number, refusal),

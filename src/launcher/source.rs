@@ -114,8 +114,9 @@ fn run(secret: &SecretName, command: &[String], timeout: Duration) -> io::Result
                 process::duplicate_to(null.as_raw_fd(), 2)?;
                 process::duplicate_to(writer.as_fd().as_raw_fd(), 1)?;
                 process::close_on_exec_from(3)?;
+                rustix::process::umask(rustix::fs::Mode::from(0o077));
                 process::set_no_new_privileges()?;
-                process::reset_signals()
+                process::unblock_signals()
             };
             if step().is_ok() {
                 exec::execve(&program, &argv, &envp);

@@ -22,7 +22,7 @@ use crate::sys::socket;
 /// The largest message, in a memfd: argv and environment together may reach 2 MiB (execve(2)).
 const MAX_MESSAGE: usize = 8 << 20;
 /// The largest packet.
-const MAX_PACKET: usize = 64 << 10;
+const MAX_PACKET: usize = 4 << 10;
 
 /// The exec, among those of one launcher.
 pub type ExecNumber = u32;
@@ -165,6 +165,12 @@ pub enum Notice {
     /// The deadline has passed; the tree is being ended.
     TimedOut {
         exec: ExecNumber,
+    },
+    /// The command has ended, and every delivery is wiped; what is left of the tree is being killed.
+    Ending {
+        exec: ExecNumber,
+        ending: Ending,
+        deliveries: Vec<(u64, bool)>,
     },
     /// No process of the exec is left, and every delivery is wiped. Per delivery: its bytes, and
     /// whether they were wiped. The exec is forgotten.

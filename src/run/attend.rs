@@ -2,7 +2,7 @@
 //! of the launcher heard. One loop, one poll, no thread.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::rc::Rc;
@@ -21,6 +21,8 @@ use crate::delivery::git::{self, Asked, Destination, Operation, Request};
 use crate::launcher::client::Launcher;
 use crate::launcher::wire::{Ending, Notice, Order};
 use crate::lease::LeaseView;
+use crate::model::lease::LeaseState;
+use crate::model::name::Channel;
 use crate::model::report::{Posture, Report, ScrubbedDelivery, Timings};
 use crate::model::secret::Secret;
 use crate::redact::Patterns;
@@ -57,6 +59,9 @@ pub struct Exited {
     pub expired: BTreeSet<u32>,
     pub redacted: u64,
     unmasked: u64,
+    git_uses: BTreeMap<u32, u32>,
+    /// No process of it is left.
+    gone: bool,
 }
 
 struct Attendant<'a> {
@@ -79,10 +84,12 @@ struct Attendant<'a> {
     started: bool,
     timed_out: bool,
     expired: BTreeSet<u32>,
+    git_uses: BTreeMap<u32, u32>,
     ended: Option<(Ending, Vec<(u64, bool)>)>,
+    gone: bool,
 }
 
-/// Stays until the exec is over and all that it wrote is passed on.
+/// Stays until the command has ended, its deliveries are wiped and all that was written is passed on.
 pub fn attend(
     scene: &Scene,
     ledger: &mut Ledger,
@@ -126,7 +133,9 @@ pub fn attend(
         started: false,
         timed_out: false,
         expired: BTreeSet::new(),
+        git_uses: BTreeMap::new(),
         ended: None,
+        gone: false,
     };
     attendant.mask()?;
     let result = attendant.stay(&signals, watch);
@@ -240,15 +249,10 @@ impl Attendant<'_> {
                 }
             }
             Notice::TimedOut { .. } => self.timed_out = true,
+            Notice::Ending { ending, deliveries, .. } => self.end(ending, deliveries),
             Notice::Ended { ending, deliveries, .. } => {
-                for delivery in &mut self.deliveries {
-                    if let Delivery::Held(held) = delivery {
-                        held.wipe();
-                    }
-                }
-                self.git = None;
-                self.input = None;
-                self.ended = Some((ending, deliveries));
+                self.gone = true;
+                self.end(ending, deliveries);
             }
             Notice::Refused { refusal, .. } => return Err(refusal.into()),
             Notice::HeadKept { refusal: None } => {}
@@ -263,6 +267,17 @@ impl Attendant<'_> {
             | Notice::Explained { .. } => return Err(RunError::LauncherDied),
         }
         Ok(())
+    }
+
+    fn end(&mut self, ending: Ending, deliveries: Vec<(u64, bool)>) {
+        for delivery in &mut self.deliveries {
+            if let Delivery::Held(held) = delivery {
+                held.wipe();
+            }
+        }
+        self.git = None;
+        self.input = None;
+        self.ended = Some((ending, deliveries));
     }
 
     fn take_terminal(&mut self, master: OwnedFd) -> Result<(), RunError> {
@@ -375,7 +390,7 @@ impl Attendant<'_> {
             return Ok(Err(format!("lease_expired: lease {id} has expired")));
         }
         match self.ledger.take(self.scene, lease) {
-            Ok(Ok(())) => {}
+            Ok(Ok(())) => *self.git_uses.entry(index as u32).or_default() += 1,
             Ok(Err(refused)) => {
                 let name = match refused {
                     UseRefused::Exhausted => "uses_exhausted",
@@ -420,10 +435,7 @@ impl Attendant<'_> {
                 held.wipe();
             }
         }
-        if !process::reap_all_within(LAST_WAIT) {
-            eprintln!("sublet: a process of {} is stuck in the kernel\r", self.scene.exec_id);
-        }
-        cgroup::remove_left(&self.scene.exec_id);
+        outlive_the_launcher(self.scene);
     }
 
     fn exited(&mut self) -> Exited {
@@ -437,6 +449,8 @@ impl Attendant<'_> {
             expired: std::mem::take(&mut self.expired),
             redacted: self.outputs.iter().map(Output::masked).sum(),
             unmasked: self.unmasked,
+            git_uses: std::mem::take(&mut self.git_uses),
+            gone: self.gone,
         }
     }
 }
@@ -471,6 +485,14 @@ fn give(asked: Asked, lease: &Leased, value: Option<&[u8]>) {
     drop(asked.answer(username, value));
 }
 
+/// What the launcher would have waited for and removed.
+fn outlive_the_launcher(scene: &Scene) {
+    if !process::reap_all_within(LAST_WAIT) {
+        eprintln!("sublet: a process of {} is stuck in the kernel\r", scene.exec_id);
+    }
+    cgroup::remove_left(&scene.exec_id);
+}
+
 /// The process that asked for this, to end with it. None where it is outside of our pid namespace.
 fn caller() -> Option<OwnedFd> {
     let parent = rustix::process::getppid()?;
@@ -480,6 +502,25 @@ fn caller() -> Option<OwnedFd> {
 }
 
 impl Exited {
+    /// Waits until no process, mount or cgroup of the exec is left.
+    pub fn wait_until_gone(&mut self, scene: &Scene, launcher: &Launcher) -> Result<(), RunError> {
+        if self.gone {
+            return Ok(());
+        }
+        let is_end = |n: &Notice| matches!(n, Notice::Ended { .. } | Notice::Refused { .. });
+        match launcher.notice_of(is_end) {
+            Ok((Notice::Refused { refusal, .. }, _)) => Err(refusal.into()),
+            Ok(_) => {
+                self.gone = true;
+                Ok(())
+            }
+            Err(e) => {
+                outlive_the_launcher(scene);
+                Err(e.into())
+            }
+        }
+    }
+
     /// The command's own, 128 and its signal, or 124 for a timeout.
     pub fn exit_status(&self) -> u8 {
         if self.timed_out {
@@ -515,6 +556,19 @@ impl Exited {
         }
     }
 
+    /// How the lease of this index ended.
+    pub fn state_of(&self, index: u32) -> LeaseState {
+        if self.expired.contains(&index) { LeaseState::Expired } else { LeaseState::Completed }
+    }
+
+    /// A use is one start of an exec; on `git`, one answered `get`.
+    fn uses_of(&self, lease: &Leased, index: u32) -> u32 {
+        match lease.record.channel {
+            Channel::Git => self.git_uses.get(&index).copied().unwrap_or(0),
+            Channel::Memfd | Channel::File | Channel::Env | Channel::Token => 1,
+        }
+    }
+
     pub fn all_wiped(&self) -> bool {
         self.deliveries.iter().all(|(_, wiped)| *wiped)
     }
@@ -535,8 +589,12 @@ impl Exited {
     pub fn outcome(self, scene: &Scene, leased: &[Leased], timings: Timings) -> Outcome {
         let leases = leased
             .iter()
-            .map(|lease| {
-                let view = LeaseView::new(&lease.record, Some(lease.grant.place()), &scene.now);
+            .zip(0..)
+            .map(|(lease, index)| {
+                let mut record = lease.record.clone();
+                record.state = self.state_of(index);
+                record.uses_left -= self.uses_of(lease, index);
+                let view = LeaseView::new(&record, Some(lease.grant.place()), &scene.now);
                 serde_json::to_value(view).unwrap_or_default()
             })
             .collect();

@@ -58,6 +58,15 @@ impl Ledger {
         Ok(())
     }
 
+    /// Keeps the log short, so that the next start is fast. For the time in which the launcher works and
+    /// the broker waits.
+    pub fn tidy(&mut self) {
+        // Nothing is lost by a log that stays long, and the next exec tries again.
+        if let Err(e) = self.store.tidy() {
+            eprintln!("sublet: could not tidy the trail's log: {e}");
+        }
+    }
+
     pub fn digests(&self) -> Result<Vec<(SecretName, ValueDigest)>, RunError> {
         self.store.read(|view| view.digests()).map_err(RunError::Trail)
     }
@@ -136,7 +145,7 @@ impl Ledger {
             }
             tx.append(ended)?;
             if leased.is_empty() {
-                return Ok(());
+                return end_own_run(tx, scene, &now);
             }
             let mut scrubbed = draft(EventType::ExecScrubbed)
                 .outcome(if exited.all_wiped() { "wiped" } else { "not_wiped" });
@@ -151,16 +160,16 @@ impl Ledger {
                 tx.append(draft(EventType::OutputRedacted).with("masked", exited.redacted))?;
             }
             for (index, lease) in leased.iter().enumerate() {
-                let (state, kind) = if exited.expired.contains(&(index as u32)) {
-                    (LeaseState::Expired, EventType::LeaseExpired)
-                } else {
-                    (LeaseState::Completed, EventType::LeaseCompleted)
+                let state = exited.state_of(index as u32);
+                let kind = match state {
+                    LeaseState::Expired => EventType::LeaseExpired,
+                    _ => EventType::LeaseCompleted,
                 };
                 if tx.set_lease_state(&lease.record.lease_id, state)? {
                     tx.append(of_lease(kind, scene, lease, &now).outcome(state.as_str()))?;
                 }
             }
-            Ok(())
+            end_own_run(tx, scene, &now)
         })?;
         Ok(())
     }
@@ -193,7 +202,7 @@ impl Ledger {
                         tx.append(draft.because(error.reason()).outcome(state.as_str()))?;
                     }
                 }
-                Ok(())
+                end_own_run(tx, scene, &now)
             })
         });
         match closed {
@@ -352,6 +361,14 @@ fn begin(tx: &mut Tx<'_>, scene: &Scene) -> Result<Option<Run>, StoreError> {
         )?;
     }
     Ok(recorded)
+}
+
+/// A run that was made for this exec alone ends with it; one that the host named goes on.
+fn end_own_run(tx: &mut Tx<'_>, scene: &Scene, now: &Moment) -> Result<(), StoreError> {
+    if scene.is_new_run && tx.end_run(&scene.run.run_id)? {
+        tx.append(Draft::new(EventType::RunEnded, now.wall, &scene.hostname).of_run(&scene.run))?;
+    }
+    Ok(())
 }
 
 fn run_of(

@@ -16,6 +16,7 @@ use super::identity;
 use crate::model::id::ExecId;
 
 const CGROUP2_MAGIC: u64 = 0x6367_7270;
+const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
 
 /// What a cgroup may be asked to bound. `None` is no bound.
 #[derive(Debug, Clone, Copy, Default)]
@@ -52,47 +53,55 @@ pub enum CgroupError {
     Write { file: &'static str, value: String, source: io::Error },
 }
 
-impl Cgroup {
-    /// Makes the exec's cgroup and sets what it can of `limits`.
-    pub fn make(
-        mode: identity::Mode,
-        exec: &ExecId,
-        limits: CgroupLimits,
-    ) -> Result<Self, CgroupError> {
+/// The place below which execs get their cgroups.
+pub struct Cgroups {
+    parent: OwnedFd,
+    path: PathBuf,
+}
+
+impl Cgroups {
+    /// Finds the place, makes it where there is none, and asks for its controllers.
+    pub fn open(mode: identity::Mode) -> Result<Self, CgroupError> {
         let hierarchy = hierarchy().ok_or(CgroupError::NoHierarchy)?;
-        let parent_path = match mode {
+        let path = match mode {
             identity::Mode::Privileged => hierarchy.join("sublet"),
             // A user's own cgroup, where it was delegated to them.
             identity::Mode::Rootless => {
                 hierarchy.join(own_cgroup().ok_or(CgroupError::NoHierarchy)?)
             }
         };
-        let failed = |path: &Path| {
-            let path = path.to_owned();
-            move |e: rustix::io::Errno| CgroupError::Make { path, source: e.into() }
-        };
+        let failed =
+            |e: rustix::io::Errno| CgroupError::Make { path: path.clone(), source: e.into() };
         if mode == identity::Mode::Privileged {
-            match rustix::fs::mkdir(&parent_path, Mode::from(0o755)) {
+            match rustix::fs::mkdir(&path, Mode::from(0o755)) {
                 Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-                Err(e) => return Err(failed(&parent_path)(e)),
+                Err(e) => return Err(failed(e)),
             }
         }
-        let open = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let parent =
-            rustix::fs::open(&parent_path, open, Mode::empty()).map_err(failed(&parent_path))?;
+        let parent = rustix::fs::open(&path, DIRECTORY, Mode::empty()).map_err(failed)?;
         if mode == identity::Mode::Privileged {
             enable_controllers(&hierarchy, parent.as_fd());
         }
+        Ok(Self { parent, path })
+    }
+
+    /// Makes an exec's cgroup and sets what it can of `limits`.
+    pub fn make(&self, exec: &ExecId, limits: CgroupLimits) -> Result<Cgroup, CgroupError> {
         let name = format!("sublet-{exec}");
-        let path = parent_path.join(&name);
-        rustix::fs::mkdirat(&parent, &name, Mode::from(0o755)).map_err(failed(&path))?;
+        let path = self.path.join(&name);
+        let failed =
+            |e: rustix::io::Errno| CgroupError::Make { path: path.clone(), source: e.into() };
+        rustix::fs::mkdirat(&self.parent, &name, Mode::from(0o755)).map_err(failed)?;
         let directory =
-            rustix::fs::openat(&parent, &name, open, Mode::empty()).map_err(failed(&path))?;
-        let mut cgroup = Self { parent, name, directory, held: Held::default() };
+            rustix::fs::openat(&self.parent, &name, DIRECTORY, Mode::empty()).map_err(failed)?;
+        let parent = rustix::io::fcntl_dupfd_cloexec(&self.parent, 0).map_err(failed)?;
+        let mut cgroup = Cgroup { parent, name, directory, held: Held::default() };
         cgroup.bound(limits)?;
         Ok(cgroup)
     }
+}
 
+impl Cgroup {
     pub fn directory(&self) -> BorrowedFd<'_> {
         self.directory.as_fd()
     }

@@ -391,7 +391,8 @@ fn restrict(command: &Command<'_>, lifted: &Lifted) -> Result<(), Failure> {
     if command.terminal.is_some() {
         rustix::process::ioctl_tiocsctty(rustix::stdio::stdin()).at(Step::Terminal)?;
     }
-    process::reset_signals().at(Step::Init)?;
+    process::unblock_signals().at(Step::Init)?;
+    rustix::process::umask(Mode::from(0o022));
     rustix::process::chdir(&*plan.working_directory).at(Step::WorkingDirectory)?;
     for (index, limit) in plan.limits.iter().enumerate() {
         ids::limit(limit.resource, limit.soft, limit.hard).at_nth(Step::Limits, index)?;

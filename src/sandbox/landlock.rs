@@ -140,7 +140,6 @@ struct Rights {
     write_file: BitFlags<AccessFs>,
     tree: BitFlags<AccessFs>,
     file: BitFlags<AccessFs>,
-    device: BitFlags<AccessFs>,
     device_tree: BitFlags<AccessFs>,
 }
 
@@ -157,7 +156,6 @@ impl Rights {
             write_file,
             tree: all & !devices,
             file: AccessFs::from_file(abi) & !devices,
-            device: write_file | AccessFs::ReadFile | ioctl,
             device_tree: read | write_file | ioctl,
         }
     }
@@ -170,7 +168,7 @@ impl Rights {
             PlaceKind::ReadOnlyFile => AccessFs::ReadFile | AccessFs::Execute,
             PlaceKind::WritableTree => self.tree,
             PlaceKind::WritableFile => self.file,
-            PlaceKind::Device => self.device,
+            PlaceKind::DeviceDirectory => self.device_tree,
         }
     }
 }

@@ -51,7 +51,8 @@ pub enum PlaceKind {
     /// Read, write, make, remove, execute.
     WritableTree,
     WritableFile,
-    Device,
+    /// `/dev`: nodes of our own, and of the host where they had to be bound.
+    DeviceDirectory,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -93,12 +94,14 @@ pub fn build(
     }
     let Builder { tmpfs, attachments, attachments_in_workspace, attached_at, mut places, .. } =
         builder;
-    for synthesised in ["etc", "run/sublet"] {
-        let fd = open_path(tmpfs.as_fd(), Path::new(synthesised)).map_err(|e| RootError::Make {
-            path: Path::new("/").join(synthesised),
-            source: e.into(),
-        })?;
-        places.push(Place { fd, kind: PlaceKind::Synthesised });
+    for (path, kind) in [
+        ("etc", PlaceKind::Synthesised),
+        ("run/sublet", PlaceKind::Synthesised),
+        ("dev", PlaceKind::DeviceDirectory),
+    ] {
+        let fd = open_path(tmpfs.as_fd(), Path::new(path))
+            .map_err(|e| RootError::Make { path: Path::new("/").join(path), source: e.into() })?;
+        places.push(Place { fd, kind });
     }
     Ok(Root { tmpfs, attachments, attachments_in_workspace, attached_at, places })
 }
@@ -149,19 +152,10 @@ impl Builder<'_> {
                 }
             }
             Entry::Scratch { sticky } => {
-                self.directory(at)?;
-                let path = relative(at);
                 let mode = if *sticky { 0o1777 } else { 0o700 };
-                // chmod after mkdir: the umask is the caller's.
-                rustix::fs::chmodat(
-                    &self.tmpfs,
-                    path,
-                    Mode::from(mode),
-                    rustix::fs::AtFlags::empty(),
-                )
-                .map_err(failed)?;
+                self.directory_of_mode(at, mode)?;
                 if !sticky && self.mode == identity::Mode::Privileged {
-                    self.give(path).map_err(failed)?;
+                    self.give(relative(at)).map_err(failed)?;
                 }
                 self.place(at, PlaceKind::WritableTree)
             }
@@ -191,11 +185,15 @@ impl Builder<'_> {
     }
 
     fn directory(&mut self, at: &Path) -> Result<(), RootError> {
+        self.directory_of_mode(at, 0o755)
+    }
+
+    fn directory_of_mode(&mut self, at: &Path, mode: u32) -> Result<(), RootError> {
         if self.made.contains_key(at) {
             return Ok(());
         }
         self.parents(at)?;
-        match rustix::fs::mkdirat(&self.tmpfs, relative(at), Mode::from(0o755)) {
+        match rustix::fs::mkdirat(&self.tmpfs, relative(at), Mode::from(mode)) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(e) => return Err(RootError::Make { path: at.to_owned(), source: e.into() }),
         }
@@ -244,13 +242,9 @@ impl Builder<'_> {
                 FileType::CharacterDevice,
                 mode,
                 device,
-            )
-            .and_then(|()| {
-                let flags = rustix::fs::AtFlags::empty();
-                rustix::fs::chmodat(&self.tmpfs, relative(at), mode, flags)
-            });
+            );
             match made {
-                Ok(()) => return self.place(at, PlaceKind::Device),
+                Ok(()) => return Ok(()),
                 // A container's device cgroup or bounding set.
                 Err(Errno::PERM) => {}
                 Err(e) => return Err(RootError::Make { path: at.to_owned(), source: e.into() }),
@@ -260,7 +254,7 @@ impl Builder<'_> {
         let tree =
             open_tree(at).map_err(|e| RootError::Open { path: at.to_owned(), source: e.into() })?;
         let attributes = MountAttributes { set: mount::NOSUID, ..MountAttributes::default() };
-        self.attach(at, tree, &attributes, PlaceKind::Device)
+        self.attach(at, tree, &attributes, None)
     }
 
     fn bind(
@@ -306,7 +300,7 @@ impl Builder<'_> {
             recursive: true,
             idmap: None,
         };
-        self.attach(at, tree, &attributes, kind)
+        self.attach(at, tree, &attributes, Some(kind))
     }
 
     fn attach(
@@ -314,13 +308,15 @@ impl Builder<'_> {
         at: &Path,
         tree: OwnedFd,
         attributes: &MountAttributes<'_>,
-        kind: PlaceKind,
+        kind: Option<PlaceKind>,
     ) -> Result<(), RootError> {
         mount::set_attributes(&tree, attributes)
             .map_err(|e| RootError::Restrict { path: at.to_owned(), source: e.into() })?;
-        let place = rustix::io::fcntl_dupfd_cloexec(&tree, 0)
-            .map_err(|e| RootError::Open { path: at.to_owned(), source: e.into() })?;
-        self.places.push(Place { fd: place, kind });
+        if let Some(kind) = kind {
+            let fd = rustix::io::fcntl_dupfd_cloexec(&tree, 0)
+                .map_err(|e| RootError::Open { path: at.to_owned(), source: e.into() })?;
+            self.places.push(Place { fd, kind });
+        }
         let in_workspace = at.parent().and_then(|p| self.layout.covering(p));
         match in_workspace {
             Some((_, Entry::Workspace { .. })) => {
