@@ -39,8 +39,16 @@ pub struct DemoArgs {
 }
 
 pub const HELP: &str = "\
-Makes a secret that exists only for this, in a temporary state directory that is removed at the
-end, and shows by the commands that anyone would type:
+Examples:
+  sublet demo
+  sublet demo --json
+
+Exit status:
+  0      every promise shown was kept
+  125    sublet failed, or a promise was not kept: sublet doctor says what this machine lacks
+  128+N  signal N (1, 2 or 15) ended it; what it made is gone all the same
+
+What it shows:
   1  the vault: no file holds the value
   2  the delivery: one command has it, by variable, file and memfd; what it prints is masked
   3  the sibling: another exec of the same profile and workspace reads nothing, nor does another
@@ -50,14 +58,10 @@ end, and shows by the commands that anyone would type:
   5  the refusals, by name: a second use, a command and an audience that are not permitted
   6  the trail: all of it recorded, and a change to it found
 
-Examples:
-  sublet demo
-  sublet demo --json
-
-Exit status:
-  0      every promise shown was kept
-  125    sublet failed, or a promise was not kept: sublet doctor says what this machine lacks
-  130    interrupted; any other signal: 128 and its number";
+What it uses:
+  The commands that anyone would type, and sh, cat, head and sha256sum. Secret, configuration and
+  state are made for it in a directory below TMPDIR (else /tmp) and removed at the end: it heeds
+  neither --config nor --state-dir.";
 
 /// Signals that end the demo, once what it made is gone.
 const ENDING: [i32; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
