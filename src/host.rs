@@ -1,6 +1,10 @@
-//! What is read from the host's disk before anything is decided: the configuration and the profiles.
+//! What the host tells before anything is decided: its configuration, its profiles, its clocks.
 //! Broker and launcher each read for themselves. Never reads a value.
 #![forbid(unsafe_code)]
+
+mod program;
+
+pub use program::Program;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,7 +12,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{HostConfig, Located};
+use crate::model::moment::Moment;
 use crate::profile::{self, LoadError, Profile, ProfileError};
+use crate::sys::clock;
 
 /// Which profile: by name (built in, or in the configuration's `profiles/`), or a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -160,6 +166,23 @@ impl Host {
         }
         profile::load_builtin(name)
     }
+}
+
+/// The invoker's home: HOME, where it is a directory's absolute path.
+pub fn home() -> PathBuf {
+    std::env::var_os("HOME")
+        .map(PathBuf::from)
+        .filter(|p| p.is_absolute() && p != Path::new("/"))
+        .unwrap_or_else(|| PathBuf::from("/nonexistent"))
+}
+
+/// This moment on both clocks.
+///
+/// # Errors
+/// As [`clock::boot_id`].
+pub fn now() -> io::Result<Moment> {
+    let boot_id = clock::boot_id()?;
+    Ok(Moment { wall: jiff::Timestamp::now(), boot: clock::boottime(), boot_id })
 }
 
 fn read(path: &Path) -> Result<String, HostError> {

@@ -3,6 +3,17 @@
 //! The rooms, and who may import whom, are in `docs/ARCHITECTURE.md`; `tests/imports.rs` holds the rule.
 //! Flow and imports go one way, down: edges (`cli`) → the story (`run`) → effects → pure rooms →
 //! `model` → `sys`. `sys` is the only place for `unsafe`.
+//!
+//! What a user writes is parsed once, at the edge, into types that cannot be wrong:
+//!
+//! ```
+//! use sublet::policy::LeaseFlag;
+//!
+//! let lease: LeaseFlag = "repo.push@github.com,channel=git,ttl=5m".parse()?;
+//! assert_eq!(lease.audience.as_str(), "github.com");
+//! assert!("repo.push@GitHub.com".parse::<LeaseFlag>().is_err(), "hosts are lower case");
+//! # Ok::<(), sublet::policy::request::InvalidLeaseFlag>(())
+//! ```
 #![deny(unsafe_code)]
 
 pub mod audit;

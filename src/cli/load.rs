@@ -28,7 +28,7 @@ pub fn profile(host: &Host, named: &str) -> Result<Profile, Failure> {
 
 /// Both clocks.
 pub fn now() -> Result<Moment, Failure> {
-    crate::sys::clock::now().map_err(|e| {
+    crate::host::now().map_err(|e| {
         Failure::new("state", "clock_unusable", "cannot read the clock")
             .because(&e)
             .hint("sublet doctor tells what is wrong with it")

@@ -8,21 +8,18 @@ use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use clap::builder::{StringValueParser, TypedValueParser};
-use rustix::fs::Access;
 use serde_json::{Value, json};
 
 use super::fail::{Answer, Failure, NO, YES};
 use super::output::Output;
 use super::{Globals, load, principal, run};
-use crate::host::Host;
+use crate::host::{Host, Program};
 use crate::model::id::{RequestId, RunId};
 use crate::model::name::IdentityName;
 use crate::model::run::{Counters, Run, RunState};
 use crate::model::verdict::Denial;
-use crate::policy::{
-    Grant, LeaseFlag, Policy, Reason, Request, ResolvedCommand, Verdict, decide, decide_all,
-};
-use crate::profile::{HostPath, Place, Profile, WorkspaceAccess};
+use crate::policy::{Grant, LeaseFlag, Policy, Reason, Request, Verdict, decide, decide_all};
+use crate::profile::{Place, Profile};
 
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = HELP, arg_required_else_help = true)]
@@ -92,9 +89,9 @@ pub fn execute(globals: &Globals, args: &PolicyArgs) -> Answer {
     let program = if args.command.is_empty() {
         None
     } else {
-        Some(Program::find(&args.command[0], &profile, &run.workspace)?)
+        Some(find(&args.command[0], &profile, &run.workspace)?)
     };
-    let command = program.as_ref().map(|program| program.of(&args.command));
+    let command = program.as_ref().map(|program| program.as_command(&args.command));
 
     let policy = Policy { profile: &profile, config: &host.config };
     let request_id = RequestId::fresh();
@@ -197,64 +194,15 @@ fn denied(output: &mut Output, denial: Denial) -> Result<(), Failure> {
     output.bytes(details.as_bytes())
 }
 
-/// The file that a command's first word names, as far as the host's files tell: the launcher looks again,
-/// inside.
-struct Program {
-    path: PathBuf,
-    found_on_path: bool,
-    writable_by_exec: bool,
-}
-
-impl Program {
-    fn find(name: &OsStr, profile: &Profile, workspace: &Path) -> Result<Self, Failure> {
-        let home = std::env::var_os("HOME").map_or_else(|| PathBuf::from("/"), PathBuf::from);
-        let directories: Vec<PathBuf> =
-            profile.environment.path.iter().map(|directory| directory.resolve(&home)).collect();
-        let first = |name: &OsStr| {
-            directories.iter().map(|directory| directory.join(name)).find(|file| is_program(file))
-        };
-        let path = if name.as_encoded_bytes().contains(&b'/') {
-            Some(workspace.join(name)).filter(|file| is_program(file))
-        } else {
-            first(name)
-        };
-        let path = path.ok_or_else(|| {
-            let shown: Vec<String> = directories.iter().map(|d| d.display().to_string()).collect();
-            let message = format!("there is no program `{}`", name.to_string_lossy());
-            Failure::new("policy", "command_not_found", message)
-                .why(format!("the profile's PATH is {}", shown.join(":")))
-                .hint("name a program that is there, or leave the command out")
-        })?;
-        let found_on_path = path.file_name().and_then(first).as_deref() == Some(&path);
-        let writable = writable_places(profile, workspace, &home);
-        // By the link and by what it leads to.
-        let real = path.canonicalize().unwrap_or_else(|_| path.clone());
-        let lies_in = |file: &Path| writable.iter().any(|place| file.starts_with(place));
-        Ok(Self { writable_by_exec: lies_in(&path) || lies_in(&real), found_on_path, path })
-    }
-
-    fn of<'a>(&'a self, argv: &'a [OsString]) -> ResolvedCommand<'a> {
-        ResolvedCommand {
-            argv,
-            program: &self.path,
-            found_on_path: self.found_on_path,
-            writable_by_exec: self.writable_by_exec,
-        }
-    }
-}
-
-fn is_program(file: &Path) -> bool {
-    file.is_file() && rustix::fs::access(file, Access::EXEC_OK).is_ok()
-}
-
-fn writable_places(profile: &Profile, workspace: &Path, home: &Path) -> Vec<PathBuf> {
-    let filesystem = &profile.filesystem;
-    let bound = filesystem.read_write.iter().map(|entry| &entry.path);
-    let mut places: Vec<PathBuf> =
-        bound.chain([&filesystem.home]).map(|path: &HostPath| path.resolve(home)).collect();
-    places.push("/tmp".into());
-    if filesystem.workspace == WorkspaceAccess::Rw {
-        places.push(workspace.to_owned());
-    }
-    places
+fn find(name: &OsStr, profile: &Profile, workspace: &Path) -> Result<Program, Failure> {
+    let home = crate::host::home();
+    Program::find(name, profile, workspace, &home).ok_or_else(|| {
+        let directories = profile.environment.path.iter();
+        let shown: Vec<String> =
+            directories.map(|d| d.resolve(&home).display().to_string()).collect();
+        let message = format!("there is no program `{}`", name.to_string_lossy());
+        Failure::new("policy", "command_not_found", message)
+            .why(format!("the profile's PATH is {}", shown.join(":")))
+            .hint("name a program that is there, or leave the command out")
+    })
 }

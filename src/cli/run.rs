@@ -220,7 +220,16 @@ pub fn execute(globals: &Globals, args: RunArgs) -> Answer {
         None => None,
         Some(path) => Some((create_report(path)?, path)),
     };
-    let outcome = story::run(asked).map_err(|e| Failure::from(&e))?;
+    let outcome = match story::run(asked) {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            let failure = Failure::from(&error);
+            if let Some((file, path)) = &mut report {
+                file.write_all(failure.json().as_bytes()).map_err(|e| no_report(path, &e))?;
+            }
+            return Err(failure);
+        }
+    };
     if let Some((file, path)) = &mut report {
         serde_json::to_vec_pretty(&outcome.report)
             .map_err(std::io::Error::from)

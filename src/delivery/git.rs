@@ -209,7 +209,6 @@ impl Asked {
         self.stream.write_all(username.as_bytes())?;
         self.stream.write_all(b"\npassword=")?;
         self.stream.write_all(password)?;
-        // `quit` stops git from asking anyone else when the server refuses this answer.
         self.stream.write_all(b"\n")
     }
 

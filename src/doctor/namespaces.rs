@@ -21,7 +21,7 @@ pub fn examine(is_privileged: bool) -> Vec<Check> {
         user_namespaces(&inside, &Blockers::of_this_host(is_privileged)),
         own_proc(inside.as_ref().ok(), outside.as_ref(), &covered_proc(&mounts)),
         hidepid(&mounts),
-        time(crate::sys::clock::now().map(|_| ())),
+        time(crate::host::now().map(|_| ())),
     ]
 }
 

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use rustix::fs::Mode as FileMode;
 use rustix::io::Errno;
 
 use super::compile::{self, Compiled, Workspace};
@@ -48,6 +49,8 @@ pub struct Setting {
     pub proc_is_masked: bool,
     /// Where execs get their cgroups, or why there is no such place.
     pub cgroups: Result<Cgroups, String>,
+    /// The caller's, for the command: what the launcher makes has the modes that it names.
+    pub umask: FileMode,
 }
 
 /// What the broker keeps of the exec's streams and containers.
@@ -87,7 +90,7 @@ pub struct Exec {
     names: Names,
     profile: Profile,
     facts: FactsKept,
-    /// The master of the exec's terminal, until it is handed to the broker.
+    /// The child has built everything and waits for the go.
     ready: bool,
     start: Option<(Vec<FilledSpec>, Option<Duration>)>,
     started: bool,
@@ -155,9 +158,6 @@ impl Exec {
         })?;
         let Compiled { profile, workspace, mut identity, layout, handed, .. } = compiled;
         let ownership = ownership(setting.mode, workspace.as_ref(), &mut identity)?;
-        if matches!(ownership, Ownership::AsOwner { .. }) {
-            uid_lock = None;
-        }
         let owner = Owner { uid: identity.outside_uid, gid: identity.outside_gid };
 
         let size = profile.filesystem.tmp.0.saturating_add(SYNTHESISED);
@@ -228,6 +228,7 @@ impl Exec {
             close_before: Vec::new(),
             close_after: Vec::new(),
             stack: vec![0; STACK],
+            umask: setting.umask,
             uid_lock: None,
         };
         if setting.mode == Mode::Privileged && setting.proc_is_masked {
@@ -853,11 +854,14 @@ pub fn ownership(
              `workspace = \"ro\"`, or put it on ext4, xfs, btrfs or tmpfs",
         ));
     }
-    if workspace.uid != 0 {
-        identity.outside_uid = workspace.uid;
-        if workspace.gid != 0 {
-            identity.outside_gid = workspace.gid;
-        }
+    if workspace.uid == 0 {
+        // Read by what its mode gives to others; the exec keeps the uid of its own.
+        return Ok(Ownership::Plain);
+    }
+    // The pool's slot stays taken: its number may still serve as the gid.
+    identity.outside_uid = workspace.uid;
+    if workspace.gid != 0 {
+        identity.outside_gid = workspace.gid;
     }
     Ok(Ownership::AsOwner { why: format!("a uid of its own ({kind} cannot be idmapped)") })
 }

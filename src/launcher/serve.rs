@@ -10,7 +10,11 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
 use rustix::event::{Timespec, epoll};
+use rustix::fs::Mode as FileMode;
 use rustix::io::Errno;
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
+};
 
 use super::compile;
 use super::exec::{Exec, Happened, Setting};
@@ -36,12 +40,14 @@ enum Token {
     Socket(ExecNumber),
     Process(ExecNumber),
     Helper(ExecNumber),
+    Alarm,
 }
 
 impl Token {
     fn encode(self) -> u64 {
         match self {
             Token::Broker => 0,
+            Token::Alarm => !3,
             Token::Socket(n) => u64::from(n) << 2 | 1,
             Token::Process(n) => u64::from(n) << 2 | 2,
             Token::Helper(n) => u64::from(n) << 2 | 3,
@@ -54,6 +60,7 @@ impl Token {
             1 => Token::Socket(number),
             2 => Token::Process(number),
             3 => Token::Helper(number),
+            _ if word == Token::Alarm.encode() => Token::Alarm,
             _ => Token::Broker,
         }
     }
@@ -91,6 +98,9 @@ struct Launcher {
     execs: BTreeMap<ExecNumber, Exec>,
     helpers: BTreeMap<ExecNumber, Helper>,
     next_helper: ExecNumber,
+    alarm: Option<OwnedFd>,
+    /// What the alarm is set to.
+    alarm_set: Option<Duration>,
 }
 
 impl Launcher {
@@ -101,12 +111,12 @@ impl Launcher {
         let host = Host::load(places)?;
         // Everything that the environment decides is decided: it may hold anything.
         process::wipe_argv_and_environ().map_err(failed("wipe argv and environ"))?;
+        // With the caller's 077 the exec could not read the root that is made for it.
+        let umask = rustix::process::umask(FileMode::empty());
         process::set_name(c"sublet-launch").map_err(errno("set the process name"))?;
         // Inherited by every exec: were a core ever written, no memory would be in it (core(5)).
         std::fs::write("/proc/self/coredump_filter", "0").map_err(failed("set coredump_filter"))?;
         memory::forbid_core_dumps().map_err(failed("forbid core dumps"))?;
-        // Every mode here is meant as it is written; the command starts with an ordinary one.
-        rustix::process::umask(rustix::fs::Mode::empty());
         let mode = Mode::detect(host.config.host.uid_pool)?;
         if mode == Mode::Rootless {
             identity::enter_own_namespaces()?;
@@ -120,6 +130,7 @@ impl Launcher {
             mode,
             landlock_abi: landlock::abi_version(),
             cpus,
+            umask,
             proc_is_masked: super::exec::proc_is_masked(),
             cgroups: Cgroups::open(mode).map_err(|e| compile::chain(&e)),
         };
@@ -130,6 +141,8 @@ impl Launcher {
             execs: BTreeMap::new(),
             helpers: BTreeMap::new(),
             next_helper: 0,
+            alarm: None,
+            alarm_set: None,
         };
         launcher.watch(launcher.broker.as_fd(), Token::Broker)?;
         Ok(launcher)
@@ -162,11 +175,8 @@ impl Launcher {
             flags: epoll::EventFlags::empty(),
             data: epoll::EventData::new_u64(0),
         }; 32];
-        let timeout = self.next_time().map(|at| {
-            let left = at.saturating_sub(clock::boottime());
-            Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() }
-        });
-        let count = match epoll::wait(&self.epoll, &mut events, timeout.as_ref()) {
+        self.set_alarm()?;
+        let count = match epoll::wait(&self.epoll, &mut events, None) {
             Ok(count) => count,
             Err(Errno::INTR) => 0,
             Err(e) => return Err(e.into()),
@@ -178,6 +188,7 @@ impl Launcher {
                     Err(WireError::Gone) => return Ok(false),
                     Err(e) => return Err(e.into()),
                 },
+                Token::Alarm => self.clear_alarm()?,
                 Token::Socket(number) => self.hear(number)?,
                 Token::Process(number) => self.ended(number)?,
                 Token::Helper(number) => self.helper_ended(number)?,
@@ -185,6 +196,43 @@ impl Launcher {
         }
         self.on_time()?;
         Ok(true)
+    }
+
+    /// Wakes the loop at the next moment that counts, on the clock that leases are measured on: a wait of
+    /// epoll's own would stand still in suspend (timerfd_create(2)).
+    fn set_alarm(&mut self) -> Result<(), LauncherError> {
+        let next = self.next_time();
+        if next == self.alarm_set {
+            return Ok(());
+        }
+        let alarm = match &self.alarm {
+            Some(alarm) => alarm,
+            None => {
+                let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+                let alarm = timerfd_create(TimerfdClockId::Boottime, flags)?;
+                self.watch(alarm.as_fd(), Token::Alarm)?;
+                self.alarm.insert(alarm)
+            }
+        };
+        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+        // A moment that has passed goes off at once; all zeros would disarm.
+        let at = next.map_or(zero, |at| Timespec {
+            tv_sec: at.as_secs() as i64,
+            tv_nsec: i64::from(at.subsec_nanos()).max(1),
+        });
+        let timer = Itimerspec { it_interval: zero, it_value: at };
+        timerfd_settime(alarm, TimerfdTimerFlags::ABSTIME, &timer)?;
+        self.alarm_set = next;
+        Ok(())
+    }
+
+    fn clear_alarm(&mut self) -> Result<(), LauncherError> {
+        self.alarm_set = None;
+        let mut expirations = [0; 8];
+        match self.alarm.as_ref().map(|alarm| rustix::io::read(alarm, &mut expirations)) {
+            None | Some(Ok(_) | Err(Errno::AGAIN | Errno::INTR)) => Ok(()),
+            Some(Err(e)) => Err(e.into()),
+        }
     }
 
     fn next_time(&self) -> Option<Duration> {
@@ -379,7 +427,8 @@ impl Launcher {
         Ok(())
     }
 
-    /// Written in place, then synced: the encoding tells a torn write from a rollback.
+    /// Written in place: the encoding tells a torn write from a rollback. Not synced: it is for tampering,
+    /// and what a power cut may take from the trail it may take from here.
     fn keep_head(&self, head: &[u8]) -> io::Result<()> {
         let path = self.setting.host.state_dir.join(HEAD_FILE);
         let mut file = OpenOptions::new()
@@ -420,6 +469,10 @@ impl Launcher {
                     drop(exec.end());
                 }
             }
+        }
+        // The one-shot caller has gone on meanwhile: nothing waits for this.
+        if let (Ok(cgroups), Mode::Privileged) = (&self.setting.cgroups, self.setting.mode) {
+            cgroups.sweep();
         }
     }
 }

@@ -2,7 +2,7 @@
 //! own, and hands the broker a descriptor to read. Reads no value itself.
 //!
 //! A `command` source is the host's own program, named in root's configuration: it runs as the launcher's
-//! user, outside of any sandbox profile, but in its own pid namespace, with an empty environment, no
+//! user, outside of any sandbox profile, but in its own pid namespace, with PATH, LANG and HOME alone for an environment, no
 //! input, no terminal, its standard error discarded, and a deadline after which its tree is killed.
 #![forbid(unsafe_code)]
 

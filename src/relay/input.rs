@@ -22,11 +22,10 @@ pub struct Input<'a> {
 }
 
 impl<'a> Input<'a> {
-    /// `to` is made non-blocking: it is ours alone.
+    /// `to` is made non-blocking: a command that reads nothing must not stop us. It is ours alone (a
+    /// terminal's master with [`super::output::Output`], which takes it so).
     pub fn new(from: BorrowedFd<'a>, to: OwnedFd, keep_open: bool) -> io::Result<Self> {
-        if !keep_open {
-            rustix::io::ioctl_fionbio(&to, true)?;
-        }
+        rustix::io::ioctl_fionbio(&to, true)?;
         Ok(Self {
             from: Some(from),
             to: Some(to),
@@ -57,20 +56,23 @@ impl<'a> Input<'a> {
         let Some(from) = self.from else { return Ok(()) };
         self.buffer.resize(CHUNK, 0);
         match rustix::io::read(from, &mut self.buffer) {
-            Ok(0) | Err(Errno::IO) => {
-                self.from = None;
-                if self.keep_open {
-                    // What Ctrl-D is for a terminal's reader.
-                    self.pending.push(4);
-                } else {
-                    self.to = None;
-                }
-            }
+            Ok(0) => self.end(),
             Ok(n) => self.pending.extend_from_slice(&self.buffer[..n]),
             Err(Errno::INTR | Errno::AGAIN) => {}
-            Err(e) => return Err(e.into()),
+            // What cannot be read has no input: nohup(1) leaves a stdin that is open for writing only.
+            Err(_) => self.end(),
         }
         Ok(())
+    }
+
+    fn end(&mut self) {
+        self.from = None;
+        if self.keep_open {
+            // What Ctrl-D is for a terminal's reader.
+            self.pending.push(4);
+        } else {
+            self.to = None;
+        }
     }
 
     fn write(&mut self) -> io::Result<()> {

@@ -31,6 +31,8 @@ pub struct Output<'a> {
     /// A regular file never blocks: written whole.
     at_once: usize,
     reader_gone: bool,
+    /// Once every process of the exec is dead: the most that can still lie in the pipe.
+    left: Option<usize>,
 }
 
 impl<'a> Output<'a> {
@@ -49,6 +51,7 @@ impl<'a> Output<'a> {
             buffer: vec![0; CHUNK],
             at_once,
             reader_gone: false,
+            left: None,
         })
     }
 
@@ -82,8 +85,34 @@ impl<'a> Output<'a> {
         }
     }
 
-    /// How long until the held tail must go out.
+    /// Every process of the exec is dead. What lies in the pipe still comes; what a stranger writes to
+    /// whom the command has passed its end on (unix(7)) is not waited for.
+    pub fn last_words(&mut self) -> io::Result<()> {
+        if let Some(from) = &self.from {
+            rustix::io::ioctl_fionbio(from, true)?;
+            // A terminal is no pipe: its buffers hold 64 KiB and one line.
+            self.left = Some(rustix::pipe::fcntl_getpipe_size(from).unwrap_or(2 * CHUNK));
+        }
+        Ok(())
+    }
+
+    /// Gives up what is not written yet: nobody takes it, and the caller has asked for the end.
+    pub fn give_up(&mut self) {
+        self.from = None;
+        self.held_since = None;
+        self.pending.clear();
+        self.written = 0;
+    }
+
+    fn has_last_words(&self) -> bool {
+        self.left.is_some() && self.from.is_some() && self.pending.is_empty()
+    }
+
+    /// How long until there is something to do that no descriptor tells of.
     pub fn patience(&self) -> Option<Duration> {
+        if self.has_last_words() {
+            return Some(Duration::ZERO);
+        }
         self.held_since.map(|since| HOLD.saturating_sub(since.elapsed()))
     }
 
@@ -92,8 +121,11 @@ impl<'a> Output<'a> {
         if self.pending.is_empty() { self.read() } else { self.write() }
     }
 
-    /// The held tail has waited long enough.
+    /// The held tail has waited long enough, or the last words wait to be read.
     pub fn on_time(&mut self) -> io::Result<()> {
+        if self.has_last_words() {
+            self.read()?;
+        }
         if self.held_since.is_some_and(|since| since.elapsed() >= HOLD) {
             self.flush()?;
         }
@@ -102,7 +134,12 @@ impl<'a> Output<'a> {
 
     fn read(&mut self) -> io::Result<()> {
         let Some(from) = &self.from else { return Ok(()) };
-        match rustix::io::read(from, &mut self.buffer) {
+        let most = self.left.unwrap_or(usize::MAX).min(CHUNK);
+        match rustix::io::read(from, &mut self.buffer[..most]) {
+            Err(Errno::AGAIN) if self.left.is_some() => {
+                self.from = None;
+                self.flush()?;
+            }
             // A terminal's master says EIO when its last slave is closed. pty(7).
             Ok(0) | Err(Errno::IO) => {
                 self.from = None;
@@ -110,6 +147,7 @@ impl<'a> Output<'a> {
             }
             Ok(n) => {
                 let chunk = &self.buffer[..n];
+                self.left = self.left.map(|left| left - n);
                 match &mut self.redactor {
                     None => self.pending.extend_from_slice(chunk),
                     Some(redactor) => redactor.push(chunk, &mut self.pending),

@@ -173,7 +173,7 @@ impl Attendant<'_> {
     fn wait(&mut self, signals: &Signals, caller: Option<&OwnedFd>) -> Result<Woken, RunError> {
         let patience = self.outputs.iter().filter_map(Output::patience).min();
         let mut watched = vec![(signals.0.as_fd(), PollFlags::IN, Of::Woken(Woken::Signal))];
-        if self.ended.is_none() {
+        if !self.gone {
             // Afterwards the launcher has said its last word on this exec.
             watched.push((self.launcher.socket(), PollFlags::IN, Of::Woken(Woken::Launcher)));
         }
@@ -253,6 +253,9 @@ impl Attendant<'_> {
             Notice::Ended { ending, deliveries, .. } => {
                 self.gone = true;
                 self.end(ending, deliveries);
+                for output in &mut self.outputs {
+                    output.last_words().map_err(RunError::Relay)?;
+                }
             }
             Notice::Refused { refusal, .. } => return Err(refusal.into()),
             Notice::HeadKept { refusal: None } => {}
@@ -297,6 +300,9 @@ impl Attendant<'_> {
                     let ours = [stdin(), stdout(), stderr()];
                     terminal::follow_size(&ours, master).map_err(RunError::relay)?;
                 }
+            } else if self.ended.is_some() {
+                // Only a reader of ours that takes nothing keeps us.
+                self.outputs.iter_mut().for_each(Output::give_up);
             } else if self.started {
                 self.launcher.order(&Order::Signal { exec: EXEC, signal })?;
             } else {

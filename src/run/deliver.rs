@@ -15,9 +15,8 @@ use crate::model::name::Channel;
 use crate::profile::{OnRevoke, Place};
 use crate::sys::clock;
 
-/// The longest `NAME=value` that execve takes in one string, its NUL apart: MAX_ARG_STRLEN of
-/// execve(2), less one.
-const MAX_ENVIRONMENT_STRING: usize = 131_071;
+/// The longest `NAME=value` that execve takes in one string, with its NUL: MAX_ARG_STRLEN of execve(2).
+const MAX_ENVIRONMENT_STRING: usize = 131_072;
 
 /// The broker's ends of what the launcher made.
 pub struct Prepared {
@@ -115,8 +114,8 @@ fn fill_environment(container: OwnedFd, name: &str, value: &Value) -> Result<Hel
     let prefix = name.len() + 1;
     let size = prefix + value.len() + 1;
     if size > MAX_ENVIRONMENT_STRING {
-        let why =
-            format!("with its name it has {} bytes, and {MAX_ENVIRONMENT_STRING} fit", size - 1);
+        let fits = MAX_ENVIRONMENT_STRING - 1;
+        let why = format!("with its name it has {} bytes, and {fits} fit", size - 1);
         return Err(refuse(why));
     }
     fill::with(container, size, |bytes| {

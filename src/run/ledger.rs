@@ -21,7 +21,6 @@ use crate::model::run::Run;
 use crate::model::verdict::{Denial, DenyReason};
 use crate::policy::{self, Grant, Policy, Request};
 use crate::store::{Durability, SealedSecret, Store, StoreError, Tx, UseRefused};
-use crate::sys::clock;
 
 /// The store, open for this exec.
 pub struct Ledger {
@@ -118,7 +117,7 @@ impl Ledger {
         scene: &Scene,
         lease: &Leased,
     ) -> Result<Result<(), UseRefused>, RunError> {
-        let now = clock::now().map_err(RunError::Clock)?;
+        let now = crate::host::now().map_err(RunError::Clock)?;
         self.transaction(Durability::Durable, |tx| take_use(tx, scene, lease, &now))
     }
 
@@ -129,7 +128,7 @@ impl Ledger {
         leased: &[Leased],
         exited: &Exited,
     ) -> Result<(), RunError> {
-        let now = clock::now().map_err(RunError::Clock)?;
+        let now = crate::host::now().map_err(RunError::Clock)?;
         let ids: Vec<LeaseId> = leased.iter().map(|l| l.record.lease_id.clone()).collect();
         let durability = if leased.is_empty() { Durability::Relaxed } else { Durability::Durable };
         self.transaction(durability, |tx| {
@@ -180,7 +179,7 @@ impl Ledger {
     pub fn abandon(&mut self, scene: &Scene, leased: &[Leased], error: RunError) -> RunError {
         let cut_off = matches!(error, RunError::LauncherDied);
         let ids: Vec<LeaseId> = leased.iter().map(|l| l.record.lease_id.clone()).collect();
-        let closed = clock::now().map_err(RunError::Clock).and_then(|now| {
+        let closed = crate::host::now().map_err(RunError::Clock).and_then(|now| {
             self.transaction(Durability::Durable, |tx| {
                 let state = if cut_off { ExecState::Interrupted } else { ExecState::Exited };
                 let status = (!cut_off).then(|| i32::from(error.exit_status()));
@@ -271,7 +270,7 @@ fn record_denial(tx: &mut Tx<'_>, scene: &Scene, denial: &Denial) -> Result<(), 
         }
         tx.append(draft)?;
     }
-    Ok(())
+    end_own_run(tx, scene, &scene.now)
 }
 
 fn record_grants(

@@ -3,15 +3,14 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::error::RunError;
 use super::ledger::Ledger;
-use crate::host::{Host, Places, ProfileRef};
+use crate::host::{self, Host, Places, ProfileRef, Program};
 use crate::launcher::wire::{DeliverySpec, GitSpec, Prepare};
 use crate::model::digest;
 use crate::model::id::{ExecId, RequestId, RunId};
@@ -20,9 +19,8 @@ use crate::model::name::{Channel, IdentityName, VariableName};
 use crate::model::run::{Run, RunState};
 use crate::policy::environment::{self, Context, Given};
 use crate::policy::{LeaseFlag, Reason, Request, ResolvedCommand};
-use crate::profile::{Capability, NetworkMode, Profile, WorkspaceAccess};
+use crate::profile::{Capability, NetworkMode, Profile};
 use crate::source::vault::VaultKey;
-use crate::sys::clock;
 
 /// What the caller asks for, parsed.
 pub struct Asked {
@@ -59,30 +57,29 @@ pub struct Scene {
     pub hostname: String,
     pub now: Moment,
     network: Option<NetworkMode>,
-    resolved: Option<Resolved>,
+    program: Option<Program>,
     environment: BTreeMap<OsString, OsString>,
     given: Vec<(VariableName, OsString)>,
     home: PathBuf,
-}
-
-/// argv[0] as a file.
-struct Resolved {
-    program: PathBuf,
-    found_on_path: bool,
-    writable_by_exec: bool,
 }
 
 /// The exec among those of this launcher: there is one.
 pub const EXEC: u32 = 1;
 
 pub fn set(asked: Asked) -> Result<Scene, RunError> {
-    let now = clock::now().map_err(RunError::Clock)?;
+    let now = crate::host::now().map_err(RunError::Clock)?;
     let host = Host::load(&asked.places)?;
     let mut profile = host.profile(&asked.profile)?;
     if let Some(mode) = asked.network {
+        if mode == NetworkMode::Audience {
+            return Err(RunError::WouldWiden(
+                "network mode `audience` needs sublet's proxy, which this version does not have"
+                    .to_owned(),
+            ));
+        }
         profile.narrow_network(mode).map_err(|e| RunError::WouldWiden(e.to_string()))?;
     }
-    let home = home();
+    let home = host::home();
     let run = Run {
         run_id: asked.run_id.clone().unwrap_or_else(RunId::fresh),
         permissions: host.config.permissions_of(&asked.principal).to_vec(),
@@ -110,9 +107,9 @@ pub fn set(asked: Asked) -> Result<Scene, RunError> {
         let invoker = |name: &VariableName| std::env::var_os(name.as_str());
         environment::compose(&context, asked.environment, invoker, &home)?
     };
-    let resolved = match requests.is_empty() {
+    let program = match requests.is_empty() {
         true => None,
-        false => resolve(&profile, &run.workspace, &home, &asked.command[0]),
+        false => Program::find(&asked.command[0], &profile, &run.workspace, &home),
     };
     let timeout = [asked.timeout, profile.limits.timeout].into_iter().flatten().min().map(|s| s.0);
     Ok(Scene {
@@ -128,7 +125,7 @@ pub fn set(asked: Asked) -> Result<Scene, RunError> {
         hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
         now,
         network: asked.network,
-        resolved,
+        program,
         environment,
         given,
         home,
@@ -139,12 +136,7 @@ pub fn set(asked: Asked) -> Result<Scene, RunError> {
 impl Scene {
     /// The command as the policy judges it.
     pub fn resolved(&self) -> Option<ResolvedCommand<'_>> {
-        self.resolved.as_ref().map(|r| ResolvedCommand {
-            argv: &self.command,
-            program: &r.program,
-            found_on_path: r.found_on_path,
-            writable_by_exec: r.writable_by_exec,
-        })
+        self.program.as_ref().map(|program| program.as_command(&self.command))
     }
 
     /// The order for the launcher. Which delivery goes where follows from the profile alone; what is not
@@ -164,7 +156,7 @@ impl Scene {
             .requests
             .iter()
             .any(|r| self.profile.capability(&r.capability).is_some_and(|c| !c.is_any_command()));
-        let program = self.resolved.as_ref().filter(|_| pinned).map(|r| r.program.clone());
+        let program = self.program.as_ref().filter(|_| pinned).map(|p| p.path.clone());
         Prepare {
             exec: EXEC,
             exec_id: self.exec_id.clone(),
@@ -207,54 +199,4 @@ impl Scene {
         }
         Ok(())
     }
-}
-
-/// The invoker's home: HOME, where it is a directory's absolute path.
-fn home() -> PathBuf {
-    std::env::var_os("HOME")
-        .map(PathBuf::from)
-        .filter(|p| p.is_absolute() && p != Path::new("/"))
-        .unwrap_or_else(|| PathBuf::from("/nonexistent"))
-}
-
-/// Finds argv[0] as the exec will: on the profile's PATH, or in the workspace.
-fn resolve(profile: &Profile, workspace: &Path, home: &Path, name: &OsStr) -> Option<Resolved> {
-    let image = profile.filesystem.root.as_ref().map(|r| r.resolve(home));
-    let on_host = |inside: &Path| match &image {
-        Some(image) => image.join(inside.strip_prefix("/").unwrap_or(inside)),
-        None => inside.to_owned(),
-    };
-    let is_program = |inside: &Path| {
-        std::fs::metadata(on_host(inside))
-            .is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
-    };
-    let path: Vec<_> = profile.environment.path.iter().map(|d| d.resolve(home)).collect();
-    let first_on_path = |name: &OsStr| path.iter().map(|d| d.join(name)).find(|p| is_program(p));
-    let (program, found_on_path) = if name.as_bytes().contains(&b'/') {
-        let program = workspace.join(name);
-        let first = program.file_name().and_then(first_on_path);
-        let found = first.is_some_and(|first| first == program);
-        (program, found)
-    } else {
-        (first_on_path(name)?, true)
-    };
-    let mut writable = vec![PathBuf::from("/tmp"), PathBuf::from("/dev/shm")];
-    writable.push(profile.filesystem.home.resolve(home));
-    writable.extend(profile.filesystem.read_write.iter().map(|e| e.path.resolve(home)));
-    if profile.filesystem.workspace == WorkspaceAccess::Rw {
-        writable.push(workspace.to_owned());
-    }
-    let read_only: Vec<_> =
-        profile.filesystem.read_only.iter().map(|e| e.path.resolve(home)).collect();
-    // The innermost place that holds it decides: a read-only cache may lie in a writable home.
-    let is_writable = |path: &Path| {
-        path.ancestors().find_map(|above| {
-            let writable = writable.iter().any(|w| w == above);
-            let fixed = read_only.iter().any(|r| r == above);
-            (writable || fixed).then_some(writable)
-        }) == Some(true)
-    };
-    let real = on_host(&program).canonicalize().unwrap_or_else(|_| program.clone());
-    let writable_by_exec = is_writable(&program) || is_writable(&real);
-    Some(Resolved { program, found_on_path, writable_by_exec })
 }

@@ -16,6 +16,8 @@ use super::identity;
 use crate::model::id::ExecId;
 
 const CGROUP2_MAGIC: u64 = 0x6367_7270;
+/// Milliseconds after which an empty cgroup is nobody's.
+const SETTLED: i64 = 10_000;
 const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
 
 /// What a cgroup may be asked to bound. `None` is no bound.
@@ -83,6 +85,26 @@ impl Cgroups {
             enable_controllers(&hierarchy, parent.as_fd());
         }
         Ok(Self { parent, path })
+    }
+
+    /// Removes what launchers that were killed left: empty cgroups of execs that began a while ago. One
+    /// that is in use is busy and stays.
+    pub fn sweep(&self) {
+        let Ok(directory) = rustix::fs::Dir::read_from(&self.parent) else { return };
+        let now = jiff::Timestamp::now().as_millisecond();
+        for entry in directory.flatten() {
+            let Ok(name) = entry.file_name().to_str() else { continue };
+            let Some(id) = name.strip_prefix("sublet-exe_") else { continue };
+            // A UUIDv7 begins with its time in milliseconds: a fresh one may be about to be used.
+            let began = id.get(..12).and_then(|ms| i64::from_str_radix(ms, 16).ok());
+            if began.is_some_and(|began| now - began > SETTLED) {
+                match rustix::fs::unlinkat(&self.parent, name, AtFlags::REMOVEDIR) {
+                    // In use, or swept by another.
+                    Ok(()) | Err(rustix::io::Errno::BUSY | rustix::io::Errno::NOENT) => {}
+                    Err(e) => eprintln!("sublet: could not remove the cgroup {name}: {e}"),
+                }
+            }
+        }
     }
 
     /// Makes an exec's cgroup and sets what it can of `limits`.

@@ -20,13 +20,13 @@ use super::step::{Said, Step, Told, listen, say};
 use crate::sys::exec::ReadMapping;
 use crate::sys::mount::{self, MountAttributes};
 use crate::sys::socket::MAX_FDS;
-use crate::sys::{exec, ids, landlock, net, process, seccomp};
+use crate::sys::{exec, ids, landlock, memory, net, process, seccomp};
 
 /// Status of a child that failed before the command ran. The launcher goes by the words it was told.
 const FAILED: i32 = 125;
 
 /// Descriptors are first lifted to here, so that placing one never overwrites another.
-const LIFTED: RawFd = 40;
+const LIFTED: RawFd = 3 + MAX_FDS as RawFd;
 
 /// A step that failed, and which of several it was.
 struct Failure {
@@ -120,6 +120,8 @@ fn become_init(plan: &mut Plan) -> Result<i32, Failure> {
         None => return Err(Errno::PIPE).at(Step::AwaitMaps),
     }
 
+    // Rootless, it had to be dumpable until the maps were written.
+    errno(memory::set_dumpable(false)).at(Step::BecomeUser)?;
     // Keeps the namespace's capabilities (NO_SETUID_FIXUP): the mounts below need them.
     let identity = plan.identity;
     ids::become_user(identity.inside_uid, identity.inside_gid, identity.drop_groups)
@@ -392,7 +394,7 @@ fn restrict(command: &Command<'_>, lifted: &Lifted) -> Result<(), Failure> {
         rustix::process::ioctl_tiocsctty(rustix::stdio::stdin()).at(Step::Terminal)?;
     }
     process::unblock_signals().at(Step::Init)?;
-    rustix::process::umask(Mode::from(0o022));
+    rustix::process::umask(plan.umask);
     rustix::process::chdir(&*plan.working_directory).at(Step::WorkingDirectory)?;
     for (index, limit) in plan.limits.iter().enumerate() {
         ids::limit(limit.resource, limit.soft, limit.hard).at_nth(Step::Limits, index)?;

@@ -5,6 +5,8 @@
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
 
+use rustix::fs::Mode;
+
 use super::identity::Identity;
 use super::seccomp::Filter;
 use crate::sys::exec::StringVector;
@@ -77,6 +79,8 @@ pub struct Plan {
     pub loopback: bool,
     pub limits: Vec<Limit>,
     pub working_directory: CString,
+    /// The caller's.
+    pub umask: Mode,
     /// Candidates on the PATH, tried in order.
     pub programs: Vec<CString>,
     pub argv: StringVector,

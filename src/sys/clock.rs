@@ -1,11 +1,9 @@
-//! Both clocks in one reading. clock_gettime(2); random(4) for the boot id.
+//! The clock that leases are measured on. clock_gettime(2); random(4) for the boot id.
 
 use std::io;
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
-
-use crate::model::moment::Moment;
 
 /// Time since boot, suspend included: `CLOCK_BOOTTIME`.
 pub fn boottime() -> Duration {
@@ -13,19 +11,15 @@ pub fn boottime() -> Duration {
     Duration::new(t.tv_sec.unsigned_abs(), t.tv_nsec.unsigned_abs() as u32)
 }
 
-/// This moment on both clocks.
+/// The boot that [`boottime`] counts from.
 ///
 /// # Errors
 /// If the boot id cannot be read, or if this process lives in a time namespace with an offset
 /// (time_namespaces(7)): its boottime could then not be compared with the one that others recorded.
-pub fn now() -> io::Result<Moment> {
+pub fn boot_id() -> io::Result<String> {
     refuse_time_offset()?;
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
-    Ok(Moment {
-        wall: jiff::Timestamp::now(),
-        boot: boottime(),
-        boot_id: boot_id.trim_end().to_owned(),
-    })
+    Ok(boot_id.trim_end().to_owned())
 }
 
 fn refuse_time_offset() -> io::Result<()> {

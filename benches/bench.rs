@@ -1,0 +1,239 @@
+//! `just bench [SAMPLES]`: how long one sandboxed `/bin/true` takes, side by side in one run.
+//!
+//! The samples are interleaved, one of each in turn, so that whatever else the machine does falls on all
+//! alike; what counts are the ratios. Run as root on an idle machine. Needs `bwrap` and `gcc`; counts
+//! system calls where `strace` is installed.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const TRUE: &str = "/bin/true";
+
+fn main() {
+    // `cargo bench` adds `--bench`.
+    let samples: usize =
+        std::env::args().skip(1).find_map(|arg| arg.parse().ok()).unwrap_or(200).max(10);
+    let place = Place::new();
+    let mut floor = Floor::start(&place);
+    let bwrap = || {
+        let mut command = Command::new("bwrap");
+        command.args(["--unshare-all", "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev"]);
+        command.args(["--die-with-parent", TRUE]);
+        command
+    };
+    let plain = || place.sublet(&["run", "--", TRUE]);
+    let profile = place.profile.to_str().unwrap();
+    let leased = || {
+        place.sublet(&["run", "--profile", profile, "--lease", "bench.use@svc.test", "--", TRUE])
+    };
+
+    // Two rounds that do not count: page cache, first start of the state.
+    for _ in 0..2 {
+        for command in [bwrap(), plain(), leased()] {
+            time(command);
+        }
+        floor.round();
+    }
+    let mut times: [Vec<Duration>; 4] = Default::default();
+    for round in 0..samples {
+        for turn in 0..4 {
+            // Each round starts with another one.
+            match (round + turn) % 4 {
+                0 => times[0].push(floor.round()),
+                1 => times[1].push(time(bwrap())),
+                2 => times[2].push(time(plain())),
+                _ => times[3].push(time(leased())),
+            }
+        }
+    }
+
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    println!("{samples} samples each, interleaved, Linux {}", release.trim());
+    println!("{:<44}{:>9}{:>9}{:>11}{:>8}", "", "p50 ms", "p99 ms", "p50/bwrap", "goal");
+    let reference = percentile(&times[1], 50).as_secs_f64();
+    let rows = [
+        ("floor: clone3 with the same namespaces", ""),
+        ("bwrap --unshare-all, proc, dev", ""),
+        ("sublet run -- /bin/true", "<= 0.7"),
+        ("sublet run, one memfd lease, durable trail", "<= 0.9"),
+    ];
+    for ((name, goal), times) in rows.into_iter().zip(&times) {
+        let (half, tail) = (percentile(times, 50), percentile(times, 99));
+        println!(
+            "{name:<44}{:>9.2}{:>9.2}{:>11.2}{goal:>8}",
+            half.as_secs_f64() * 1e3,
+            tail.as_secs_f64() * 1e3,
+            half.as_secs_f64() / reference,
+        );
+    }
+
+    println!("\nstages of the leased run, median of 20, microseconds");
+    for (stage, micros) in place.stages(profile) {
+        println!("  {stage:<12}{micros:>8}");
+    }
+    println!("\nsystem calls, all processes (strace -f -c)");
+    for (name, command) in
+        [("bwrap", bwrap()), ("sublet run", plain()), ("sublet run, leased", leased())]
+    {
+        match system_calls(&command, &place) {
+            Some(count) => println!("  {name:<22}{count:>6}"),
+            None => println!("  {name:<22}     - (needs strace: apt-get install strace)"),
+        }
+    }
+}
+
+fn time(mut command: Command) -> Duration {
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    let start = Instant::now();
+    let status = command.status();
+    let took = start.elapsed();
+    match status {
+        Ok(status) if status.success() => took,
+        Ok(status) => panic!("{command:?}: {status}"),
+        Err(error) => panic!("{command:?}: {error} (apt-get install bubblewrap gcc)"),
+    }
+}
+
+/// The smallest value that at least `percent` of the samples do not exceed.
+fn percentile(times: &[Duration], percent: usize) -> Duration {
+    let mut sorted = times.to_vec();
+    sorted.sort_unstable();
+    let rank = (sorted.len() * percent).div_ceil(100).max(1);
+    sorted[rank - 1]
+}
+
+/// A state, a configuration with one secret and a profile that leases it, in a temporary directory.
+struct Place {
+    dir: tempfile::TempDir,
+    profile: PathBuf,
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::Builder::new().prefix("sublet-bench-").tempdir().unwrap();
+        fs::create_dir(dir.path().join("work")).unwrap();
+        fs::write(
+            dir.path().join("sublet.toml"),
+            "[ceilings]\nrequests_per_minute = 1000000\nrequests_per_run = 1000000\n\
+             [secrets.s]\nsource = \"vault\"\nallow = [\"bench.use@svc.test\"]\n",
+        )
+        .unwrap();
+        let profile = dir.path().join("bench.toml");
+        fs::write(
+            &profile,
+            "extends = \"default\"\n[[capability]]\nname = \"bench.use\"\nchannels = [\"memfd\"]\n\
+             command = [[\"**\"]]\n[[capability.audience]]\nprotocol = \"https\"\nhost = \"svc.test\"\n\
+             secret = \"s\"\nvariable = \"TOKEN\"\n",
+        )
+        .unwrap();
+        let place = Self { dir, profile };
+        let mut set = place.sublet(&["secret", "set", "s"]);
+        let mut child = set.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(b"a-value-of-the-usual-length-0123456789").unwrap();
+        assert!(child.wait().unwrap().success(), "sublet secret set failed");
+        place
+    }
+
+    fn sublet(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sublet"));
+        command.env_clear().env("HOME", self.dir.path()).current_dir(self.dir.path().join("work"));
+        command.arg("--config").arg(self.dir.path().join("sublet.toml"));
+        command.arg("--state-dir").arg(self.dir.path().join("state")).args(args);
+        command
+    }
+
+    /// The report's stage timings: medians of 20 leased runs, the slowest stage first.
+    fn stages(&self, profile: &str) -> Vec<(String, u64)> {
+        let report = self.dir.path().join("report.json");
+        let mut all: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+        for _ in 0..20 {
+            let file = report.to_str().unwrap();
+            time(self.sublet(&[
+                "run",
+                "--report",
+                file,
+                "--profile",
+                profile,
+                "--lease",
+                "bench.use@svc.test",
+                "--",
+                TRUE,
+            ]));
+            let report: serde_json::Value =
+                serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
+            for (stage, micros) in report["timings_us"].as_object().into_iter().flatten() {
+                all.entry(stage.clone()).or_default().extend(micros.as_u64());
+            }
+        }
+        let mut medians: Vec<(String, u64)> = all
+            .into_iter()
+            .filter(|(_, micros)| !micros.is_empty())
+            .map(|(stage, mut micros)| {
+                micros.sort_unstable();
+                (stage, micros[micros.len() / 2])
+            })
+            .collect();
+        medians.sort_by_key(|(_, micros)| std::cmp::Reverse(*micros));
+        medians
+    }
+}
+
+/// Every system call of a command and its children, or `None` without strace.
+fn system_calls(command: &Command, place: &Place) -> Option<u64> {
+    let out = place.dir.path().join("strace");
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-c", "-U", "calls,name", "-o"]).arg(&out);
+    strace.arg(command.get_program()).args(command.get_args());
+    if let Some(dir) = command.get_current_dir() {
+        strace.current_dir(dir);
+    }
+    strace.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().ok()?;
+    let table = fs::read_to_string(out).ok()?;
+    let total = table.lines().find(|line| line.trim_end().ends_with("total"))?;
+    total.split_whitespace().next()?.parse().ok()
+}
+
+/// The floor, kept running between rounds so that starting the measuring program is not measured.
+struct Floor {
+    child: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Floor {
+    fn start(place: &Place) -> Self {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/floor.c");
+        let program = place.dir.path().join("floor");
+        let made = Command::new("gcc").args(["-O2", "-o"]).args([&program, &source]).status();
+        assert!(made.is_ok_and(|s| s.success()), "gcc cannot compile benches/floor.c");
+        let mut child = Command::new(program)
+            .arg(TRUE)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdin = child.stdin.take().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        Self { child, stdin, stdout }
+    }
+
+    fn round(&mut self) -> Duration {
+        writeln!(self.stdin, "go").unwrap();
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).unwrap();
+        Duration::from_nanos(line.trim().parse().expect("the floor needs user namespaces"))
+    }
+}
+
+impl Drop for Floor {
+    fn drop(&mut self) {
+        // Closing its input ends it; the child is ours.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
