@@ -152,6 +152,11 @@ impl Host {
         names
     }
 
+    /// Where profiles are looked for, overriding ones first.
+    pub fn profile_directories(&self) -> &[PathBuf] {
+        &self.profiles
+    }
+
     fn profile_text(&self, name: &str) -> Result<String, LoadError> {
         // A name is a file name here: nothing that could climb out of the directory.
         if name.parse::<crate::model::name::ProfileName>().is_ok() {

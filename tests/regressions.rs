@@ -4,7 +4,7 @@
 
 mod cli_common;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -138,15 +138,6 @@ fn an_input_that_cannot_be_read_is_an_empty_one() {
 
 /// Ends this process, which we started, and says whether it went by itself before long.
 fn ends_soon(child: &mut std::process::Child) -> bool {
-    let ended = comes_true_for(child);
-    if !ended {
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-    ended
-}
-
-fn comes_true_for(child: &mut std::process::Child) -> bool {
     let until = Instant::now() + Duration::from_secs(5);
     while Instant::now() < until {
         if child.try_wait().unwrap().is_some() {
@@ -154,6 +145,8 @@ fn comes_true_for(child: &mut std::process::Child) -> bool {
         }
         std::thread::sleep(Duration::from_millis(10));
     }
+    child.kill().unwrap();
+    child.wait().unwrap();
     false
 }
 
@@ -165,13 +158,12 @@ fn signal(child: &std::process::Child, signal: rustix::process::Signal) {
 #[test]
 fn a_terminal_whose_command_reads_nothing_still_lets_signals_through() {
     let Some(bench) = Bench::new() else { return };
-    let mut command = bench.run(&["--tty"], "stty raw -echo; echo ready; exec sleep 60");
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut command = bench.run(&["--tty"], "stty raw -echo; touch ready; exec sleep 60");
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    assert!(comes_true(|| bench.path("ws/ready").exists()));
     let mut stdin = child.stdin.take().unwrap();
     // More than a terminal holds; the writer stays with what does not go in.
     std::thread::spawn(move || std::io::Write::write_all(&mut stdin, &[b'x'; 4 << 20]));
-    let mut seen = [0; 5];
-    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut seen).unwrap();
     std::thread::sleep(Duration::from_millis(300));
     signal(&child, rustix::process::Signal::TERM);
     assert!(ends_soon(&mut child));
@@ -212,4 +204,264 @@ fn a_stream_that_was_passed_to_a_stranger_is_not_waited_for_and_loses_nothing() 
     assert_eq!(output.stdout.len(), 60003);
     assert!(started.elapsed() < Duration::from_secs(5));
     drop(stranger);
+}
+
+#[test]
+fn a_signal_that_nohup_ignores_stays_ignored() {
+    let Some(bench) = Bench::new() else { return };
+    let plain = bench.run(&[], "sleep 1; echo survived");
+    let mut through = Command::new("sh");
+    through.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]);
+    through.arg(plain.get_program()).args(plain.get_args()).stdout(Stdio::piped());
+    let child = through.spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(400));
+    signal(&child, rustix::process::Signal::HUP);
+    check(&child.wait_with_output().unwrap(), 0, "survived");
+
+    // The control: forwarded where it is not ignored.
+    let child = bench.run(&[], "sleep 5; echo survived").spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(400));
+    signal(&child, rustix::process::Signal::HUP);
+    check(&child.wait_with_output().unwrap(), 129, "");
+}
+
+#[test]
+fn a_lease_that_expired_while_its_source_was_slow_is_not_delivered() {
+    let Some(bench) = Bench::new() else { return };
+    bench.mint("sleep 2; echo '{\"value\":\"hunter2-hunter2\"}'");
+    let lease = "--lease=minted.read@a.internal,ttl=1s";
+    let output = bench.run(&[lease], "touch ran").output().unwrap();
+    check(&output, 125, "");
+    assert!(stderr(&output).contains("expired"), "{}", stderr(&output));
+    assert!(!bench.path("ws/ran").exists());
+
+    let lease = "--lease=minted.read@a.internal,ttl=1m";
+    check(&bench.run(&[lease], "wc -c < $TOKEN_FILE").output().unwrap(), 0, "15");
+}
+
+#[test]
+fn the_command_of_a_source_does_not_start_in_the_callers_directory() {
+    let Some(bench) = Bench::new() else { return };
+    bench.mint(
+        "pwd > ${0%/*}/where; umask >> ${0%/*}/where; echo '{\"value\":\"hunter2-hunter2\"}'",
+    );
+    let lease = "--lease=minted.read@a.internal";
+    check(&bench.run(&[lease], "true").output().unwrap(), 0, "");
+    assert_eq!(std::fs::read_to_string(bench.path("where")).unwrap(), "/\n0022\n");
+}
+
+#[test]
+fn a_client_that_drips_its_request_does_not_hold_the_broker() {
+    let Some(bench) = Bench::new() else { return };
+    bench.store_value();
+    bench.write(
+        "ws/drip.py",
+        "import socket, time\n\
+         s = socket.socket(socket.AF_UNIX)\n\
+         s.connect('/run/sublet/git.sock')\n\
+         open('dripping', 'w')\n\
+         for _ in range(60):\n    s.send(b'x')\n    time.sleep(0.5)",
+    );
+    let lease = "--lease=vault.git@a.internal";
+    let mut child = bench.run(&[lease], "exec python3 drip.py").spawn().unwrap();
+    assert!(comes_true(|| bench.path("ws/dripping").exists()));
+    signal(&child, rustix::process::Signal::TERM);
+    assert!(ends_soon(&mut child));
+}
+
+#[test]
+fn an_exec_whose_workspace_cannot_be_mapped_leaves_no_cgroup() {
+    let Some(bench) = Bench::new() else { return };
+    // In a mount namespace of its own, since it mounts.
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation=private", "sh", "-c"]);
+    command.arg("mkdir -p $0/ws/proc && mount -t proc proc $0/ws/proc && exec \"$@\"");
+    command.arg(bench.dir.path());
+    let plain = bench.run(&[], "true");
+    command.arg(plain.get_program()).args(plain.get_args());
+    let output = command.output().unwrap();
+    check(&output, 125, "");
+    let said = stderr(&output);
+    assert!(said.contains("could not map the owner"), "{said}");
+    assert!(!said.contains("cgroup"), "{said}");
+}
+
+#[test]
+fn no_profile_shows_state_configuration_or_the_file_of_a_source() {
+    let Some(bench) = Bench::new() else { return };
+    for made in ["home/.local/keys", "home/work"] {
+        std::fs::create_dir_all(bench.path(made)).unwrap();
+    }
+    bench.write("home/.local/keys/one", VALUE);
+    bench.store_value();
+    let key = bench.path("home/.local/keys/one").display().to_string();
+    let secret =
+        format!("[secrets.one]\nsource = \"file\"\npath = \"{key}\"\nallow = [\"a.b@c\"]\n");
+    bench.write("conf/sublet.toml", &secret);
+    let shown = |path: &str, access: &str| {
+        let path = bench.path(path).display().to_string();
+        let tools = "\"/usr\", \"-/bin\", \"-/lib\", \"-/lib64\"";
+        let lists = match access {
+            "read_only" => format!("read_only = [{tools}, \"{path}\"]"),
+            _ => format!("read_only = [{tools}]\nread_write = [\"{path}\"]"),
+        };
+        bench
+            .write("conf/profile.toml", &format!("extends = \"default\"\n[filesystem]\n{lists}\n"));
+        bench.run(&[], "true").output().unwrap()
+    };
+    check(&shown("home/work", "read_write"), 0, "");
+    for refused in ["home", "home/.local", "home/.local/keys/one", "conf", "state", "state/keys"] {
+        for access in ["read_only", "read_write"] {
+            let output = shown(refused, access);
+            let said = stderr(&output);
+            assert_eq!(output.status.code(), Some(125), "{refused}: {said}");
+            assert!(said.contains("holds or lies in"), "{refused}: {said}");
+        }
+    }
+}
+
+#[test]
+fn a_workspace_holds_neither_state_nor_the_file_of_a_source() {
+    let Some(bench) = Bench::new() else { return };
+    bench.write("ws/key", VALUE);
+    let key = bench.path("ws/key").display().to_string();
+    let secret =
+        format!("[secrets.one]\nsource = \"file\"\npath = \"{key}\"\nallow = [\"a.b@c\"]\n");
+    check(&bench.run(&[], "true").output().unwrap(), 0, "");
+    bench.write("conf/sublet.toml", &secret);
+    check(&bench.run(&[], "true").output().unwrap(), 125, "");
+
+    // A state that the first run would make, named through what is not its parent.
+    let mut command = sublet();
+    command.arg("--state-dir").arg(bench.path("conf/../ws/state")).arg("run");
+    command
+        .arg("--workspace")
+        .arg(bench.path("ws"))
+        .args(["--", "true"])
+        .env("HOME", "/nonexistent");
+    check(&command.output().unwrap(), 125, "");
+}
+
+#[test]
+fn a_link_in_the_workspace_leads_no_bind_elsewhere() {
+    let Some(bench) = Bench::new() else { return };
+    for made in ["ws/fixed/hooks", "elsewhere/hooks"] {
+        std::fs::create_dir_all(bench.path(made)).unwrap();
+    }
+    bench.write("elsewhere/hooks/key", VALUE);
+    let hooks = bench.path("ws/fixed/hooks").display().to_string();
+    let tools = "\"/usr\", \"-/bin\", \"-/lib\", \"-/lib64\"";
+    let lists = format!("[filesystem]\nread_only = [{tools}, \"{hooks}\"]\n");
+    bench.write("conf/profile.toml", &format!("extends = \"default\"\n{lists}"));
+    let output = bench.run(&[], "touch ok fixed/ok; touch fixed/hooks/x || echo fixed").output();
+    check(&output.unwrap(), 0, "fixed");
+
+    // What an earlier exec can do to the next one.
+    std::fs::rename(bench.path("ws/fixed"), bench.path("ws/away")).unwrap();
+    for target in ["../elsewhere", "/usr"] {
+        std::os::unix::fs::symlink(target, bench.path("ws/fixed")).unwrap();
+        std::fs::create_dir_all(bench.path("ws/elsewhere/hooks")).unwrap();
+        let output = bench.run(&[], "cat fixed/hooks/key").output().unwrap();
+        assert_eq!(output.status.code(), Some(125), "{target}: {}", stderr(&output));
+        std::fs::remove_file(bench.path("ws/fixed")).unwrap();
+    }
+    std::fs::create_dir(bench.path("ws/fixed")).unwrap();
+    std::os::unix::fs::symlink("../../elsewhere/hooks", bench.path("ws/fixed/hooks")).unwrap();
+    check(&bench.run(&[], "true").output().unwrap(), 125, "");
+}
+
+/// The cgroups that execs of sublet have on this machine, ours and others'.
+fn has_cgroup(exec: &str) -> bool {
+    ["/sys/fs/cgroup/sublet", "/sys/fs/cgroup/unified/sublet"]
+        .iter()
+        .any(|parent| PathBuf::from(parent).join(format!("sublet-{exec}")).exists())
+}
+
+/// The exec that the trail of this bench began last.
+fn last_exec(bench: &Bench) -> String {
+    let output = bench.sublet().args(["audit", "list", "--json"]).output().unwrap();
+    let started = stdout(&output)
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+        .rfind(|event| event["type"] == "exec.started");
+    started.unwrap()["exec_id"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn what_broker_and_launcher_left_when_both_were_killed_goes_with_the_next_start() {
+    let Some(bench) = Bench::new() else { return };
+    let mut child = bench.run(&[], "touch ready; exec sleep 60").spawn().unwrap();
+    assert!(comes_true(|| bench.path("ws/ready").exists()));
+    let children = format!("/proc/{0}/task/{0}/children", child.id());
+    let launcher: i32 = std::fs::read_to_string(children).unwrap().trim().parse().unwrap();
+    let launcher = rustix::process::Pid::from_raw(launcher).unwrap();
+    let init = format!("/proc/{0}/task/{0}/children", launcher.as_raw_nonzero());
+    let init: i32 = std::fs::read_to_string(init).unwrap().trim().parse().unwrap();
+    let exec = last_exec(&bench);
+
+    rustix::process::kill_process(launcher, rustix::process::Signal::KILL).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(comes_true(|| !PathBuf::from(format!("/proc/{init}")).exists()), "the tree dies");
+    check(&bench.run(&[], "true").output().unwrap(), 0, "");
+    assert!(!has_cgroup(&exec));
+}
+
+#[test]
+fn a_broker_that_fails_leaves_when_its_exec_is_gone() {
+    let Some(bench) = Bench::new() else { return };
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut command = bench.run(&[], "touch ready; echo x; exec sleep 60");
+    assert_eq!(command.stdout(full).stderr(Stdio::null()).status().unwrap().code(), Some(125));
+    assert!(bench.path("ws/ready").exists());
+    assert!(!has_cgroup(&last_exec(&bench)));
+}
+
+#[test]
+fn init_of_an_ordinary_users_exec_is_not_to_be_looked_into() {
+    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::process::CommandExt;
+    const NOBODY: u32 = 65534;
+    let Some(bench) = Bench::new() else { return };
+    // The state is made by the user; the binary may lie where only root can go.
+    let binary = bench.path("sublet");
+    std::fs::copy(env!("CARGO_BIN_EXE_sublet"), &binary).unwrap();
+    for owned in ["", "ws", "conf", "conf/sublet.toml", "conf/profile.toml"] {
+        std::os::unix::fs::chown(bench.path(owned), Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    let plain = bench.run(&[], "touch ready; exec sleep 60");
+    let mut command = Command::new(&binary);
+    command.args(plain.get_args()).env("HOME", bench.path("home")).current_dir(bench.dir.path());
+    command.uid(NOBODY).gid(NOBODY).stdin(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    if !comes_true(|| bench.path("ws/ready").exists()) {
+        // A host that gives this user no user namespaces says so; `sublet doctor` is for that.
+        assert_eq!(child.wait().unwrap().code(), Some(125));
+        return;
+    }
+    let child_of = |pid: u32| -> u32 {
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        children.unwrap().trim().parse().unwrap()
+    };
+    let init = child_of(child_of(child.id()));
+    let command = child_of(init);
+    let owner = |pid: u32| std::fs::metadata(format!("/proc/{pid}/environ")).unwrap().uid();
+    // Of what is not dumpable, proc(5) has it, root owns the files; the command itself is the control.
+    assert_eq!((owner(init), owner(command)), (0, NOBODY));
+    signal(&child, rustix::process::Signal::TERM);
+    assert!(ends_soon(&mut child));
+}
+
+#[test]
+fn a_refusal_says_what_failed_once() {
+    let Some(bench) = Bench::new() else { return };
+    let output = bench
+        .sublet()
+        .args(["run", "--workspace"])
+        .arg(bench.path("ws"))
+        .args(["--", "nowhere-to-be-found"])
+        .output()
+        .unwrap();
+    check(&output, 127, "");
+    assert_eq!(stderr(&output).matches("not found").count(), 1, "{}", stderr(&output));
 }

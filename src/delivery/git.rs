@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Where the socket and the helper are inside.
 pub const SOCKET: &str = "/run/sublet/git.sock";
@@ -19,7 +19,8 @@ const HELPER: &str = "/run/sublet/bin/sublet git-credential";
 
 /// A request is small; what is longer is no request.
 const MAX_REQUEST: usize = 16 << 10;
-/// How long a client may take over its request or over reading the answer.
+/// How long a client may take over its whole request, and over reading the whole answer: the broker does
+/// nothing else meanwhile.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The environment of a git-leased exec: every other helper is reset, ours is named for the audiences
@@ -187,12 +188,14 @@ pub fn accept(listener: &UnixListener, expected_uid: u32) -> io::Result<Option<A
         return Ok(None);
     }
     stream.set_nonblocking(false)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    let until = Instant::now() + PATIENCE;
     let mut bytes = Vec::with_capacity(512);
     let mut chunk = [0; 1024];
     let mut reader = &stream;
     while !bytes.ends_with(b"\n\n") && bytes.len() <= MAX_REQUEST {
+        // A timeout of the socket's begins anew with every byte.
+        let Some(left) = left(until) else { break };
+        stream.set_read_timeout(Some(left))?;
         match reader.read(&mut chunk) {
             Ok(0) | Err(_) => break,
             Ok(n) => bytes.extend_from_slice(&chunk[..n]),
@@ -202,20 +205,38 @@ pub fn accept(listener: &UnixListener, expected_uid: u32) -> io::Result<Option<A
     Ok(Some(Asked { stream, request }))
 }
 
+/// The time until then; none is left where it is over.
+fn left(until: Instant) -> Option<Duration> {
+    Some(until.saturating_duration_since(Instant::now())).filter(|left| !left.is_zero())
+}
+
+fn write_within(mut stream: &UnixStream, parts: &[&[u8]]) -> io::Result<()> {
+    let until = Instant::now() + PATIENCE;
+    for part in parts {
+        let mut rest = *part;
+        while !rest.is_empty() {
+            stream.set_write_timeout(Some(left(until).ok_or(io::ErrorKind::TimedOut)?))?;
+            match stream.write(rest) {
+                Ok(n) => rest = &rest[n..],
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+    Ok(())
+}
+
 impl Asked {
     /// Hands the value over.
-    pub fn answer(mut self, username: &str, password: &[u8]) -> io::Result<()> {
-        self.stream.write_all(b"username=")?;
-        self.stream.write_all(username.as_bytes())?;
-        self.stream.write_all(b"\npassword=")?;
-        self.stream.write_all(password)?;
-        self.stream.write_all(b"\n")
+    pub fn answer(self, username: &str, password: &[u8]) -> io::Result<()> {
+        let parts = [b"username=", username.as_bytes(), b"\npassword=", password, b"\n"];
+        write_within(&self.stream, &parts)
     }
 
     /// Says why not; the helper shows it on standard error.
-    pub fn refuse(mut self, why: &str) -> io::Result<()> {
+    pub fn refuse(self, why: &str) -> io::Result<()> {
         let line: String = why.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        self.stream.write_all(format!("sublet-refused={line}\n").as_bytes())
+        write_within(&self.stream, &[b"sublet-refused=", line.as_bytes(), b"\n"])
     }
 
     /// `store` and `erase`: nothing to do.

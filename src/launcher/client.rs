@@ -1,10 +1,15 @@
 //! The broker's side: forks the launcher, gives orders, reads notices.
 #![forbid(unsafe_code)]
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::Shutdown;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::serve;
 use super::wire::{self, Notice, Order, WireError};
@@ -12,10 +17,16 @@ use crate::host::Places;
 use crate::sys::process::{self, Forked};
 use crate::sys::socket;
 
-/// The launcher as the broker has it. Dropping it ends the launcher, and every exec with it.
+/// How long the launcher has to end its execs: longer than it waits for them itself.
+const LAST_WAIT: Timespec = Timespec { tv_sec: 6, tv_nsec: 0 };
+
+/// The launcher as the broker has it. Dropping it ends the launcher, and every exec with it; where one
+/// still lives, not before it is gone.
 pub struct Launcher {
     socket: OwnedFd,
     pid: i32,
+    /// Execs that were ordered and have not ended.
+    live: Cell<u32>,
     passed_over: RefCell<VecDeque<(Notice, Vec<OwnedFd>)>>,
 }
 
@@ -32,13 +43,19 @@ impl Launcher {
                 drop(ours);
                 process::exit_now(serve::run(theirs, places))
             }
-            Forked::Parent { pid } => {
-                Ok(Self { socket: ours, pid, passed_over: RefCell::default() })
-            }
+            Forked::Parent { pid } => Ok(Self {
+                socket: ours,
+                pid,
+                live: Cell::default(),
+                passed_over: RefCell::default(),
+            }),
         }
     }
 
     pub fn order(&self, order: &Order) -> Result<(), WireError> {
+        if matches!(order, Order::Prepare(_)) {
+            self.live.set(self.live.get() + 1);
+        }
         wire::send(self.socket.as_fd(), order, &[])
     }
 
@@ -47,7 +64,15 @@ impl Launcher {
         if let Some(passed) = self.passed_over.borrow_mut().pop_front() {
             return Ok(passed);
         }
-        wire::receive(self.socket.as_fd())
+        self.receive()
+    }
+
+    fn receive(&self) -> Result<(Notice, Vec<OwnedFd>), WireError> {
+        let received: (Notice, Vec<OwnedFd>) = wire::receive(self.socket.as_fd())?;
+        if matches!(received.0, Notice::Ended { .. } | Notice::Refused { .. }) {
+            self.live.set(self.live.get().saturating_sub(1));
+        }
+        Ok(received)
     }
 
     /// The next notice that is wanted; others wait for [`Launcher::notice`].
@@ -62,7 +87,7 @@ impl Launcher {
             return Ok(found);
         }
         loop {
-            let received: (Notice, Vec<OwnedFd>) = wire::receive(self.socket.as_fd())?;
+            let received = self.receive()?;
             // An exec that is refused ends every wait for it.
             if wanted(&received.0) {
                 return Ok(received);
@@ -82,5 +107,24 @@ impl Launcher {
 
     pub fn pid(&self) -> i32 {
         self.pid
+    }
+}
+
+impl Drop for Launcher {
+    fn drop(&mut self) {
+        if self.live.get() == 0 {
+            return;
+        }
+        let waited = rustix::net::shutdown(&self.socket, Shutdown::Both).and_then(|()| {
+            let pid = Pid::from_raw(self.pid).ok_or(Errno::SRCH)?;
+            let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+            poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&LAST_WAIT))
+        });
+        match waited {
+            // It may be dead and reaped already.
+            Ok(1..) | Err(Errno::SRCH | Errno::NOTCONN) => {}
+            Ok(0) => eprintln!("sublet: the launcher is still ending an exec\r"),
+            Err(e) => eprintln!("sublet: could not wait for the launcher's end: {e}\r"),
+        }
     }
 }

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, Mode as FileMode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+use super::guard::Guard;
 use super::wire::{DeliverySpec, Prepare, Refusal, RefusalKind};
 use crate::delivery::git;
 use crate::host::Host;
@@ -19,7 +20,7 @@ use crate::model::name::Channel;
 use crate::profile::{NetworkMode, Profile, WorkspaceAccess};
 use crate::sandbox::cgroup::CgroupLimits;
 use crate::sandbox::identity::{Identity, Mode, ORDINARY_UID};
-use crate::sandbox::layout::{self, Access, HostPath, Layout, View};
+use crate::sandbox::layout::{self, Access, Entry, HostPath, Layout, View};
 use crate::sandbox::plan::Handed;
 use crate::sandbox::seccomp::{self, Filter};
 
@@ -72,18 +73,20 @@ pub fn compile(
             .map_err(|e| invalid(e.to_string(), "name a mode that is no wider"))?;
     }
     let home = prepare.home.clone().unwrap_or_else(|| PathBuf::from("/nonexistent"));
+    let guard = Guard::of(host);
     let workspace = match profile.filesystem.workspace {
         WorkspaceAccess::None => None,
         WorkspaceAccess::Rw => {
-            Some(open_workspace(&prepare.workspace, Access::ReadWrite, host, &home)?)
+            Some(open_workspace(&prepare.workspace, Access::ReadWrite, &guard, &home)?)
         }
         WorkspaceAccess::Ro => {
-            Some(open_workspace(&prepare.workspace, Access::ReadOnly, host, &home)?)
+            Some(open_workspace(&prepare.workspace, Access::ReadOnly, &guard, &home)?)
         }
     };
     let identity = identify(mode, workspace.as_ref(), outside)?;
     let home_inside = profile.filesystem.home.resolve(&home);
     let layout = layout::layout(&view(prepare, &profile, workspace.as_ref(), &identity, &home)?);
+    refuse_guarded(&layout, &guard)?;
     let (handed, environment) = environment(prepare, &profile, &home, &home_inside)?;
     let working_directory =
         workspace.as_ref().map_or_else(|| home_inside.clone(), |w| w.path.clone());
@@ -122,7 +125,7 @@ fn builtin_filter(name: &str) -> Result<Filter, Refusal> {
 fn open_workspace(
     path: &Path,
     access: Access,
-    host: &Host,
+    guard: &Guard,
     home: &Path,
 ) -> Result<Workspace, Refusal> {
     let shown = path.display();
@@ -155,8 +158,10 @@ fn open_workspace(
     if path == Path::new("/") {
         return Err(refuse("it is the whole file system".into()));
     }
-    if path == home || same_directory(home, &found) {
-        return Err(refuse("it is a home directory, which holds keys and configuration".into()));
+    if home.starts_with(path) || same_directory(home, &found) {
+        return Err(refuse(
+            "it is or holds a home directory, with its keys and configuration".into(),
+        ));
     }
     const SYSTEM: [&str; 12] = [
         "/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/run", "/sbin", "/sys",
@@ -167,19 +172,27 @@ fn open_workspace(
     {
         return Err(refuse("it belongs to the system".into()));
     }
-    let configuration = host.config_file.as_deref().and_then(Path::parent);
-    for (what, guarded) in [
-        ("sublet's state", Some(host.state_dir.as_path())),
-        ("sublet's configuration", configuration),
-    ] {
-        let Some(guarded) = guarded else { continue };
-        // Through every link, as far as it exists.
-        let real = guarded.canonicalize().unwrap_or_else(|_| guarded.to_owned());
-        if real.starts_with(path) || (path.starts_with(&real) && what == "sublet's state") {
-            return Err(refuse(format!("it holds or lies in {what} ({})", guarded.display())));
-        }
+    if let Some(why) = guard.objection_to(path, &found) {
+        return Err(refuse(why));
     }
     Ok(Workspace { directory, path: path.to_owned(), uid: found.uid(), gid: found.gid(), access })
+}
+
+/// A profile shows nothing that may not be a workspace's either.
+fn refuse_guarded(layout: &Layout, guard: &Guard) -> Result<(), Refusal> {
+    let sources = layout.entries.values().filter_map(|entry| match entry {
+        Entry::Bind { source, .. } => Some(source),
+        _ => None,
+    });
+    for source in sources {
+        if let Some(why) = guard.objection(source) {
+            return Err(invalid(
+                format!("the profile cannot show {}: {why}", source.display()),
+                "list what is needed below it, or move what it holds",
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn same_directory(path: &Path, found: &std::fs::Metadata) -> bool {

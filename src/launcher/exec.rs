@@ -27,6 +27,7 @@ use crate::sandbox::layout::Access;
 use crate::sandbox::plan::{Handed, InnerRule, Limit, Plan, ProcMount, Streams};
 use crate::sandbox::root::{self, Place, PlaceKind, Root};
 use crate::sandbox::step::{self, Said, Step, Told};
+use crate::sys::clock;
 use crate::sys::exec::StringVector;
 use crate::sys::mount::{self, MountAttributes};
 use crate::sys::process::{self, CloneArgs, Cloned, WaitStatus};
@@ -252,14 +253,15 @@ impl Exec {
             namespaces: plan.namespaces,
             cgroup: cgroup.as_ref().map(Cgroup::directory),
         };
-        let cloned = process::clone3(&args).map_err(|e| clone_refusal(&e, setting.mode))?;
-        let (pid, pidfd) = match cloned {
-            Cloned::Child => child::run(&mut plan),
-            Cloned::Parent { pid, pidfd } => (pid, pidfd),
+        let cloned = match process::clone3(&args) {
+            Ok(Cloned::Child) => child::run(&mut plan),
+            Ok(Cloned::Parent { pid, pidfd }) => Ok((pid, pidfd)),
+            Err(e) => Err(clone_refusal(&e, setting.mode)),
         };
         if dumpable {
             set_dumpable(false)?;
         }
+        let (pid, pidfd) = cloned?;
         let ports = (network == NetworkMode::Host).then(|| TcpPorts {
             connect: profile.network.connect_ports.clone(),
             bind: profile.network.bind_ports.clone(),
@@ -296,8 +298,14 @@ impl Exec {
             refusal: None,
             pending_maps: Some(Pending { identity, places, workspace, ports }),
         };
-        if plan.proc_mount == ProcMount::Inside {
-            exec.follow(setting)?;
+        if plan.proc_mount == ProcMount::Inside
+            && let Err(refusal) = exec.follow(setting)
+        {
+            // Killed by it. What goes back now, its cgroup and its uid, must be nobody's any more.
+            return match process::wait_for(exec.pid) {
+                Ok(_) | Err(Errno::CHILD) => Err(refusal),
+                Err(e) => Err(refuse(format!("{refusal}; its init was not reaped: {e}"), "")),
+            };
         }
         Ok(exec)
     }
@@ -365,6 +373,15 @@ impl Exec {
 
     fn go(&mut self) -> Result<(), Refusal> {
         let Some((specs, deadline)) = self.start.take() else { return Ok(()) };
+        // Its source may have taken longer than the lease lasts.
+        let now = clock::boottime();
+        if specs.iter().any(|spec| spec.expires <= now) {
+            return Err(Refusal {
+                kind: RefusalKind::DeliveryUnavailable,
+                message: "a lease expired before its command could be started".to_owned(),
+                hint: "ask for a longer ttl: the source's own time counts".to_owned(),
+            });
+        }
         let failed = |e: &dyn std::error::Error| Refusal {
             kind: RefusalKind::DeliveryUnavailable,
             message: compile::chain(e),

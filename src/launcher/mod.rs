@@ -6,6 +6,7 @@
 //! - [`serve`]: the launcher's loop
 //! - [`exec`]: one exec in the launcher, from plan to scrub
 //! - [`compile`]: the plan of one exec, from the profile that the launcher itself reads
+//! - [`guard`]: what of sublet's own no exec may see
 //! - [`posture`]: what is enforced, by what
 //! - [`explain`]: the plan in words
 //! - [`source`]: `file` and `command` sources, opened and run here
@@ -15,6 +16,7 @@ pub mod client;
 pub mod compile;
 pub mod exec;
 pub mod explain;
+pub mod guard;
 pub mod posture;
 pub mod serve;
 pub mod source;

@@ -70,6 +70,8 @@ impl Token {
 pub fn run(broker: OwnedFd, places: &Places) -> i32 {
     match Launcher::settle(broker, places).and_then(|mut launcher| launcher.serve()) {
         Ok(()) => 0,
+        // The broker reads the same configuration and says what is wrong with it; or it has ended.
+        Err(LauncherError::Host(_) | LauncherError::Wire(WireError::Gone)) => 125,
         Err(e) => {
             eprintln!("sublet: launcher: {}", compile::chain(&e));
             125
@@ -91,6 +93,15 @@ enum LauncherError {
     Epoll(#[from] Errno),
 }
 
+/// Maps are written to /proc by number: in the /proc of another pid namespace that is another process.
+fn refuse_foreign_proc() -> io::Result<()> {
+    let number = std::fs::read_link("/proc/self")?;
+    if number.as_os_str() == std::process::id().to_string().as_str() {
+        return Ok(());
+    }
+    Err(io::Error::other(format!("/proc/self is {}, not {}", number.display(), std::process::id())))
+}
+
 struct Launcher {
     broker: OwnedFd,
     epoll: OwnedFd,
@@ -108,6 +119,9 @@ impl Launcher {
         let failed = |doing| move |source| LauncherError::Settle { doing, source };
         let errno = |doing| move |e: Errno| LauncherError::Settle { doing, source: e.into() };
         process::block_all_signals().map_err(errno("block signals"))?;
+        refuse_foreign_proc().map_err(failed(
+            "find ourselves in /proc: it must be the one of our pid namespace, mount it anew",
+        ))?;
         let host = Host::load(places)?;
         // Everything that the environment decides is decided: it may hold anything.
         process::wipe_argv_and_environ().map_err(failed("wipe argv and environ"))?;

@@ -2,8 +2,8 @@
 //! own, and hands the broker a descriptor to read. Reads no value itself.
 //!
 //! A `command` source is the host's own program, named in root's configuration: it runs as the launcher's
-//! user, outside of any sandbox profile, but in its own pid namespace, with PATH, LANG and HOME alone for an environment, no
-//! input, no terminal, its standard error discarded, and a deadline after which its tree is killed.
+//! user, outside of any sandbox profile, but in its own pid namespace, with an empty environment, in `/`,
+//! with no input, no terminal, its standard error discarded, and a deadline after which its tree is killed.
 #![forbid(unsafe_code)]
 
 use std::fs::{File, OpenOptions};
@@ -110,6 +110,8 @@ fn run(secret: &SecretName, command: &[String], timeout: Duration) -> io::Result
             let step = || -> Result<(), Errno> {
                 process::die_with_parent()?;
                 rustix::process::setsid()?;
+                // The caller's directory may be a hostile workspace, with configuration for this program.
+                rustix::process::chdir(c"/")?;
                 process::duplicate_to(null.as_raw_fd(), 0)?;
                 process::duplicate_to(null.as_raw_fd(), 2)?;
                 process::duplicate_to(writer.as_fd().as_raw_fd(), 1)?;

@@ -44,8 +44,13 @@ const LAST_WAIT: Duration = Duration::from_secs(5);
 pub struct Signals(OwnedFd);
 
 pub fn take_signals() -> Result<Signals, RunError> {
-    let mut signals = FORWARDED.to_vec();
-    signals.push(libc::SIGWINCH);
+    let mut signals = vec![libc::SIGWINCH];
+    for signal in FORWARDED {
+        // A blocked signal reaches its descriptor even where nohup(1) has it ignored.
+        if !process::is_ignored(signal).map_err(RunError::Settle)? {
+            signals.push(signal);
+        }
+    }
     Ok(Signals(process::signalfd(&signals).map_err(RunError::Settle)?))
 }
 

@@ -27,7 +27,7 @@ pub enum RunError {
     Environment(#[from] EnvironmentError),
     #[error("the value given for `{name}` is the managed secret `{secret}`")]
     ManagedValue { name: VariableName, secret: SecretName },
-    #[error("{0}")]
+    #[error(transparent)]
     Denied(#[from] Denial),
     #[error("{0}")]
     WouldWiden(String),
@@ -37,7 +37,7 @@ pub enum RunError {
     Trail(#[source] StoreError),
     #[error("the trail was cut: its database ends at event {found}, and event {kept} was recorded")]
     TrailCut { found: u64, kept: u64 },
-    #[error("{0}")]
+    #[error(transparent)]
     Refused(#[from] Refusal),
     #[error("could not speak with the launcher")]
     Wire(#[source] WireError),

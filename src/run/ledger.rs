@@ -20,6 +20,7 @@ use crate::model::name::{Channel, SecretName};
 use crate::model::run::Run;
 use crate::model::verdict::{Denial, DenyReason};
 use crate::policy::{self, Grant, Policy, Request};
+use crate::sandbox::cgroup;
 use crate::store::{Durability, SealedSecret, Store, StoreError, Tx, UseRefused};
 
 /// The store, open for this exec.
@@ -326,6 +327,8 @@ fn begin(tx: &mut Tx<'_>, scene: &Scene) -> Result<Option<Run>, StoreError> {
     let orphans = tx.adopt_orphans()?;
     let mut runs: BTreeMap<_, Option<Run>> = BTreeMap::new();
     for exec in &orphans.execs {
+        // Both of its keepers were killed; the directory outlived its last process.
+        cgroup::remove_left(&exec.exec_id);
         tx.finish_exec(&exec.exec_id, ExecState::Interrupted, None)?;
         let run = run_of(tx, &mut runs, &exec.run_id)?;
         let mut draft = Draft::new(EventType::ExecExited, scene.now.wall, &scene.hostname)

@@ -8,7 +8,7 @@
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
@@ -120,8 +120,9 @@ fn become_init(plan: &mut Plan) -> Result<i32, Failure> {
         None => return Err(Errno::PIPE).at(Step::AwaitMaps),
     }
 
-    // Rootless, it had to be dumpable until the maps were written.
+    // Rootless, the launcher was dumpable for the maps' sake. Nobody of this user looks into init.
     errno(memory::set_dumpable(false)).at(Step::BecomeUser)?;
+
     // Keeps the namespace's capabilities (NO_SETUID_FIXUP): the mounts below need them.
     let identity = plan.identity;
     ids::become_user(identity.inside_uid, identity.inside_gid, identity.drop_groups)
@@ -216,7 +217,7 @@ fn take_places(plan: &Plan) -> Result<Option<OwnedFd>, Failure> {
         attach(tree, at).at(Step::AttachWorkspace)?;
     }
     for (index, attachment) in plan.attachments_in_workspace.iter().enumerate() {
-        attach(attachment.tree.as_fd(), &attachment.at)
+        attach_without_links(attachment.tree.as_fd(), &attachment.at)
             .at_nth(Step::Attach, plan.attachments.len() + index)?;
     }
     if !ruleset {
@@ -234,6 +235,15 @@ fn take_places(plan: &Plan) -> Result<Option<OwnedFd>, Failure> {
 
 fn attach(tree: BorrowedFd<'_>, at: &CStr) -> Result<(), Errno> {
     rustix::mount::move_mount(tree, c"", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+}
+
+/// In the workspace, where an earlier exec may have put links that lead a mount elsewhere.
+fn attach_without_links(tree: BorrowedFd<'_>, at: &CStr) -> Result<(), Errno> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let place = rustix::fs::openat2(CWD, at, flags, Mode::empty(), resolve)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    rustix::mount::move_mount(tree, c"", place, c"", flags)
 }
 
 fn make_proc() -> Result<OwnedFd, Errno> {

@@ -112,8 +112,10 @@ pub fn take_uid(pool: UidPool) -> Result<(u32, OwnedFd), IdentityError> {
     // Anywhere, so that a uid is not soon had again: what an earlier exec left somewhere is not ours.
     let start = getrandom::u32().map_err(|e| failed(io::Error::other(e)))? % count;
     for slot in (start..count).chain(0..start) {
-        if lock_byte(&file, slot.into()).map_err(failed)? {
-            return Ok((pool.first + slot, file.into()));
+        let uid = pool.first + slot;
+        // The uid's own byte: pools of different configurations may overlap.
+        if lock_byte(&file, uid.into()).map_err(failed)? {
+            return Ok((uid, file.into()));
         }
     }
     Err(IdentityError::PoolExhausted { count })
@@ -251,5 +253,17 @@ mod tests {
         assert!(matches!(take_uid(pool), Err(IdentityError::PoolExhausted { count: 2 })));
         drop(lock_b);
         assert_eq!(take_uid(pool).unwrap().0, b);
+    }
+
+    #[test]
+    fn pools_that_overlap_share_no_uid() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let (a, _lock) = take_uid("1900000100:1".parse().unwrap()).unwrap();
+        let (b, _lock) = take_uid("1900000099:2".parse().unwrap()).unwrap();
+        assert_eq!((a, b), (1_900_000_100, 1_900_000_099));
+        let (c, _lock) = take_uid("1900000100:2".parse().unwrap()).unwrap();
+        assert_eq!(c, 1_900_000_101);
     }
 }

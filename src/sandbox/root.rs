@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, Uid};
+use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags};
 
@@ -272,6 +272,14 @@ impl Builder<'_> {
             Err(e) => return Err(RootError::Open { path: source.to_owned(), source: e.into() }),
         };
         let failed = |e: Errno| RootError::Open { path: source.to_owned(), source: e.into() };
+        // An earlier exec may have put links there, so that this one would show another place of the host.
+        let in_workspace = at
+            .parent()
+            .and_then(|p| self.layout.covering(p))
+            .is_some_and(|(_, entry)| matches!(entry, Entry::Workspace { .. }));
+        if found == FileType::Symlink && in_workspace {
+            return Err(failed(Errno::LOOP));
+        }
         if found == FileType::Symlink {
             // As on the host: /bin is a link to usr/bin, /etc/localtime one into /usr/share.
             if make {
@@ -288,7 +296,8 @@ impl Builder<'_> {
         } else if make {
             self.file(at, b"")?;
         }
-        let tree = open_tree(source).map_err(failed)?;
+        let tree = if in_workspace { open_tree_without_links(source) } else { open_tree(source) };
+        let tree = tree.map_err(failed)?;
         let (set, kind) = match (access, is_directory) {
             (Access::ReadOnly, true) => (mount::RDONLY, PlaceKind::ReadOnlyTree),
             (Access::ReadOnly, false) => (mount::RDONLY, PlaceKind::ReadOnlyFile),
@@ -347,6 +356,13 @@ pub fn open_tree(path: &Path) -> Result<OwnedFd, Errno> {
         | OpenTreeFlags::AT_RECURSIVE
         | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
     rustix::mount::open_tree(CWD, path, flags)
+}
+
+/// The same, where no part of the path may be a symbolic link.
+fn open_tree_without_links(path: &Path) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    clone_tree(rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve)?.as_fd())
 }
 
 /// The same of an open directory, which no rename or symlink can swap any more.

@@ -321,6 +321,20 @@ pub fn signalfd(signals: &[i32]) -> io::Result<OwnedFd> {
     }
 }
 
+/// Whether this process was started with `signal` ignored, as nohup(1) does. sigaction(2).
+pub fn is_ignored(signal: i32) -> io::Result<bool> {
+    // SAFETY: an all-zero sigaction is a valid value of this plain C struct; with a null new action the
+    // call only writes the present one to it.
+    let present = unsafe {
+        let mut present: libc::sigaction = std::mem::zeroed();
+        if libc::sigaction(signal, std::ptr::null(), &raw mut present) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        present
+    };
+    Ok(present.sa_sigaction == libc::SIG_IGN)
+}
+
 /// The next signal of a signalfd, if one is pending.
 pub fn read_signal(signalfd: impl AsFd) -> io::Result<Option<i32>> {
     // SAFETY: an all-zero signalfd_siginfo is a valid value of this plain C struct.
