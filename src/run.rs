@@ -58,7 +58,7 @@ pub fn run(asked: Asked) -> Result<Outcome, RunError> {
     watch.lap(|t| &mut t.record);
 
     let prepared = deliver::prepared(&launcher).map_err(|e| ledger.abandon(&scene, &leased, e))?;
-    let values = deliver::resolve(&scene, &ledger, &launcher, &leased)
+    let values = deliver::resolve(&scene, &ledger, &launcher, &signals, &leased)
         .map_err(|e| ledger.abandon(&scene, &leased, e))?;
     watch.lap(|t| &mut t.resolve);
 

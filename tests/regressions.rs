@@ -465,3 +465,52 @@ fn a_refusal_says_what_failed_once() {
     check(&output, 127, "");
     assert_eq!(stderr(&output).matches("not found").count(), 1, "{}", stderr(&output));
 }
+
+#[test]
+fn ctrl_c_is_heard_while_a_source_is_slow() {
+    let Some(bench) = Bench::new() else { return };
+    bench.mint("sleep 8; echo '{\"value\":\"hunter2-hunter2\"}'");
+    let mut command = bench.run(&["--lease=minted.read@a.internal"], "touch ran");
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    signal(&child, rustix::process::Signal::INT);
+    assert!(ends_soon(&mut child));
+    check(&child.wait_with_output().unwrap(), 130, "");
+    assert!(!bench.path("ws/ran").exists());
+}
+
+#[test]
+fn a_get_that_was_refused_is_in_the_trail_and_a_flood_of_them_is_not() {
+    let Some(bench) = Bench::new() else { return };
+    bench.store_value();
+    let get =
+        "printf 'protocol=https\\nhost=%s\\n\\n' $host | /run/sublet/bin/sublet git-credential get";
+    let script = format!("for host in a.internal a.internal b c d e f g h i; do {get}; done; true");
+    let output = bench.run(&["--lease=vault.git@a.internal"], &script).output().unwrap();
+    check(&output, 0, "password=***");
+    let trail = bench.sublet().args(["--json", "audit", "list"]).output().unwrap();
+    let denied: Vec<serde_json::Value> = stdout(&trail)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .filter(|event: &serde_json::Value| event["type"] == "lease.denied")
+        .collect();
+    assert_eq!(denied.len(), 5, "{denied:?}");
+    assert_eq!(denied[0]["reason"], "uses_exhausted");
+    assert_eq!(denied[1]["reason"], "audience_not_permitted");
+}
+
+#[test]
+fn a_host_that_forbids_user_namespaces_is_told_as_such() {
+    let Some(bench) = Bench::new() else { return };
+    // In a user namespace of its own, whose limit on further ones is none.
+    let limit = "echo 0 >/proc/sys/user/max_user_namespaces && exec \"$@\"";
+    let plain = bench.run(&[], "touch ran");
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", limit, "sh"]);
+    command.arg(plain.get_program()).args(plain.get_args()).env("HOME", "/nonexistent");
+    let output = command.output().unwrap();
+    check(&output, 125, "");
+    let said = stderr(&output);
+    assert!(said.contains("user namespace") && said.contains("sublet doctor"), "{said}");
+    assert!(!bench.path("ws/ran").exists());
+}

@@ -56,7 +56,14 @@ impl Launcher {
         if matches!(order, Order::Prepare(_)) {
             self.live.set(self.live.get() + 1);
         }
-        wire::send(self.socket.as_fd(), order, &[])
+        match wire::send(self.socket.as_fd(), order, &[]) {
+            // Perhaps it has said why.
+            Err(WireError::Gone) => match self.receive() {
+                Err(unsettled @ WireError::Unsettled(_)) => Err(unsettled),
+                _ => Err(WireError::Gone),
+            },
+            sent => sent,
+        }
     }
 
     /// The next notice, however long it takes: an earlier one that was passed over, else a new one.
@@ -68,7 +75,10 @@ impl Launcher {
     }
 
     fn receive(&self) -> Result<(Notice, Vec<OwnedFd>), WireError> {
-        let received: (Notice, Vec<OwnedFd>) = wire::receive(self.socket.as_fd())?;
+        let received = wire::receive(self.socket.as_fd())?;
+        if let (Notice::Unsettled { refusal }, _) = received {
+            return Err(WireError::Unsettled(refusal));
+        }
         if matches!(received.0, Notice::Ended { .. } | Notice::Refused { .. }) {
             self.live.set(self.live.get().saturating_sub(1));
         }

@@ -91,7 +91,8 @@ pub fn explain(prepare: &Prepare, setting: &Setting) -> Result<Explanation, Refu
                 described.name, described.allowed, described.conditional, described.default_action
             )];
             for group in described.refused {
-                let calls: Vec<_> = group.calls.iter().map(|c| c.syscall.as_str()).collect();
+                let mut calls: Vec<_> = group.calls.iter().map(|c| c.syscall.as_str()).collect();
+                calls.dedup();
                 lines.push(format!(
                     "refused with {}: {} ({})",
                     group.action,

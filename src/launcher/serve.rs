@@ -68,10 +68,30 @@ impl Token {
 
 /// Runs as the launcher until the broker is gone. The status to exit with.
 pub fn run(broker: OwnedFd, places: &Places) -> i32 {
-    match Launcher::settle(broker, places).and_then(|mut launcher| launcher.serve()) {
+    let voice = broker.try_clone();
+    match Launcher::settle(broker, places) {
+        Ok(mut launcher) => status(launcher.serve()),
+        // The broker reads the same configuration and says what is wrong with it.
+        Err(LauncherError::Host(_)) => 125,
+        Err(e) => {
+            let refusal = Refusal {
+                kind: RefusalKind::Launch,
+                message: compile::chain(&e),
+                hint: "`sublet doctor` says what this host forbids, and how to mend it".to_owned(),
+            };
+            match voice.map(|v| wire::send(v.as_fd(), &Notice::Unsettled { refusal }, &[])) {
+                Ok(Ok(())) => 125,
+                _ => status(Err(e)),
+            }
+        }
+    }
+}
+
+fn status(served: Result<(), LauncherError>) -> i32 {
+    match served {
         Ok(()) => 0,
-        // The broker reads the same configuration and says what is wrong with it; or it has ended.
-        Err(LauncherError::Host(_) | LauncherError::Wire(WireError::Gone)) => 125,
+        // The broker has ended.
+        Err(LauncherError::Wire(WireError::Gone)) => 125,
         Err(e) => {
             eprintln!("sublet: launcher: {}", compile::chain(&e));
             125

@@ -138,6 +138,10 @@ pub enum Ending {
 /// From the launcher.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Notice {
+    /// The launcher cannot work on this host at all, and ends.
+    Unsettled {
+        refusal: Refusal,
+    },
     /// Containers stand. Descriptors: stdin, stdout, stderr of the command where it has no terminal,
     /// then one a delivery. `uid` is the exec's on the host.
     Prepared {
@@ -220,6 +224,9 @@ pub struct Explanation {
 pub enum WireError {
     #[error("the other side is gone")]
     Gone,
+    /// Only from a launcher.
+    #[error(transparent)]
+    Unsettled(Refusal),
     #[error("could not send to the other side")]
     Send(#[source] io::Error),
     #[error("could not receive from the other side")]

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::rc::Rc;
 use std::time::Duration;
@@ -37,11 +37,30 @@ use crate::sys::process::{self, WaitStatus};
 const FORWARDED: [i32; 6] =
     [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2];
 
+/// How many refused `get`s of one exec are told in the trail: it could ask without end.
+const TOLD_REFUSALS: u64 = 5;
+
 /// How long the tree of a dead launcher has to die: its init sees the lifeline end at once.
 const LAST_WAIT: Duration = Duration::from_secs(5);
 
 /// Signals of this process, read from a descriptor from now on.
 pub struct Signals(OwnedFd);
+
+impl Signals {
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    /// The next one that ends a wait. A change of the window's size does not.
+    pub fn ending(&self) -> Result<Option<i32>, RunError> {
+        loop {
+            match process::read_signal(&self.0).map_err(RunError::Relay)? {
+                Some(libc::SIGWINCH) => {}
+                other => return Ok(other),
+            }
+        }
+    }
+}
 
 pub fn take_signals() -> Result<Signals, RunError> {
     let mut signals = vec![libc::SIGWINCH];
@@ -90,6 +109,7 @@ struct Attendant<'a> {
     timed_out: bool,
     expired: BTreeSet<u32>,
     git_uses: BTreeMap<u32, u32>,
+    git_refused: u64,
     ended: Option<(Ending, Vec<(u64, bool)>)>,
     gone: bool,
 }
@@ -139,6 +159,7 @@ pub fn attend(
         timed_out: false,
         expired: BTreeSet::new(),
         git_uses: BTreeMap::new(),
+        git_refused: 0,
         ended: None,
         gone: false,
     };
@@ -268,10 +289,12 @@ impl Attendant<'_> {
             Notice::HeadKept { refusal: Some(refusal) } => {
                 eprintln!("sublet: {}\r", refusal.message);
             }
-            Notice::Prepared { .. }
+            // A source that was given up has its end told late.
+            Notice::SourceEnded { .. } => {}
+            Notice::Unsettled { .. }
+            | Notice::Prepared { .. }
             | Notice::Source { .. }
             | Notice::SourceRefused { .. }
-            | Notice::SourceEnded { .. }
             | Notice::Explained { .. } => return Err(RunError::LauncherDied),
         }
         Ok(())
@@ -371,6 +394,12 @@ impl Attendant<'_> {
                 },
             },
         };
+        self.git_refused += 1;
+        if self.git_refused <= TOLD_REFUSALS {
+            let index = asked.request.as_ref().ok().and_then(|r| self.lease_for(r));
+            let lease = index.map(|index| &self.leased[index]);
+            self.ledger.refuse_git(self.scene, lease, &why)?;
+        }
         // A helper that left without waiting for its answer has none.
         drop(asked.refuse(&why));
         Ok(())
@@ -415,7 +444,7 @@ impl Attendant<'_> {
             Err(e @ RunError::Trail(_)) => return Ok(Err(format!("{}: {e}", e.reason()))),
             Err(e) => return Err(e),
         }
-        let resolved = value::resolve(self.scene, self.ledger, self.launcher, &lease.grant)
+        let resolved = value::resolve(self.scene, self.ledger, self.launcher, None, &lease.grant)
             .and_then(value::Value::into_secret);
         let mut secret = match resolved {
             Ok(secret) => secret,

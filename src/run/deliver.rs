@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 
+use super::attend::Signals;
 use super::error::RunError;
 use super::ledger::{Leased, Ledger};
 use super::scene::{EXEC, Scene};
@@ -60,13 +61,14 @@ pub fn resolve(
     scene: &Scene,
     ledger: &Ledger,
     launcher: &Launcher,
+    signals: &Signals,
     leased: &[Leased],
 ) -> Result<Vec<Option<Value>>, RunError> {
     leased
         .iter()
         .map(|lease| match lease.record.channel {
             Channel::Git => Ok(None),
-            _ => value::resolve(scene, ledger, launcher, &lease.grant).map(Some),
+            _ => value::resolve(scene, ledger, launcher, Some(signals), &lease.grant).map(Some),
         })
         .collect()
 }

@@ -53,12 +53,15 @@ pub enum RunError {
     Relay(#[source] io::Error),
     #[error(transparent)]
     Id(#[from] InvalidId),
+    #[error("interrupted by signal {0} before the command ran")]
+    Interrupted(i32),
 }
 
 impl From<WireError> for RunError {
     fn from(error: WireError) -> Self {
         match error {
             WireError::Gone => RunError::LauncherDied,
+            WireError::Unsettled(refusal) => RunError::Refused(refusal),
             other => RunError::Wire(other),
         }
     }
@@ -109,6 +112,7 @@ impl RunError {
             },
             RunError::Wire(_) | RunError::LauncherDied => "launch",
             RunError::Relay(_) => "run",
+            RunError::Interrupted(_) => "resolve",
         }
     }
 
@@ -142,10 +146,11 @@ impl RunError {
             RunError::Wire(_) => "launcher_unreachable",
             RunError::LauncherDied => "launcher_died",
             RunError::Relay(_) => "relay_failed",
+            RunError::Interrupted(_) => "interrupted",
         }
     }
 
-    /// 126 and 127 as a shell has them, else 125.
+    /// 126, 127 and 128 with a signal as a shell has them, else 125.
     pub fn exit_status(&self) -> u8 {
         match self {
             RunError::Refused(refusal) => match refusal.kind {
@@ -153,6 +158,7 @@ impl RunError {
                 RefusalKind::NotFound => 127,
                 _ => 125,
             },
+            RunError::Interrupted(signal) => 128_u8.saturating_add(*signal as u8),
             _ => 125,
         }
     }
@@ -189,6 +195,7 @@ impl RunError {
             | RunError::Environment(_)
             | RunError::WouldWiden(_)
             | RunError::Relay(_)
+            | RunError::Interrupted(_)
             | RunError::Id(_) => String::new(),
         }
     }

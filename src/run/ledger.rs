@@ -122,6 +122,28 @@ impl Ledger {
         self.transaction(Durability::Durable, |tx| take_use(tx, scene, lease, &now))
     }
 
+    /// A `get` that was not answered, and why: by name, then in words.
+    pub fn refuse_git(
+        &mut self,
+        scene: &Scene,
+        lease: Option<&Leased>,
+        why: &str,
+    ) -> Result<(), RunError> {
+        let now = crate::host::now().map_err(RunError::Clock)?;
+        let (name, words) = why.split_once(": ").unwrap_or(("audience_not_permitted", why));
+        self.transaction(Durability::Relaxed, |tx| {
+            let draft = match lease {
+                Some(lease) => of_lease(EventType::LeaseDenied, scene, lease, &now),
+                None => {
+                    Draft::new(EventType::LeaseDenied, now.wall, &scene.hostname).of_run(&scene.run)
+                }
+            };
+            let ids: Vec<LeaseId> = lease.map(|l| l.record.lease_id.clone()).into_iter().collect();
+            let draft = draft.of_exec(&scene.exec_id, &ids).because(name).outcome("denied");
+            tx.append(draft.with("message", words)).map(drop)
+        })
+    }
+
     /// The exec is over: its end, what was scrubbed, how each lease ended.
     pub fn close(
         &mut self,

@@ -5,9 +5,11 @@ use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 
+use rustix::event::{PollFd, PollFlags, poll};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::attend::Signals;
 use super::error::RunError;
 use super::ledger::Ledger;
 use super::scene::Scene;
@@ -83,11 +85,13 @@ pub fn unavailable_vault(error: VaultError) -> RunError {
     })
 }
 
-/// Resolves the value of one grant from its source.
+/// Resolves the value of one grant from its source. Where there are `signals`, one of them ends the wait
+/// for a slow source.
 pub fn resolve(
     scene: &Scene,
     ledger: &Ledger,
     launcher: &Launcher,
+    signals: Option<&Signals>,
     grant: &Grant,
 ) -> Result<Value, RunError> {
     let name = grant.secret();
@@ -103,16 +107,20 @@ pub fn resolve(
             let len = vault::plaintext_len(name, &secret.sealed).map_err(unavailable_vault)?;
             Ok(Value::Sealed { key, secret, len })
         }
-        SecretSource::File { .. } => read(launcher, name).map(Value::Plain),
+        SecretSource::File { .. } => read(launcher, signals, name).map(Value::Plain),
         SecretSource::Command { .. } => {
-            let printed = read(launcher, name)?;
+            let printed = read(launcher, signals, name)?;
             parse(name, printed).map(Value::Plain)
         }
     }
 }
 
 /// Asks the launcher for the source, and reads it into locked memory.
-fn read(launcher: &Launcher, name: &SecretName) -> Result<Secret, RunError> {
+fn read(
+    launcher: &Launcher,
+    signals: Option<&Signals>,
+    name: &SecretName,
+) -> Result<Secret, RunError> {
     launcher.order(&Order::OpenSource { secret: name.clone() })?;
     let (notice, mut fds) = launcher
         .notice_of(|n| matches!(n, Notice::Source { .. } | Notice::SourceRefused { .. }))?;
@@ -122,7 +130,10 @@ fn read(launcher: &Launcher, name: &SecretName) -> Result<Secret, RunError> {
         _ => return Err(RunError::LauncherDied),
     };
     let Some(fd) = fds.pop() else { return Err(RunError::LauncherDied) };
-    let read = Secret::read_from(File::from(fd));
+    let read = Secret::read_from(Attentive { file: File::from(fd), signals });
+    if let Some(signal) = signals.map(Signals::ending).transpose()?.flatten() {
+        return Err(RunError::Interrupted(signal));
+    }
     if helper {
         // Its output counts only if it ended well.
         let (notice, _) = launcher.notice_of(|n| matches!(n, Notice::SourceEnded { .. }))?;
@@ -138,6 +149,28 @@ fn read(launcher: &Launcher, name: &SecretName) -> Result<Secret, RunError> {
         ),
         _ => unavailable(name, e.to_string(), "check the source"),
     })
+}
+
+/// A source, read with an ear for signals: one ends the reading.
+struct Attentive<'a> {
+    file: File,
+    signals: Option<&'a Signals>,
+}
+
+impl io::Read for Attentive<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if let Some(signals) = self.signals {
+            let mut fds = [
+                PollFd::new(&self.file, PollFlags::IN),
+                PollFd::from_borrowed_fd(signals.fd(), PollFlags::IN),
+            ];
+            poll(&mut fds, None)?;
+            if !fds[1].revents().is_empty() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
+        self.file.read(buffer)
+    }
 }
 
 /// What a `command` source prints.
