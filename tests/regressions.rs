@@ -247,7 +247,7 @@ fn the_command_of_a_source_does_not_start_in_the_callers_directory() {
     );
     let lease = "--lease=minted.read@a.internal";
     check(&bench.run(&[lease], "true").output().unwrap(), 0, "");
-    assert_eq!(std::fs::read_to_string(bench.path("where")).unwrap(), "/\n0022\n");
+    assert_eq!(std::fs::read_to_string(bench.path("where")).unwrap(), "/\n0077\n");
 }
 
 #[test]

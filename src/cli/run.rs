@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use clap::builder::{StringValueParser, TypedValueParser};
 
-use super::fail::{Answer, Failure};
+use super::fail::{Answer, Failure, NOT_RUN};
 use super::principal::invoking_user;
 use super::{Globals, explained, load};
 use crate::host::ProfileRef;
@@ -308,8 +308,19 @@ impl From<&RunError> for Failure {
             RunError::Host(host) => Failure::from(host),
             RunError::Denied(denial) => Failure::from(denial.clone()),
             other => {
-                let failure = Failure::new(other.stage(), other.reason(), other.to_string())
-                    .because_of_source(other);
+                let message = match other {
+                    // A name that people look up, even where no lease was asked for.
+                    RunError::Refused(_) if other.exit_status() == NOT_RUN => {
+                        format!("{}: {other}", other.reason())
+                    }
+                    _ => other.to_string(),
+                };
+                let mut failure = Failure::new(other.stage(), other.reason(), message);
+                if let Some(source) = other.source()
+                    && !failure.message.ends_with(&source.to_string())
+                {
+                    failure = failure.because(source);
+                }
                 match other {
                     // The store's own words say what to do.
                     RunError::Trail(store) if !Failure::from(store).hint.is_empty() => failure,

@@ -260,8 +260,8 @@ fn view(
                         "filesystem.root names an unpacked root file system",
                     )
                 })?;
-            // What sublet builds itself.
-            let own = ["proc", "dev", "sys", "run", "tmp", "etc"];
+            // What sublet builds itself. `/etc` is the image's: users and hosts are as it says.
+            let own = ["proc", "dev", "sys", "run", "tmp"];
             let kept = names.into_iter().filter(|n| !own.iter().any(|o| n == Path::new(o)));
             Some((root, kept.collect()))
         }

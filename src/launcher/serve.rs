@@ -118,7 +118,9 @@ impl Launcher {
     fn settle(broker: OwnedFd, places: &Places) -> Result<Self, LauncherError> {
         let failed = |doing| move |source| LauncherError::Settle { doing, source };
         let errno = |doing| move |e: Errno| LauncherError::Settle { doing, source: e.into() };
+        // Blocked for the launcher; the command unblocks them, and finds default actions.
         process::block_all_signals().map_err(errno("block signals"))?;
+        process::reset_signals();
         refuse_foreign_proc().map_err(failed(
             "find ourselves in /proc: it must be the one of our pid namespace, mount it anew",
         ))?;

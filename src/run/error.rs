@@ -73,6 +73,21 @@ impl RunError {
         RunError::Relay(e.into())
     }
 
+    /// As the denial of what was asked, where that is what it comes to: a source, a delivery or a
+    /// protection that is not to be had.
+    pub(crate) fn denying(self, asked: impl Iterator<Item = String>) -> Self {
+        let asked: Vec<String> = asked.collect();
+        let Some(reason) = DenyReason::ALL.into_iter().find(|r| r.as_str() == self.reason()) else {
+            return self;
+        };
+        if asked.is_empty() || matches!(self, RunError::Denied(_)) {
+            return self;
+        }
+        let hint = self.hint();
+        let message = crate::launcher::compile::chain(&self);
+        RunError::Denied(Denial { asked: asked.join(" "), reason, message, hint })
+    }
+
     /// The part of the story that stopped.
     pub fn stage(&self) -> &'static str {
         match self {

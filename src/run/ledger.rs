@@ -205,14 +205,11 @@ impl Ledger {
                 end_own_run(tx, scene, &now)
             })
         });
-        match closed {
-            Ok(()) => error,
-            // The next start finds the lease open without its owner and closes it as interrupted.
-            Err(e) => {
-                eprintln!("sublet: could not record the end of {}: {e}", scene.exec_id);
-                error
-            }
+        // The next start finds what is still open without its owner, and closes it as interrupted.
+        if let Err(e) = closed {
+            eprintln!("sublet: could not record the end of {}: {e}", scene.exec_id);
         }
+        error.denying(leased.iter().map(|l| l.grant.request().asked()))
     }
 
     /// Gives the launcher the trail's head to keep outside of the database.

@@ -8,8 +8,6 @@ use rustix::io::Errno;
 
 /// `CLONE_INTO_CGROUP` of Linux 5.7: the libc crate has it as 0, by overflow of its type.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
-/// `CLONE_CLEAR_SIGHAND` of Linux 5.5: likewise.
-const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 
 /// What clone3 is asked for.
 #[derive(Debug, Default)]
@@ -29,14 +27,14 @@ pub enum Cloned {
 
 /// A fork with namespaces, a pidfd and a cgroup: clone3(2), Linux 5.7.
 ///
-/// The child has a copy of the caller's memory, and every signal's default action. Only a single-threaded process may call this: another
+/// The child has a copy of the caller's memory. Only a single-threaded process may call this: another
 /// thread could hold the allocator's lock in the moment of the copy.
 pub fn clone3(args: &CloneArgs<'_>) -> io::Result<Cloned> {
     debug_assert_eq!(threads(), 1);
     let mut pidfd: i32 = -1;
     // SAFETY: an all-zero clone_args is a valid value of this plain C struct (clone(2)).
     let mut raw: libc::clone_args = unsafe { std::mem::zeroed() };
-    raw.flags = args.namespaces | CLONE_CLEAR_SIGHAND | libc::CLONE_PIDFD as u64;
+    raw.flags = args.namespaces | libc::CLONE_PIDFD as u64;
     raw.pidfd = &raw mut pidfd as u64;
     raw.exit_signal = libc::SIGCHLD as u64;
     if let Some(cgroup) = args.cgroup {
@@ -290,6 +288,16 @@ pub fn block_all_signals() -> Result<(), Errno> {
         libc::sigprocmask(libc::SIG_SETMASK, &raw const all, std::ptr::null_mut())
     };
     if done < 0 { Err(last_errno()) } else { Ok(()) }
+}
+
+/// Gives every signal its default action, for this process and what it starts: std ignores SIGPIPE, and
+/// the caller may have ignored others.
+pub fn reset_signals() {
+    for signal in 1..=64 {
+        // SAFETY: SIG_DFL runs no code of ours. SIGKILL, SIGSTOP and the two that libc keeps for itself
+        // (32, 33) are refused with EINVAL, which is right.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
 }
 
 /// Unblocks every signal: what a command expects to start with. Child-side.
