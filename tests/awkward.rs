@@ -52,7 +52,7 @@ fn the_temporary_directory_itself_as_workspace() {
     let base = world.path("");
     let base = base.to_str().unwrap().trim_end_matches('/');
     let script = format!(
-        "mkdir -p /mnt/world && mount --bind {0} /mnt/world && mount -t tmpfs -o mode=1777 none /tmp && cd /tmp && {1}",
+        "mkdir -p /mnt/world && mount --bind {0} /mnt/world && mount -t tmpfs -o mode=1777 none /tmp && cd /tmp && HOME=/mnt/world/home {1}",
         quoted(base),
         line.replace(base, "/mnt/world"),
     );
