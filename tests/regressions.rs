@@ -514,3 +514,15 @@ fn a_host_that_forbids_user_namespaces_is_told_as_such() {
     assert!(said.contains("user namespace") && said.contains("sublet doctor"), "{said}");
     assert!(!bench.path("ws/ran").exists());
 }
+
+#[test]
+fn a_managed_value_as_an_argument_is_refused_before_the_trail_has_it() {
+    let Some(bench) = Bench::new() else { return };
+    bench.store_value();
+    let mut command = bench.run(&[], "touch ran");
+    let output = command.arg(VALUE).output().unwrap();
+    check(&output, 125, "");
+    assert!(stderr(&output).contains("managed secret `stored`"), "{}", stderr(&output));
+    assert!(!stderr(&output).contains(VALUE) && !bench.path("ws/ran").exists());
+    check(&bench.run(&[], "touch ran").arg("another").output().unwrap(), 0, "");
+}

@@ -332,10 +332,9 @@ impl Launcher {
         let prepared = |ends: super::exec::BrokerEnds| {
             let fds: Vec<_> = ends.fds.iter().map(AsFd::as_fd).collect();
             // If the broker is gone its socket says so in the next turn.
-            if let Err(e) =
-                wire::send(broker, &Notice::Prepared { exec: number, uid: ends.uid }, &fds)
-            {
-                eprintln!("sublet: launcher: {}", compile::chain(&e));
+            match wire::send(broker, &Notice::Prepared { exec: number, uid: ends.uid }, &fds) {
+                Ok(()) | Err(WireError::Gone) => {}
+                Err(e) => eprintln!("sublet: launcher: {}", compile::chain(&e)),
             }
         };
         match Exec::prepare(prepare, &self.setting, prepared) {

@@ -8,7 +8,7 @@ use crate::host::HostError;
 use crate::launcher::client::ForkError;
 use crate::launcher::wire::{Refusal, RefusalKind, WireError};
 use crate::model::id::InvalidId;
-use crate::model::name::{SecretName, VariableName};
+use crate::model::name::SecretName;
 use crate::model::verdict::{Denial, DenyReason};
 use crate::policy::environment::EnvironmentError;
 use crate::store::StoreError;
@@ -25,8 +25,8 @@ pub enum RunError {
     Clock(#[source] io::Error),
     #[error(transparent)]
     Environment(#[from] EnvironmentError),
-    #[error("the value given for `{name}` is the managed secret `{secret}`")]
-    ManagedValue { name: VariableName, secret: SecretName },
+    #[error("{what} is the managed secret `{secret}`")]
+    ManagedValue { what: String, secret: SecretName },
     #[error(transparent)]
     Denied(#[from] Denial),
     #[error("{0}")]

@@ -180,11 +180,9 @@ impl Scene {
         }
     }
 
-    /// A managed value must not come in by the back door. Compared by keyed digest.
+    /// A managed value must not come in by the back door, as a variable or as an argument (which the
+    /// trail would keep). Compared by keyed digest, so whole.
     pub fn refuse_managed_values(&self, ledger: &Ledger) -> Result<(), RunError> {
-        if self.given.is_empty() {
-            return Ok(());
-        }
         let managed = ledger.digests()?;
         if managed.is_empty() {
             return Ok(());
@@ -192,9 +190,12 @@ impl Scene {
         let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
         let key = VaultKey::load(&self.host.state_dir, credentials.as_deref())
             .map_err(super::value::unavailable_vault)?;
-        for (name, value) in &self.given {
+        let variables =
+            self.given.iter().map(|(name, value)| (format!("the value given for `{name}`"), value));
+        let arguments = self.command.iter().zip(0..).map(|(a, n)| (format!("argument {n}"), a));
+        for (what, value) in variables.chain(arguments) {
             if let Some(secret) = digest::matching(&key.digest(value.as_bytes()), &managed) {
-                return Err(RunError::ManagedValue { name: name.clone(), secret: secret.clone() });
+                return Err(RunError::ManagedValue { what, secret: secret.clone() });
             }
         }
         Ok(())

@@ -74,13 +74,18 @@ impl Cgroups {
         };
         let failed =
             |e: rustix::io::Errno| CgroupError::Make { path: path.clone(), source: e.into() };
-        if mode == identity::Mode::Privileged {
-            match rustix::fs::mkdir(&path, Mode::from(0o755)) {
-                Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-                Err(e) => return Err(failed(e)),
+        let open = || rustix::fs::open(&path, DIRECTORY, Mode::empty());
+        let parent = match open() {
+            // The first exec on this host.
+            Err(rustix::io::Errno::NOENT) if mode == identity::Mode::Privileged => {
+                match rustix::fs::mkdir(&path, Mode::from(0o755)) {
+                    Ok(()) | Err(rustix::io::Errno::EXIST) => open(),
+                    Err(e) => Err(e),
+                }
             }
+            opened => opened,
         }
-        let parent = rustix::fs::open(&path, DIRECTORY, Mode::empty()).map_err(failed)?;
+        .map_err(failed)?;
         if mode == identity::Mode::Privileged {
             enable_controllers(&hierarchy, parent.as_fd());
         }
