@@ -43,12 +43,18 @@ impl Launcher {
                 drop(ours);
                 process::exit_now(serve::run(theirs, places))
             }
-            Forked::Parent { pid } => Ok(Self {
-                socket: ours,
-                pid,
-                live: Cell::default(),
-                passed_over: RefCell::default(),
-            }),
+            Forked::Parent { pid } => {
+                // Only speed hangs on it, and a cpuset may forbid it.
+                match process::start_elsewhere(pid) {
+                    Ok(()) | Err(_) => {}
+                }
+                Ok(Self {
+                    socket: ours,
+                    pid,
+                    live: Cell::default(),
+                    passed_over: RefCell::default(),
+                })
+            }
         }
     }
 

@@ -152,6 +152,22 @@ pub fn fork() -> io::Result<Forked> {
     }
 }
 
+/// Lets a child that was just forked begin on another CPU, if there is one: a fork is queued behind its
+/// parent, and on a small machine waits there for as long as the parent runs. Its own set of CPUs is as
+/// before afterwards. sched_setaffinity(2).
+pub fn start_elsewhere(child: i32) -> Result<(), Errno> {
+    use rustix::thread::{sched_getaffinity, sched_getcpu, sched_setaffinity};
+    let all = sched_getaffinity(None)?;
+    let mut others = all;
+    others.unset(sched_getcpu());
+    let child = rustix::process::Pid::from_raw(child);
+    if others.count() == 0 || child.is_none() {
+        return Ok(());
+    }
+    sched_setaffinity(child, &others)?;
+    sched_setaffinity(child, &all)
+}
+
 /// SIGKILL for this process when the thread that made it ends. Child-side; cleared by changes of
 /// credentials, so it comes after them.
 pub fn die_with_parent() -> Result<(), Errno> {
