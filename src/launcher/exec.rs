@@ -2,6 +2,17 @@
 //! cgroup, uid, lifeline, the process itself.
 #![forbid(unsafe_code)]
 
+mod make;
+mod parts;
+mod words;
+
+pub use make::ownership;
+pub use parts::{limit_name, limits, namespace_names, proc_is_masked};
+
+use make::{make_deliveries, make_streams, workspace_tree};
+use parts::{inner_rules, keep_only_planned, namespaces};
+use words::{clone_refusal, end_text};
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -12,11 +23,9 @@ use rustix::io::Errno;
 
 use super::compile::{self, Compiled, Workspace};
 use super::posture::{self, Facts, Ownership};
-use super::wire::{DeliverySpec, Ending, ExecNumber, FilledSpec, Prepare, Refusal, RefusalKind};
+use super::wire::{Ending, ExecNumber, FilledSpec, Prepare, Refusal, RefusalKind};
 use crate::delivery::container::{Empty, Filled, Owner, SecretsMount};
-use crate::delivery::git;
 use crate::host::Host;
-use crate::model::name::Channel;
 use crate::model::report::Posture;
 use crate::profile::{NetworkMode, Profile};
 use crate::sandbox::cgroup::{Cgroup, Cgroups, Held};
@@ -24,13 +33,12 @@ use crate::sandbox::child;
 use crate::sandbox::identity::{self, Identity, Mode};
 use crate::sandbox::landlock::{self, Feature, TcpPorts};
 use crate::sandbox::layout::Access;
-use crate::sandbox::plan::{Handed, InnerRule, Limit, Plan, ProcMount, Streams};
+use crate::sandbox::plan::{Handed, Plan, ProcMount};
 use crate::sandbox::root::{self, Place, PlaceKind, Root};
-use crate::sandbox::step::{self, Said, Step, Told};
+use crate::sandbox::step::{self, Said, Told};
 use crate::sys::clock;
 use crate::sys::exec::StringVector;
-use crate::sys::mount::{self, MountAttributes};
-use crate::sys::process::{self, CloneArgs, Cloned, WaitStatus};
+use crate::sys::process::{self, CloneArgs, Cloned};
 use crate::sys::socket;
 
 /// Between SIGTERM at the deadline and SIGKILL.
@@ -590,75 +598,6 @@ impl Exec {
             )),
         }
     }
-
-    /// Words for a failed step.
-    fn explain(&self, step: Step, errno: Errno, which: u32) -> Refusal {
-        let command = &self.names.command;
-        if step == Step::Exec {
-            return match errno {
-                Errno::NOENT | Errno::NOTDIR if command.contains('/') => Refusal {
-                    kind: RefusalKind::NotFound,
-                    message: format!("{command}: not found inside the sandbox"),
-                    hint: "the profile shows only the workspace and the paths of [filesystem]; if it is a \
-                           script, its interpreter must be there too"
-                        .to_owned(),
-                },
-                Errno::NOENT | Errno::NOTDIR => Refusal {
-                    kind: RefusalKind::NotFound,
-                    message: format!("{command}: not found on the profile's PATH ({})", self.names.path),
-                    hint: "`sublet run --explain` shows what is there".to_owned(),
-                },
-                Errno::ACCESS => Refusal {
-                    kind: RefusalKind::NotExecutable,
-                    message: format!("{command}: found, but not executable"),
-                    hint: "a file needs its execute bit, and a directory is no command".to_owned(),
-                },
-                Errno::NOEXEC => Refusal {
-                    kind: RefusalKind::NotExecutable,
-                    message: format!("{command}: neither a program nor a script with a #! line"),
-                    hint: "name the interpreter: `sh FILE`".to_owned(),
-                },
-                e => Refusal {
-                    kind: RefusalKind::NotExecutable,
-                    message: format!("{command}: {e}"),
-                    hint: String::new(),
-                },
-            };
-        }
-        let subject = match step {
-            Step::Attach => self
-                .attached_at
-                .get(which as usize)
-                .map(|p| format!(" at {}", p.display()))
-                .unwrap_or_default(),
-            _ => String::new(),
-        };
-        let hint = match (step, errno) {
-            (Step::MountProc, Errno::PERM) => {
-                "this surrounding masks parts of /proc, as container runtimes do: unmask it (docker: \
-                 `--security-opt systempaths=unconfined`), or run sublet as root"
-            }
-            (Step::Attach, Errno::NOENT) => {
-                "the path lies in a tree that does not hold it; create it there, or show another path"
-            }
-            (Step::AttachWorkspace, Errno::NOENT) => {
-                "the workspace lies in a read-only path of the profile that does not hold it"
-            }
-            (Step::Pivot, Errno::INVAL) => {
-                "the root is an initramfs: switch to a real root file system first (switch_root(8))"
-            }
-            (_, Errno::PERM) => "run `sublet doctor`: it says what this host forbids",
-            _ => "`sublet doctor` shows what this host can and cannot do",
-        };
-        refuse(format!("could not {}{subject}: {errno}", step.doing()), hint)
-    }
-}
-
-fn end_text(status: WaitStatus) -> String {
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("exit status {code}"),
-        (None, signal) => format!("signal {}", signal.unwrap_or(0)),
-    }
 }
 
 fn tell(socket: BorrowedFd<'_>, told: Told, fds: &[BorrowedFd<'_>]) -> Result<(), Refusal> {
@@ -671,272 +610,4 @@ fn tell(socket: BorrowedFd<'_>, told: Told, fds: &[BorrowedFd<'_>]) -> Result<()
 
 fn set_dumpable(dumpable: bool) -> Result<(), Refusal> {
     crate::sys::memory::set_dumpable(dumpable).map_err(|e| refuse_error(&e, ""))
-}
-
-fn clone_refusal(error: &io::Error, mode: Mode) -> Refusal {
-    let hint = match (error.raw_os_error(), mode) {
-        (Some(libc::EPERM), Mode::Rootless) => {
-            "this host forbids user namespaces to this user; `sublet doctor` says which setting"
-        }
-        (Some(libc::ENOSPC | libc::EUSERS), _) => {
-            "too many namespaces: raise the limits under /proc/sys/user"
-        }
-        (Some(libc::EAGAIN), _) => "too many processes: raise the limit, or end some",
-        _ => "`sublet doctor` shows what this host can and cannot do",
-    };
-    refuse(format!("could not create the exec's namespaces: {error}"), hint)
-}
-
-fn namespaces(network: NetworkMode) -> u64 {
-    let always = libc::CLONE_NEWUSER
-        | libc::CLONE_NEWNS
-        | libc::CLONE_NEWPID
-        | libc::CLONE_NEWIPC
-        | libc::CLONE_NEWUTS
-        | libc::CLONE_NEWCGROUP;
-    let network = match network {
-        NetworkMode::None | NetworkMode::Audience => libc::CLONE_NEWNET,
-        NetworkMode::Host => 0,
-    };
-    (always | network) as u64
-}
-
-/// The namespaces of an exec, for people.
-pub fn namespace_names(network: NetworkMode) -> Vec<String> {
-    let mut names = vec!["user", "mount", "pid", "ipc", "uts", "cgroup"];
-    if network != NetworkMode::Host {
-        names.push("network");
-    }
-    names.into_iter().map(str::to_owned).collect()
-}
-
-/// The name of a limit that [`limits`] sets.
-pub fn limit_name(resource: u32) -> &'static str {
-    match resource {
-        libc::RLIMIT_CORE => "core",
-        libc::RLIMIT_NOFILE => "open_files",
-        libc::RLIMIT_FSIZE => "file_size",
-        libc::RLIMIT_NPROC => "processes",
-        libc::RLIMIT_DATA => "memory_per_process",
-        _ => "limit",
-    }
-}
-
-pub fn limits(profile: &Profile, held: Held) -> Vec<Limit> {
-    let both = |resource: u32, value: u64| Limit { resource, soft: value, hard: value };
-    // 1, not 0: a piped core_pattern ignores the limit but for this value, at which the kernel gives
-    // up the dump (core(5)).
-    let mut limits = vec![both(libc::RLIMIT_CORE, 1)];
-    if let Some(files) = profile.limits.open_files {
-        limits.push(both(libc::RLIMIT_NOFILE, files.into()));
-    }
-    if let Some(size) = profile.limits.file_size {
-        limits.push(both(libc::RLIMIT_FSIZE, size.0));
-    }
-    if let (Some(processes), false) = (profile.limits.processes, held.processes) {
-        // Init is one of them.
-        limits.push(both(libc::RLIMIT_NPROC, u64::from(processes) + 1));
-    }
-    if let (Some(memory), false) = (profile.limits.memory, held.memory) {
-        limits.push(both(libc::RLIMIT_DATA, memory.0));
-    }
-    limits
-}
-
-fn inner_rules(abi: u32) -> Vec<InnerRule> {
-    if abi == 0 {
-        return Vec::new();
-    }
-    let rights = landlock::inner_rights(abi);
-    vec![
-        InnerRule { path: c"/proc".to_owned(), access: rights.proc },
-        InnerRule { path: c"/dev/pts".to_owned(), access: rights.pts },
-    ]
-}
-
-/// Mounts over parts of /proc, as container runtimes make them.
-pub fn proc_is_masked() -> bool {
-    std::fs::read_to_string("/proc/self/mountinfo").is_ok_and(|mounts| {
-        mounts.lines().any(|line| {
-            line.split(' ')
-                .nth(4)
-                .is_some_and(|at| at.starts_with("/proc/") && at != "/proc/sys/fs/binfmt_misc")
-        })
-    })
-}
-
-type Streamed = (Streams, Vec<OwnedFd>);
-
-/// Pipes of the exec's uid, so that it can reopen them (`/dev/stdout`); the broker relays.
-fn make_streams(order: &Prepare, owner: Owner) -> Result<Streamed, Refusal> {
-    if let Some((rows, columns)) = order.terminal {
-        return Ok((Streams::Terminal { rows, columns }, Vec::new()));
-    }
-    let pipe = || -> io::Result<(OwnedFd, OwnedFd)> {
-        let (read, write) = io::pipe()?;
-        let (read, write): (OwnedFd, OwnedFd) = (read.into(), write.into());
-        if owner.uid != rustix::process::geteuid().as_raw() {
-            rustix::fs::fchown(
-                &read,
-                Some(rustix::fs::Uid::from_raw(owner.uid)),
-                Some(rustix::fs::Gid::from_raw(owner.gid)),
-            )?;
-        }
-        Ok((read, write))
-    };
-    let failed = |e: io::Error| refuse_error(&e, "");
-    let (stdin, stdin_end) = pipe().map_err(failed)?;
-    let (stdout_end, stdout) = pipe().map_err(failed)?;
-    let (stderr_end, stderr) = pipe().map_err(failed)?;
-    Ok((Streams::Pipes { stdin, stdout, stderr }, vec![stdin_end, stdout_end, stderr_end]))
-}
-
-type Made = (Vec<Delivery>, Option<SecretsMount>, Vec<OwnedFd>);
-
-fn make_deliveries(
-    specs: &[DeliverySpec],
-    owner: Owner,
-    root: &Root,
-    identity: &Identity,
-) -> Result<Made, Refusal> {
-    let failed = |e: &dyn std::error::Error| Refusal {
-        kind: RefusalKind::DeliveryUnavailable,
-        message: compile::chain(e),
-        hint: "`sublet doctor` shows what this host can and cannot do".to_owned(),
-    };
-    let files = specs.iter().filter(|s| s.channel == Channel::File).count();
-    let secrets = match files {
-        0 => None,
-        files => Some(SecretsMount::new(files).map_err(|e| failed(&e))?),
-    };
-    let mut git_socket: Option<OwnedFd> = None;
-    let mut deliveries = Vec::new();
-    let mut ends = Vec::new();
-    for spec in specs {
-        let empty = match (spec.channel, &secrets) {
-            (Channel::Memfd | Channel::Env, _) => Empty::memfd(owner),
-            (Channel::File, Some(secrets)) => secrets.file(&spec.variable, owner),
-            (Channel::File | Channel::Token, _) => {
-                return Err(refuse(format!("channel `{}` is not built", spec.channel), ""));
-            }
-            (Channel::Git, _) => {
-                let listener = match &git_socket {
-                    Some(socket) => socket.try_clone(),
-                    None => {
-                        let owner = (identity.outside_uid, identity.outside_gid);
-                        git::listen(root.tmpfs.as_fd(), owner)
-                    }
-                }
-                .map_err(|e| failed(&e))?;
-                ends.push(listener.try_clone().map_err(|e| failed(&e))?);
-                git_socket = Some(listener);
-                deliveries.push(Delivery::Git { expires: None, kill: false });
-                continue;
-            }
-        }
-        .map_err(|e| failed(&e))?;
-        ends.push(empty.fd().try_clone_to_owned().map_err(|e| failed(&e))?);
-        deliveries.push(Delivery::Empty(empty));
-    }
-    Ok((deliveries, secrets, ends))
-}
-
-/// Whether the workspace can be mapped; where its file system cannot, the exec becomes its owner.
-pub fn ownership(
-    mode: Mode,
-    workspace: Option<&Workspace>,
-    identity: &mut Identity,
-) -> Result<Ownership, Refusal> {
-    let (Mode::Privileged, Some(workspace)) = (mode, workspace) else {
-        return Ok(Ownership::Plain);
-    };
-    let stat = rustix::fs::fstatfs(&workspace.directory).map_err(|e| refuse_error(&e, ""))?;
-    let kind = match stat.f_type as u64 {
-        0x794c_7630 => "overlayfs",
-        0x6969 => "nfs",
-        0x0102_1997 => "9p",
-        0x6573_5546 => "fuse",
-        0x6a65_6a62 => "virtiofs",
-        // Tried, and an error says so: see `workspace_tree`.
-        _ => return Ok(Ownership::Idmapped),
-    };
-    let shown = workspace.path.display();
-    if workspace.uid == 0 && workspace.access == Access::ReadWrite {
-        return Err(refuse(
-            format!(
-                "{shown} belongs to root on {kind}, which cannot be idmapped: an exec that may write \
-                 there would have to be root on this host"
-            ),
-            "give it to an ordinary user (`chown -R 1000:1000 DIR`), use a profile with \
-             `workspace = \"ro\"`, or put it on ext4, xfs, btrfs or tmpfs",
-        ));
-    }
-    if workspace.uid == 0 {
-        // Read by what its mode gives to others; the exec keeps the uid of its own.
-        return Ok(Ownership::Plain);
-    }
-    // The pool's slot stays taken: its number may still serve as the gid.
-    identity.outside_uid = workspace.uid;
-    if workspace.gid != 0 {
-        identity.outside_gid = workspace.gid;
-    }
-    Ok(Ownership::AsOwner { why: format!("a uid of its own ({kind} cannot be idmapped)") })
-}
-
-fn workspace_tree(
-    workspace: &Workspace,
-    identity: &Identity,
-    pid: i32,
-    ownership: &Ownership,
-) -> Result<OwnedFd, Refusal> {
-    let shown = workspace.path.display();
-    let tree = root::clone_tree(workspace.directory.as_fd())
-        .map_err(|e| refuse(format!("could not show {shown} inside: {e}"), ""))?;
-    let idmap = match ownership {
-        Ownership::Plain | Ownership::AsOwner { .. } => None,
-        Ownership::Idmapped => {
-            let same = (workspace.uid, workspace.gid) == (identity.inside_uid, identity.inside_gid);
-            let namespace = if same {
-                identity::user_namespace_of(pid).map_err(|e| refuse_error(&e, ""))?
-            } else {
-                let outside = (identity.outside_uid, identity.outside_gid);
-                identity::idmap_namespace((workspace.uid, workspace.gid), outside)
-                    .map_err(|e| refuse_error(&e, ""))?
-            };
-            Some(namespace)
-        }
-    };
-    let read_only = match workspace.access {
-        Access::ReadOnly => mount::RDONLY,
-        Access::ReadWrite => 0,
-    };
-    let attributes = MountAttributes {
-        set: read_only | mount::NOSUID | mount::NODEV,
-        recursive: true,
-        idmap: idmap.as_ref().map(AsFd::as_fd),
-    };
-    mount::set_attributes(&tree, &attributes).map_err(|e| {
-        refuse(
-            format!("could not map the owner of {shown}: {e}"),
-            "a file system in it cannot be idmapped: unmount it, or use another workspace",
-        )
-    })?;
-    Ok(tree)
-}
-
-/// Fills in which descriptors the child keeps at first, and which as init.
-fn keep_only_planned(plan: &mut Plan) {
-    let kept_by_init: Vec<&OwnedFd> =
-        [&plan.socket, &plan.lifeline].into_iter().chain(&plan.uid_lock).collect();
-    let mut init = compile::numbers(kept_by_init);
-    let mut early = init.clone();
-    early.extend(compile::numbers([&plan.root]));
-    early.extend(compile::numbers(
-        plan.attachments.iter().chain(&plan.attachments_in_workspace).map(|a| &a.tree),
-    ));
-    if let Streams::Pipes { stdin, stdout, stderr } = &plan.streams {
-        early.extend(compile::numbers([stdin, stdout, stderr]));
-    }
-    plan.close_before = compile::gaps(&mut early, 0);
-    plan.close_after = compile::gaps(&mut init, 0);
 }

@@ -2,6 +2,11 @@
 //! of the launcher heard. One loop, one poll, no thread.
 #![forbid(unsafe_code)]
 
+mod answer;
+mod exited;
+
+pub use exited::Exited;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -12,26 +17,21 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::stdio::{stderr, stdin, stdout};
 
+use super::Stopwatch;
 use super::deliver::{Delivered, Delivery};
 use super::error::RunError;
 use super::ledger::{Leased, Ledger};
 use super::scene::{EXEC, Scene};
-use super::{Outcome, Stopwatch, value};
-use crate::delivery::git::{self, Asked, Destination, Operation, Request};
 use crate::launcher::client::Launcher;
 use crate::launcher::wire::{Ending, Notice, Order};
-use crate::lease::LeaseView;
-use crate::model::lease::LeaseState;
-use crate::model::name::Channel;
-use crate::model::report::{Posture, Report, ScrubbedDelivery, Timings};
+use crate::model::report::Posture;
 use crate::model::secret::Secret;
 use crate::redact::Patterns;
 use crate::relay::input::Input;
 use crate::relay::output::Output;
 use crate::relay::terminal::{self, RawMode};
 use crate::sandbox::cgroup;
-use crate::store::UseRefused;
-use crate::sys::process::{self, WaitStatus};
+use crate::sys::process::{self};
 
 /// Forwarded to the command. SIGWINCH is for the terminal's size.
 const FORWARDED: [i32; 6] =
@@ -71,21 +71,6 @@ pub fn take_signals() -> Result<Signals, RunError> {
         }
     }
     Ok(Signals(process::signalfd(&signals).map_err(RunError::Settle)?))
-}
-
-/// How it ended.
-pub struct Exited {
-    ending: Ending,
-    /// The launcher's word: bytes and whether they were wiped.
-    deliveries: Vec<(u64, bool)>,
-    posture: Posture,
-    timed_out: bool,
-    pub expired: BTreeSet<u32>,
-    pub redacted: u64,
-    unmasked: u64,
-    git_uses: BTreeMap<u32, u32>,
-    /// No process of it is left.
-    gone: bool,
 }
 
 struct Attendant<'a> {
@@ -361,113 +346,6 @@ impl Attendant<'_> {
         Ok(())
     }
 
-    fn answer_git(&mut self) -> Result<(), RunError> {
-        let Some(listener) = &self.git else { return Ok(()) };
-        let Some(asked) = git::accept(listener, self.uid).map_err(RunError::Relay)? else {
-            return Ok(());
-        };
-        let why = match &asked.request {
-            Err(malformed) => malformed.to_string(),
-            Ok(request) => match request.operation {
-                Operation::Store | Operation::Erase => {
-                    asked.swallow();
-                    return Ok(());
-                }
-                Operation::Get => match self.lease_for(request) {
-                    None => format!(
-                        "no lease of this exec is for {}://{}/{}",
-                        request.protocol,
-                        request.host,
-                        request.path.as_deref().unwrap_or_default()
-                    ),
-                    Some(index) => match self.take_git_value(index)? {
-                        Ok(()) => {
-                            give(
-                                asked,
-                                &self.leased[index],
-                                self.given.last().map(|g| g.secret.expose()),
-                            );
-                            return Ok(());
-                        }
-                        Err(why) => why,
-                    },
-                },
-            },
-        };
-        self.git_refused += 1;
-        if self.git_refused <= TOLD_REFUSALS {
-            let index = asked.request.as_ref().ok().and_then(|r| self.lease_for(r));
-            let lease = index.map(|index| &self.leased[index]);
-            self.ledger.refuse_git(self.scene, lease, &why)?;
-        }
-        // A helper that left without waiting for its answer has none.
-        drop(asked.refuse(&why));
-        Ok(())
-    }
-
-    fn lease_for(&self, request: &Request) -> Option<usize> {
-        let is_for = |lease: &Leased| {
-            let audience = lease.grant.audience();
-            Destination {
-                protocol: audience.protocol.as_ref().map_or("https", |p| p.as_str()).to_owned(),
-                host: audience.host.to_string(),
-                path: audience.path.as_ref().map(|p| p.as_str().to_owned()),
-                username: audience.git_username().to_owned(),
-            }
-            .matches(request)
-        };
-        self.leased
-            .iter()
-            .zip(&self.deliveries)
-            .position(|(lease, d)| matches!(d, Delivery::Git(_)) && is_for(lease))
-    }
-
-    /// Takes a use, resolves the value and masks it, in this order. `Err` says why there is none.
-    fn take_git_value(&mut self, index: usize) -> Result<Result<(), String>, RunError> {
-        let lease = &self.leased[index];
-        let id = &lease.record.lease_id;
-        if self.expired.contains(&(index as u32)) {
-            return Ok(Err(format!("lease_expired: lease {id} has expired")));
-        }
-        match self.ledger.take(self.scene, lease) {
-            Ok(Ok(())) => *self.git_uses.entry(index as u32).or_default() += 1,
-            Ok(Err(refused)) => {
-                let name = match refused {
-                    UseRefused::Exhausted => "uses_exhausted",
-                    UseRefused::Expired => "lease_expired",
-                    UseRefused::NotFound | UseRefused::NotOpen(_) | UseRefused::OtherBoot => {
-                        "lease_not_active"
-                    }
-                };
-                return Ok(Err(format!("{name}: lease {id}: {refused}")));
-            }
-            Err(e @ RunError::Trail(_)) => return Ok(Err(format!("{}: {e}", e.reason()))),
-            Err(e) => return Err(e),
-        }
-        let resolved = value::resolve(self.scene, self.ledger, self.launcher, None, &lease.grant)
-            .and_then(value::Value::into_secret);
-        let mut secret = match resolved {
-            Ok(secret) => secret,
-            Err(e @ RunError::LauncherDied) => return Err(e),
-            Err(e) => return Ok(Err(format!("{}: {e}", e.reason()))),
-        };
-        // Files end in a newline; a line of the protocol cannot hold one.
-        if secret.expose().ends_with(b"\n") {
-            secret.truncate(secret.len() - 1);
-        }
-        if secret.expose().iter().any(|b| matches!(b, 0 | b'\n' | b'\r')) {
-            return Ok(Err(
-                "delivery_unavailable: the value has a line break or NUL in it".to_owned()
-            ));
-        }
-        let redact = lease.grant.redact();
-        self.given.push(Given { secret, redact });
-        if redact {
-            self.mask()?
-        }
-        Ok(Ok(()))
-    }
-
     /// The launcher died: the lifeline kills the tree, our mappings wipe its deliveries.
     fn outlive_the_launcher(&mut self) {
         for delivery in &mut self.deliveries {
@@ -518,13 +396,6 @@ enum Of {
     Output(usize),
 }
 
-fn give(asked: Asked, lease: &Leased, value: Option<&[u8]>) {
-    let username = lease.grant.audience().git_username();
-    let value = value.unwrap_or_default();
-    // The use is taken: a helper that left without waiting has spent it.
-    drop(asked.answer(username, value));
-}
-
 /// What the launcher would have waited for and removed.
 fn outlive_the_launcher(scene: &Scene) {
     if !process::reap_all_within(LAST_WAIT) {
@@ -539,122 +410,4 @@ fn caller() -> Option<OwnedFd> {
     let pidfd = rustix::process::pidfd_open(parent, rustix::process::PidfdFlags::empty()).ok()?;
     // It may have ended between the two calls, and its number been given away.
     (rustix::process::getppid() == Some(parent)).then_some(pidfd)
-}
-
-impl Exited {
-    /// Waits until no process, mount or cgroup of the exec is left.
-    pub fn wait_until_gone(&mut self, scene: &Scene, launcher: &Launcher) -> Result<(), RunError> {
-        if self.gone {
-            return Ok(());
-        }
-        let is_end = |n: &Notice| matches!(n, Notice::Ended { .. } | Notice::Refused { .. });
-        match launcher.notice_of(is_end) {
-            Ok((Notice::Refused { refusal, .. }, _)) => Err(refusal.into()),
-            Ok(_) => {
-                self.gone = true;
-                Ok(())
-            }
-            Err(e) => {
-                outlive_the_launcher(scene);
-                Err(e.into())
-            }
-        }
-    }
-
-    /// The command's own, 128 and its signal, or 124 for a timeout.
-    pub fn exit_status(&self) -> u8 {
-        if self.timed_out {
-            return 124;
-        }
-        match (self.code(), self.signal()) {
-            (Some(code), _) => code as u8,
-            (None, Some(signal)) => 128 + signal as u8,
-            (None, None) => 128 + libc::SIGKILL as u8,
-        }
-    }
-
-    fn code(&self) -> Option<i32> {
-        match self.ending {
-            Ending::Command { wait_status } => WaitStatus(wait_status).code(),
-            Ending::Killed => None,
-        }
-    }
-
-    pub fn signal(&self) -> Option<i32> {
-        match self.ending {
-            Ending::Command { wait_status } => WaitStatus(wait_status).signal(),
-            Ending::Killed => Some(libc::SIGKILL),
-        }
-    }
-
-    pub fn outcome_word(&self) -> &'static str {
-        match (self.timed_out, self.code(), self.expired.is_empty()) {
-            (true, ..) => "timed_out",
-            (_, None, false) => "expired",
-            (_, Some(_), _) => "exited",
-            (_, None, true) => "killed",
-        }
-    }
-
-    /// How the lease of this index ended.
-    pub fn state_of(&self, index: u32) -> LeaseState {
-        if self.expired.contains(&index) { LeaseState::Expired } else { LeaseState::Completed }
-    }
-
-    /// A use is one start of an exec; on `git`, one answered `get`.
-    fn uses_of(&self, lease: &Leased, index: u32) -> u32 {
-        match lease.record.channel {
-            Channel::Git => self.git_uses.get(&index).copied().unwrap_or(0),
-            Channel::Memfd | Channel::File | Channel::Env | Channel::Token => 1,
-        }
-    }
-
-    pub fn all_wiped(&self) -> bool {
-        self.deliveries.iter().all(|(_, wiped)| *wiped)
-    }
-
-    pub fn scrubbed(&self, leased: &[Leased]) -> Vec<ScrubbedDelivery> {
-        leased
-            .iter()
-            .zip(&self.deliveries)
-            .map(|(lease, &(bytes, wiped))| ScrubbedDelivery {
-                lease_id: lease.record.lease_id.clone(),
-                channel: lease.record.channel,
-                bytes,
-                wiped,
-            })
-            .collect()
-    }
-
-    pub fn outcome(self, scene: &Scene, leased: &[Leased], timings: Timings) -> Outcome {
-        let leases = leased
-            .iter()
-            .zip(0..)
-            .map(|(lease, index)| {
-                let mut record = lease.record.clone();
-                record.state = self.state_of(index);
-                record.uses_left -= self.uses_of(lease, index);
-                let view = LeaseView::new(&record, Some(lease.grant.place()), &scene.now);
-                serde_json::to_value(view).unwrap_or_default()
-            })
-            .collect();
-        let exit_status = self.exit_status();
-        let report = Report {
-            run_id: scene.run.run_id.clone(),
-            exec_id: scene.exec_id.clone(),
-            profile: scene.run.profile.clone(),
-            workspace: scene.run.workspace.clone(),
-            command: scene.command.iter().map(|a| a.to_string_lossy().into_owned()).collect(),
-            leases,
-            exit_status: exit_status.into(),
-            signal: self.signal(),
-            timed_out: self.timed_out,
-            scrubbed: self.scrubbed(leased),
-            enforced: self.posture,
-            redacted: self.redacted,
-            unmasked_values: self.unmasked,
-            timings_us: timings,
-        };
-        Outcome { report, exit_status }
-    }
 }

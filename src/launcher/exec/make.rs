@@ -1,0 +1,177 @@
+//! What is made for one exec before its child is: streams, delivery containers, the workspace's tree.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use super::{Delivery, refuse, refuse_error};
+use crate::delivery::container::{Empty, Owner, SecretsMount};
+use crate::delivery::git;
+use crate::launcher::compile::{self, Workspace};
+use crate::launcher::posture::Ownership;
+use crate::launcher::wire::{DeliverySpec, Prepare, Refusal, RefusalKind};
+use crate::model::name::Channel;
+use crate::sandbox::identity::{self, Identity, Mode};
+use crate::sandbox::layout::Access;
+use crate::sandbox::plan::Streams;
+use crate::sandbox::root::{self, Root};
+use crate::sys::mount::{self, MountAttributes};
+
+pub(super) type Streamed = (Streams, Vec<OwnedFd>);
+
+/// Pipes of the exec's uid, so that it can reopen them (`/dev/stdout`); the broker relays.
+pub(super) fn make_streams(order: &Prepare, owner: Owner) -> Result<Streamed, Refusal> {
+    if let Some((rows, columns)) = order.terminal {
+        return Ok((Streams::Terminal { rows, columns }, Vec::new()));
+    }
+    let pipe = || -> io::Result<(OwnedFd, OwnedFd)> {
+        let (read, write) = io::pipe()?;
+        let (read, write): (OwnedFd, OwnedFd) = (read.into(), write.into());
+        if owner.uid != rustix::process::geteuid().as_raw() {
+            rustix::fs::fchown(
+                &read,
+                Some(rustix::fs::Uid::from_raw(owner.uid)),
+                Some(rustix::fs::Gid::from_raw(owner.gid)),
+            )?;
+        }
+        Ok((read, write))
+    };
+    let failed = |e: io::Error| refuse_error(&e, "");
+    let (stdin, stdin_end) = pipe().map_err(failed)?;
+    let (stdout_end, stdout) = pipe().map_err(failed)?;
+    let (stderr_end, stderr) = pipe().map_err(failed)?;
+    Ok((Streams::Pipes { stdin, stdout, stderr }, vec![stdin_end, stdout_end, stderr_end]))
+}
+
+pub(super) type Made = (Vec<Delivery>, Option<SecretsMount>, Vec<OwnedFd>);
+
+pub(super) fn make_deliveries(
+    specs: &[DeliverySpec],
+    owner: Owner,
+    root: &Root,
+    identity: &Identity,
+) -> Result<Made, Refusal> {
+    let failed = |e: &dyn std::error::Error| Refusal {
+        kind: RefusalKind::DeliveryUnavailable,
+        message: compile::chain(e),
+        hint: "`sublet doctor` shows what this host can and cannot do".to_owned(),
+    };
+    let files = specs.iter().filter(|s| s.channel == Channel::File).count();
+    let secrets = match files {
+        0 => None,
+        files => Some(SecretsMount::new(files).map_err(|e| failed(&e))?),
+    };
+    let mut git_socket: Option<OwnedFd> = None;
+    let mut deliveries = Vec::new();
+    let mut ends = Vec::new();
+    for spec in specs {
+        let empty = match (spec.channel, &secrets) {
+            (Channel::Memfd | Channel::Env, _) => Empty::memfd(owner),
+            (Channel::File, Some(secrets)) => secrets.file(&spec.variable, owner),
+            (Channel::File | Channel::Token, _) => {
+                return Err(refuse(format!("channel `{}` is not built", spec.channel), ""));
+            }
+            (Channel::Git, _) => {
+                let listener = match &git_socket {
+                    Some(socket) => socket.try_clone(),
+                    None => {
+                        let owner = (identity.outside_uid, identity.outside_gid);
+                        git::listen(root.tmpfs.as_fd(), owner)
+                    }
+                }
+                .map_err(|e| failed(&e))?;
+                ends.push(listener.try_clone().map_err(|e| failed(&e))?);
+                git_socket = Some(listener);
+                deliveries.push(Delivery::Git { expires: None, kill: false });
+                continue;
+            }
+        }
+        .map_err(|e| failed(&e))?;
+        ends.push(empty.fd().try_clone_to_owned().map_err(|e| failed(&e))?);
+        deliveries.push(Delivery::Empty(empty));
+    }
+    Ok((deliveries, secrets, ends))
+}
+
+/// Whether the workspace can be mapped; where its file system cannot, the exec becomes its owner.
+pub fn ownership(
+    mode: Mode,
+    workspace: Option<&Workspace>,
+    identity: &mut Identity,
+) -> Result<Ownership, Refusal> {
+    let (Mode::Privileged, Some(workspace)) = (mode, workspace) else {
+        return Ok(Ownership::Plain);
+    };
+    let stat = rustix::fs::fstatfs(&workspace.directory).map_err(|e| refuse_error(&e, ""))?;
+    let kind = match stat.f_type as u64 {
+        0x794c_7630 => "overlayfs",
+        0x6969 => "nfs",
+        0x0102_1997 => "9p",
+        0x6573_5546 => "fuse",
+        0x6a65_6a62 => "virtiofs",
+        // Tried, and an error says so: see `workspace_tree`.
+        _ => return Ok(Ownership::Idmapped),
+    };
+    let shown = workspace.path.display();
+    if workspace.uid == 0 && workspace.access == Access::ReadWrite {
+        return Err(refuse(
+            format!(
+                "{shown} belongs to root on {kind}, which cannot be idmapped: an exec that may write \
+                 there would have to be root on this host"
+            ),
+            "give it to an ordinary user (`chown -R 1000:1000 DIR`), use a profile with \
+             `workspace = \"ro\"`, or put it on ext4, xfs, btrfs or tmpfs",
+        ));
+    }
+    if workspace.uid == 0 {
+        // Read by what its mode gives to others; the exec keeps the uid of its own.
+        return Ok(Ownership::Plain);
+    }
+    // The pool's slot stays taken: its number may still serve as the gid.
+    identity.outside_uid = workspace.uid;
+    if workspace.gid != 0 {
+        identity.outside_gid = workspace.gid;
+    }
+    Ok(Ownership::AsOwner { why: format!("a uid of its own ({kind} cannot be idmapped)") })
+}
+
+pub(super) fn workspace_tree(
+    workspace: &Workspace,
+    identity: &Identity,
+    pid: i32,
+    ownership: &Ownership,
+) -> Result<OwnedFd, Refusal> {
+    let shown = workspace.path.display();
+    let tree = root::clone_tree(workspace.directory.as_fd())
+        .map_err(|e| refuse(format!("could not show {shown} inside: {e}"), ""))?;
+    let idmap = match ownership {
+        Ownership::Plain | Ownership::AsOwner { .. } => None,
+        Ownership::Idmapped => {
+            let same = (workspace.uid, workspace.gid) == (identity.inside_uid, identity.inside_gid);
+            let namespace = if same {
+                identity::user_namespace_of(pid).map_err(|e| refuse_error(&e, ""))?
+            } else {
+                let outside = (identity.outside_uid, identity.outside_gid);
+                identity::idmap_namespace((workspace.uid, workspace.gid), outside)
+                    .map_err(|e| refuse_error(&e, ""))?
+            };
+            Some(namespace)
+        }
+    };
+    let read_only = match workspace.access {
+        Access::ReadOnly => mount::RDONLY,
+        Access::ReadWrite => 0,
+    };
+    let attributes = MountAttributes {
+        set: read_only | mount::NOSUID | mount::NODEV,
+        recursive: true,
+        idmap: idmap.as_ref().map(AsFd::as_fd),
+    };
+    mount::set_attributes(&tree, &attributes).map_err(|e| {
+        refuse(
+            format!("could not map the owner of {shown}: {e}"),
+            "a file system in it cannot be idmapped: unmount it, or use another workspace",
+        )
+    })?;
+    Ok(tree)
+}

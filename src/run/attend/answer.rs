@@ -1,0 +1,126 @@
+//! The `git` channel while the command lives: one `get` a use, for the one destination of a lease.
+#![forbid(unsafe_code)]
+
+use super::{Attendant, Given, TOLD_REFUSALS};
+use crate::delivery::git::{self, Asked, Destination, Operation, Request};
+use crate::run::deliver::Delivery;
+use crate::run::error::RunError;
+use crate::run::ledger::Leased;
+use crate::run::value;
+use crate::store::UseRefused;
+
+impl Attendant<'_> {
+    pub(super) fn answer_git(&mut self) -> Result<(), RunError> {
+        let Some(listener) = &self.git else { return Ok(()) };
+        let Some(asked) = git::accept(listener, self.uid).map_err(RunError::Relay)? else {
+            return Ok(());
+        };
+        let why = match &asked.request {
+            Err(malformed) => malformed.to_string(),
+            Ok(request) => match request.operation {
+                Operation::Store | Operation::Erase => {
+                    asked.swallow();
+                    return Ok(());
+                }
+                Operation::Get => match self.lease_for(request) {
+                    None => format!(
+                        "no lease of this exec is for {}://{}/{}",
+                        request.protocol,
+                        request.host,
+                        request.path.as_deref().unwrap_or_default()
+                    ),
+                    Some(index) => match self.take_git_value(index)? {
+                        Ok(()) => {
+                            give(
+                                asked,
+                                &self.leased[index],
+                                self.given.last().map(|g| g.secret.expose()),
+                            );
+                            return Ok(());
+                        }
+                        Err(why) => why,
+                    },
+                },
+            },
+        };
+        self.git_refused += 1;
+        if self.git_refused <= TOLD_REFUSALS {
+            let index = asked.request.as_ref().ok().and_then(|r| self.lease_for(r));
+            let lease = index.map(|index| &self.leased[index]);
+            self.ledger.refuse_git(self.scene, lease, &why)?;
+        }
+        // A helper that left without waiting for its answer has none.
+        drop(asked.refuse(&why));
+        Ok(())
+    }
+
+    fn lease_for(&self, request: &Request) -> Option<usize> {
+        let is_for = |lease: &Leased| {
+            let audience = lease.grant.audience();
+            Destination {
+                protocol: audience.protocol.as_ref().map_or("https", |p| p.as_str()).to_owned(),
+                host: audience.host.to_string(),
+                path: audience.path.as_ref().map(|p| p.as_str().to_owned()),
+                username: audience.git_username().to_owned(),
+            }
+            .matches(request)
+        };
+        self.leased
+            .iter()
+            .zip(&self.deliveries)
+            .position(|(lease, d)| matches!(d, Delivery::Git(_)) && is_for(lease))
+    }
+
+    /// Takes a use, resolves the value and masks it, in this order. `Err` says why there is none.
+    fn take_git_value(&mut self, index: usize) -> Result<Result<(), String>, RunError> {
+        let lease = &self.leased[index];
+        let id = &lease.record.lease_id;
+        if self.expired.contains(&(index as u32)) {
+            return Ok(Err(format!("lease_expired: lease {id} has expired")));
+        }
+        match self.ledger.take(self.scene, lease) {
+            Ok(Ok(())) => *self.git_uses.entry(index as u32).or_default() += 1,
+            Ok(Err(refused)) => {
+                let name = match refused {
+                    UseRefused::Exhausted => "uses_exhausted",
+                    UseRefused::Expired => "lease_expired",
+                    UseRefused::NotFound | UseRefused::NotOpen(_) | UseRefused::OtherBoot => {
+                        "lease_not_active"
+                    }
+                };
+                return Ok(Err(format!("{name}: lease {id}: {refused}")));
+            }
+            Err(e @ RunError::Trail(_)) => return Ok(Err(format!("{}: {e}", e.reason()))),
+            Err(e) => return Err(e),
+        }
+        let resolved = value::resolve(self.scene, self.ledger, self.launcher, None, &lease.grant)
+            .and_then(value::Value::into_secret);
+        let mut secret = match resolved {
+            Ok(secret) => secret,
+            Err(e @ RunError::LauncherDied) => return Err(e),
+            Err(e) => return Ok(Err(format!("{}: {e}", e.reason()))),
+        };
+        // Files end in a newline; a line of the protocol cannot hold one.
+        if secret.expose().ends_with(b"\n") {
+            secret.truncate(secret.len() - 1);
+        }
+        if secret.expose().iter().any(|b| matches!(b, 0 | b'\n' | b'\r')) {
+            return Ok(Err(
+                "delivery_unavailable: the value has a line break or NUL in it".to_owned()
+            ));
+        }
+        let redact = lease.grant.redact();
+        self.given.push(Given { secret, redact });
+        if redact {
+            self.mask()?
+        }
+        Ok(Ok(()))
+    }
+}
+
+fn give(asked: Asked, lease: &Leased, value: Option<&[u8]>) {
+    let username = lease.grant.audience().git_username();
+    let value = value.unwrap_or_default();
+    // The use is taken: a helper that left without waiting has spent it.
+    drop(asked.answer(username, value));
+}
