@@ -1,13 +1,13 @@
 //! A Git server that demands a token: `git http-backend` (a CGI program, RFC 3875) behind a small HTTP
 //! server. It answers 401 without the right credential, and remembers what it was asked.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use base64::Engine;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
 
 /// One request, as the server saw it.
 #[derive(Debug, Clone)]
@@ -27,19 +27,25 @@ impl GitServer {
     /// Serves the bare repositories below `root`, as the user who runs the test.
     pub fn start(root: &Path, username: &str, token: &str) -> Self {
         super::needs("git", "git");
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
         let port = listener.local_addr().unwrap().port();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let expected = format!("{username}:{token}");
         let (root, log) = (root.to_owned(), Arc::clone(&seen));
         std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let (root, expected, log) = (root.clone(), expected.clone(), Arc::clone(&log));
-                std::thread::spawn(move || {
-                    // A client that hangs up is no failure of the server.
-                    let _ = answer(stream, &root, &expected, &log);
-                });
-            }
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let listener = TcpListener::from_std(listener).unwrap();
+                while let Ok((stream, _)) = listener.accept().await {
+                    let (root, expected, log) = (root.clone(), expected.clone(), Arc::clone(&log));
+                    tokio::spawn(async move {
+                        // A client that hangs up is no failure of the server.
+                        let _ = answer(stream, &root, &expected, &log).await;
+                    });
+                }
+            });
         });
         Self { port, seen }
     }
@@ -86,28 +92,26 @@ impl Request {
     }
 }
 
-fn answer(
-    stream: TcpStream,
+async fn answer(
+    mut stream: TcpStream,
     root: &Path,
     expected: &str,
     log: &Mutex<Vec<Seen>>,
 ) -> std::io::Result<()> {
-    let mut reader = BufReader::new(stream.try_clone()?);
-    let mut writer = stream;
-    let request = read_request(&mut reader, &mut writer)?;
+    let request = read_request(&mut stream).await?;
     let credential = request
         .header("authorization")
         .and_then(|v| v.strip_prefix("Basic "))
         .and_then(|b| base64::engine::general_purpose::STANDARD.decode(b).ok())
         .map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     let admitted = credential.as_deref() == Some(expected);
-    let reply = if admitted { run_backend(&request, root)? } else { demand() };
+    let reply = if admitted { run_backend(&request, root).await? } else { demand() };
     log.lock().unwrap().push(Seen {
         line: request.line,
         credential,
         status: if admitted { 200 } else { 401 },
     });
-    writer.write_all(&reply)
+    stream.write_all(&reply).await
 }
 
 fn demand() -> Vec<u8> {
@@ -116,30 +120,29 @@ fn demand() -> Vec<u8> {
         .to_vec()
 }
 
-fn read_request(
-    reader: &mut BufReader<TcpStream>,
-    writer: &mut TcpStream,
-) -> std::io::Result<Request> {
+async fn read_request(stream: &mut TcpStream) -> std::io::Result<Request> {
+    let (reader, mut writer) = stream.split();
+    let mut reader = BufReader::new(reader);
     let mut line = String::new();
-    reader.read_line(&mut line)?;
+    reader.read_line(&mut line).await?;
     let mut headers = Vec::new();
     loop {
         let mut header = String::new();
-        reader.read_line(&mut header)?;
+        reader.read_line(&mut header).await?;
         let Some((name, value)) = header.trim_end().split_once(':') else { break };
         headers.push((name.to_owned(), value.trim().to_owned()));
     }
     let mut request = Request { line: line.trim_end().to_owned(), headers, body: Vec::new() };
     if request.header("expect").is_some_and(|v| v.eq_ignore_ascii_case("100-continue")) {
-        writer.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
+        writer.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
     }
     if request.header("transfer-encoding").is_some_and(|v| v.eq_ignore_ascii_case("chunked")) {
         loop {
             let mut size = String::new();
-            reader.read_line(&mut size)?;
+            reader.read_line(&mut size).await?;
             let size = usize::from_str_radix(size.trim(), 16).unwrap_or(0);
             let mut chunk = vec![0; size + 2];
-            reader.read_exact(&mut chunk)?;
+            reader.read_exact(&mut chunk).await?;
             if size == 0 {
                 break;
             }
@@ -147,17 +150,17 @@ fn read_request(
         }
     } else if let Some(length) = request.header("content-length").and_then(|v| v.parse().ok()) {
         request.body = vec![0; length];
-        reader.read_exact(&mut request.body)?;
+        reader.read_exact(&mut request.body).await?;
     }
     Ok(request)
 }
 
-fn run_backend(request: &Request, root: &Path) -> std::io::Result<Vec<u8>> {
+async fn run_backend(request: &Request, root: &Path) -> std::io::Result<Vec<u8>> {
     let mut words = request.line.split(' ');
     let method = words.next().unwrap_or_default();
     let target = words.next().unwrap_or_default();
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let mut backend = Command::new("git");
+    let mut backend = tokio::process::Command::new("git");
     backend
         .arg("http-backend")
         .env_clear()
@@ -185,10 +188,10 @@ fn run_backend(request: &Request, root: &Path) -> std::io::Result<Vec<u8>> {
     let mut backend = backend.spawn()?;
     let mut stdin = backend.stdin.take().expect("piped");
     let body = request.body.clone();
-    let feeder = std::thread::spawn(move || stdin.write_all(&body));
-    let output = backend.wait_with_output()?.stdout;
-    // The backend may answer without having read everything.
-    let _ = feeder.join();
+    // The backend may answer without having read everything: what is left over is dropped with it.
+    let feeder = tokio::spawn(async move { stdin.write_all(&body).await });
+    let output = backend.wait_with_output().await?.stdout;
+    feeder.abort();
     let split = output.windows(4).position(|w| w == b"\r\n\r\n").unwrap_or(output.len());
     let (head, body) = output.split_at(split);
     let head = String::from_utf8_lossy(head);
