@@ -26,10 +26,10 @@ const MEMFD: &str = "demo.use@api.example,channel=memfd";
 const GIT: &str = "demo.use@api.example,channel=git";
 const ELSEWHERE: &str = "demo.use@elsewhere.example,channel=env";
 
-/// What the steps make, and the trail must hold: leases granted and denied, leases of the exec whose
-/// sublet is killed, and leased execs that ended in good order.
+/// What the steps make, and the trail must hold: leases granted; denied (a second `get`, a command, an
+/// audience); leases of the exec whose sublet is killed; and leased execs that ended in good order.
 const GRANTED: usize = 3 + 3 + 2 + 2 + 1;
-const DENIED: usize = 2;
+const DENIED: usize = 1 + 2;
 const INTERRUPTED: usize = 2;
 const SCRUBBED: usize = 4;
 
