@@ -1,6 +1,6 @@
 //! What once went wrong in a real run, each tried again with the real binary: an awkward caller, a hostile
-//! command, a death in the middle. Needs root, as the privileged mode does; without it each test is
-//! skipped.
+//! command, a death in the middle. Needs root, as the privileged mode does; without it each test
+//! fails and says so.
 
 mod cli_common;
 
@@ -19,11 +19,11 @@ struct Bench {
 }
 
 impl Bench {
-    /// `None` without root.
-    fn new() -> Option<Self> {
-        if !rustix::process::geteuid().is_root() {
-            return None;
-        }
+    fn new() -> Self {
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "run the tests as root: the privileged mode is"
+        );
         let dir = tempfile::Builder::new().prefix("sublet-").tempdir().unwrap();
         let bench = Self { dir };
         for name in ["ws", "conf"] {
@@ -53,7 +53,7 @@ impl Bench {
                 capability("vault.git", "stored", "\"git\""),
             ),
         );
-        Some(bench)
+        bench
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -117,7 +117,7 @@ fn check(output: &Output, status: i32, said: &str) {
 
 #[test]
 fn a_strict_umask_of_the_caller_is_the_commands_and_not_the_roots() {
-    let Some(bench) = Bench::new() else { return };
+    let bench = Bench::new();
     let mut through = Command::new("sh");
     through.args(["-c", "umask 077; exec \"$@\"", "sh"]);
     let plain = bench.run(&[], "umask; id -un; cat /etc/hostname");
@@ -127,7 +127,7 @@ fn a_strict_umask_of_the_caller_is_the_commands_and_not_the_roots() {
 
 #[test]
 fn an_input_that_cannot_be_read_is_an_empty_one() {
-    let Some(bench) = Bench::new() else { return };
+    let bench = Bench::new();
     // As nohup(1) leaves it.
     let write_only = std::fs::File::options().write(true).open("/dev/null").unwrap();
     let output = bench.run(&[], "cat; echo on").stdin(write_only).output().unwrap();
@@ -157,7 +157,7 @@ fn signal(child: &std::process::Child, signal: rustix::process::Signal) {
 
 #[test]
 fn a_terminal_whose_command_reads_nothing_still_lets_signals_through() {
-    let Some(bench) = Bench::new() else { return };
+    let bench = Bench::new();
     let mut command = bench.run(&["--tty"], "stty raw -echo; touch ready; exec sleep 60");
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
     assert!(comes_true(|| bench.path("ws/ready").exists()));
@@ -171,7 +171,7 @@ fn a_terminal_whose_command_reads_nothing_still_lets_signals_through() {
 
 #[test]
 fn a_reader_that_takes_nothing_does_not_keep_us_from_ending() {
-    let Some(bench) = Bench::new() else { return };
+    let bench = Bench::new();
     let mut command = bench.run(&["--timeout", "1s"], "yes");
     // The read end stays open and unread.
     let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
@@ -183,7 +183,7 @@ fn a_reader_that_takes_nothing_does_not_keep_us_from_ending() {
 
 #[test]
 fn a_stream_that_was_passed_to_a_stranger_is_not_waited_for_and_loses_nothing() {
-    let Some(bench) = Bench::new() else { return };
+    let bench = Bench::new();
     let listener = std::os::unix::net::UnixListener::bind(bench.path("ws/out")).unwrap();
     let stranger = std::thread::spawn(move || {
         let (stream, _) = listener.accept().unwrap();
@@ -208,7 +208,7 @@ fn a_stream_that_was_passed_to_a_stranger_is_not_waited_for_and_loses_nothing() 
 
 #[test]
 fn a_signal_that_nohup_ignores_stays_ignored() {
-    let Some(bench) = Bench::new() else { return };
+    let bench = Bench::new();
     let plain = bench.run(&[], "sleep 1; echo survived");
     let mut through = Command::new("sh");
     through.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]);
@@ -227,7 +227,7 @@ fn a_signal_that_nohup_ignores_stays_ignored() {
 
 #[test]
 fn a_lease_that_expired_while_its_source_was_slow_is_not_delivered() {
-    let Some(bench) = Bench::new() else { return };
+    let bench = Bench::new();
     bench.mint("sleep 2; echo '{\"value\":\"hunter2-hunter2\"}'");
     let lease = "--lease=minted.read@a.internal,ttl=1s";
     let output = bench.run(&[lease], "touch ran").output().unwrap();
@@ -241,7 +241,7 @@ fn a_lease_that_expired_while_its_source_was_slow_is_not_delivered() {
 
 #[test]
 fn the_command_of_a_source_does_not_start_in_the_callers_directory() {
-    let Some(bench) = Bench::new() else { return };
+    let bench = Bench::new();
     bench.mint(
         "pwd > ${0%/*}/where; umask >> ${0%/*}/where; echo '{\"value\":\"hunter2-hunter2\"}'",
     );
@@ -252,7 +252,7 @@ fn the_command_of_a_source_does_not_start_in_the_callers_directory() {
 
 #[test]
 fn a_client_that_drips_its_request_does_not_hold_the_broker() {
-    let Some(bench) = Bench::new() else { return };
+    let bench = Bench::new();
     bench.store_value();
     bench.write(
         "ws/drip.py",
@@ -271,7 +271,7 @@ fn a_client_that_drips_its_request_does_not_hold_the_broker() {
 
 #[test]
 fn an_exec_whose_workspace_cannot_be_mapped_leaves_no_cgroup() {
-    let Some(bench) = Bench::new() else { return };
+    let bench = Bench::new();
     // In a mount namespace of its own, since it mounts.
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation=private", "sh", "-c"]);
@@ -288,7 +288,7 @@ fn an_exec_whose_workspace_cannot_be_mapped_leaves_no_cgroup() {
 
 #[test]
 fn no_profile_shows_state_configuration_or_the_file_of_a_source() {
-    let Some(bench) = Bench::new() else { return };
+    let bench = Bench::new();
     for made in ["home/.local/keys", "home/work"] {
         std::fs::create_dir_all(bench.path(made)).unwrap();
     }
@@ -322,7 +322,7 @@ fn no_profile_shows_state_configuration_or_the_file_of_a_source() {
 
 #[test]
 fn a_workspace_holds_neither_state_nor_the_file_of_a_source() {
-    let Some(bench) = Bench::new() else { return };
+    let bench = Bench::new();
     bench.write("ws/key", VALUE);
     let key = bench.path("ws/key").display().to_string();
     let secret =
@@ -344,7 +344,7 @@ fn a_workspace_holds_neither_state_nor_the_file_of_a_source() {
 
 #[test]
 fn a_link_in_the_workspace_leads_no_bind_elsewhere() {
-    let Some(bench) = Bench::new() else { return };
+    let bench = Bench::new();
     for made in ["ws/fixed/hooks", "elsewhere/hooks"] {
         std::fs::create_dir_all(bench.path(made)).unwrap();
     }
@@ -389,7 +389,7 @@ fn last_exec(bench: &Bench) -> String {
 
 #[test]
 fn what_broker_and_launcher_left_when_both_were_killed_goes_with_the_next_start() {
-    let Some(bench) = Bench::new() else { return };
+    let bench = Bench::new();
     let mut child = bench.run(&[], "touch ready; exec sleep 60").spawn().unwrap();
     assert!(comes_true(|| bench.path("ws/ready").exists()));
     let children = format!("/proc/{0}/task/{0}/children", child.id());
@@ -409,7 +409,7 @@ fn what_broker_and_launcher_left_when_both_were_killed_goes_with_the_next_start(
 
 #[test]
 fn a_broker_that_fails_leaves_when_its_exec_is_gone() {
-    let Some(bench) = Bench::new() else { return };
+    let bench = Bench::new();
     let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
     let mut command = bench.run(&[], "touch ready; echo x; exec sleep 60");
     assert_eq!(command.stdout(full).stderr(Stdio::null()).status().unwrap().code(), Some(125));
@@ -422,7 +422,7 @@ fn init_of_an_ordinary_users_exec_is_not_to_be_looked_into() {
     use std::os::unix::fs::MetadataExt;
     use std::os::unix::process::CommandExt;
     const NOBODY: u32 = 65534;
-    let Some(bench) = Bench::new() else { return };
+    let bench = Bench::new();
     // The state is made by the user; the binary may lie where only root can go.
     let binary = bench.path("sublet");
     std::fs::copy(env!("CARGO_BIN_EXE_sublet"), &binary).unwrap();
@@ -454,7 +454,7 @@ fn init_of_an_ordinary_users_exec_is_not_to_be_looked_into() {
 
 #[test]
 fn a_refusal_says_what_failed_once() {
-    let Some(bench) = Bench::new() else { return };
+    let bench = Bench::new();
     let output = bench
         .sublet()
         .args(["run", "--workspace"])
@@ -468,7 +468,7 @@ fn a_refusal_says_what_failed_once() {
 
 #[test]
 fn ctrl_c_is_heard_while_a_source_is_slow() {
-    let Some(bench) = Bench::new() else { return };
+    let bench = Bench::new();
     bench.mint("sleep 8; echo '{\"value\":\"hunter2-hunter2\"}'");
     let mut command = bench.run(&["--lease=minted.read@a.internal"], "touch ran");
     let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
@@ -481,7 +481,7 @@ fn ctrl_c_is_heard_while_a_source_is_slow() {
 
 #[test]
 fn a_get_that_was_refused_is_in_the_trail_and_a_flood_of_them_is_not() {
-    let Some(bench) = Bench::new() else { return };
+    let bench = Bench::new();
     bench.store_value();
     let get =
         "printf 'protocol=https\\nhost=%s\\n\\n' $host | /run/sublet/bin/sublet git-credential get";
@@ -501,7 +501,7 @@ fn a_get_that_was_refused_is_in_the_trail_and_a_flood_of_them_is_not() {
 
 #[test]
 fn a_host_that_forbids_user_namespaces_is_told_as_such() {
-    let Some(bench) = Bench::new() else { return };
+    let bench = Bench::new();
     // In a user namespace of its own, whose limit on further ones is none.
     let limit = "echo 0 >/proc/sys/user/max_user_namespaces && exec \"$@\"";
     let plain = bench.run(&[], "touch ran");
@@ -517,7 +517,7 @@ fn a_host_that_forbids_user_namespaces_is_told_as_such() {
 
 #[test]
 fn a_managed_value_as_an_argument_is_refused_before_the_trail_has_it() {
-    let Some(bench) = Bench::new() else { return };
+    let bench = Bench::new();
     bench.store_value();
     let mut command = bench.run(&[], "touch ran");
     let output = command.arg(VALUE).output().unwrap();

@@ -31,7 +31,7 @@ use crate::relay::input::Input;
 use crate::relay::output::Output;
 use crate::relay::terminal::{self, RawMode};
 use crate::sandbox::cgroup;
-use crate::sys::process::{self};
+use crate::sys::process;
 
 /// Forwarded to the command. SIGWINCH is for the terminal's size.
 const FORWARDED: [i32; 6] =
