@@ -20,10 +20,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        assert!(
-            rustix::process::geteuid().is_root(),
-            "run the tests as root: the privileged mode is"
-        );
+        assert!(rustix::process::geteuid().is_root(), "run these tests as root");
         let dir = tempfile::Builder::new().prefix("sublet-").tempdir().unwrap();
         let bench = Self { dir };
         for name in ["ws", "conf"] {
