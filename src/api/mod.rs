@@ -1,0 +1,6 @@
+//! The broker's interface: HTTP/1.1 with JSON on Unix sockets.
+//!
+//! - [`wire`]: the bodies, the same for both sides
+#![forbid(unsafe_code)]
+
+pub mod wire;
