@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod program;
+mod trusted;
 
 pub use program::Program;
 
@@ -52,6 +53,16 @@ pub struct Places {
     pub state_dir: Option<PathBuf>,
 }
 
+/// Whose profiles and workspaces are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trust {
+    /// The invoker's: `sublet run` protects against the command, not against who runs it.
+    Invoker,
+    /// The host's alone: profiles that are built in, or that only root or we could have written;
+    /// workspaces below `[host] workspaces`.
+    Host,
+}
+
 /// The host's configuration with the places that it was read from and leads to.
 #[derive(Debug)]
 pub struct Host {
@@ -60,6 +71,7 @@ pub struct Host {
     pub config_file: Option<PathBuf>,
     pub state_dir: PathBuf,
     profiles: Vec<PathBuf>,
+    trust: Trust,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -108,7 +120,42 @@ impl Host {
                 profiles.push(directory);
             }
         }
-        Ok(Self { config, config_file: file, state_dir, profiles })
+        Ok(Self { config, config_file: file, state_dir, profiles, trust: Trust::Invoker })
+    }
+
+    /// From now on takes only what `trust` allows.
+    pub fn trust(&mut self, trust: Trust) {
+        self.trust = trust;
+    }
+
+    /// Why a workspace at this path, with every link resolved, is not taken.
+    pub fn objection_to_workspace(&self, path: &Path) -> Option<String> {
+        let below = |root: &PathBuf| root.canonicalize().is_ok_and(|root| path.starts_with(root));
+        match self.trust {
+            Trust::Invoker => None,
+            Trust::Host if self.config.host.workspaces.iter().any(below) => None,
+            Trust::Host => Some(format!(
+                "it lies in none of the `workspaces` of [host] in {}",
+                self.config.called()
+            )),
+        }
+    }
+
+    /// The home that `~/` in profiles means: the invoker's, and for the host no one's.
+    pub fn home_for<'a>(&self, invokers: Option<&'a Path>) -> &'a Path {
+        match self.trust {
+            Trust::Invoker => invokers.unwrap_or(Path::new(NO_HOME)),
+            Trust::Host => Path::new(NO_HOME),
+        }
+    }
+
+    /// A profile's text, if it may be taken.
+    fn read_profile(&self, path: &Path) -> Result<String, LoadError> {
+        let unreadable = |source| LoadError::Unreadable { path: path.to_owned(), source };
+        if self.trust == Trust::Host {
+            trusted::refuse_foreign(path).map_err(unreadable)?;
+        }
+        std::fs::read_to_string(path).map_err(unreadable)
     }
 
     /// Reads, resolves and checks a profile. A file in a configuration directory overrides a built-in
@@ -116,11 +163,7 @@ impl Host {
     pub fn profile(&self, which: &ProfileRef) -> Result<Profile, HostError> {
         let (name, text) = match which {
             ProfileRef::Name(name) => (name.clone(), self.profile_text(name)?),
-            ProfileRef::File(path) => {
-                let text = std::fs::read_to_string(path)
-                    .map_err(|source| LoadError::Unreadable { path: path.clone(), source })?;
-                (path.display().to_string(), text)
-            }
+            ProfileRef::File(path) => (path.display().to_string(), self.read_profile(path)?),
         };
         let own = name.clone();
         let mut load = |wanted: &str| {
@@ -162,10 +205,9 @@ impl Host {
         if name.parse::<crate::model::name::ProfileName>().is_ok() {
             for directory in &self.profiles {
                 let path = directory.join(format!("{name}.toml"));
-                match std::fs::read_to_string(&path) {
-                    Ok(text) => return Ok(text),
-                    Err(e) if is_absent(&e) => {}
-                    Err(source) => return Err(LoadError::Unreadable { path, source }),
+                match self.read_profile(&path) {
+                    Err(LoadError::Unreadable { source, .. }) if is_absent(&source) => {}
+                    other => return other,
                 }
             }
         }
@@ -173,12 +215,15 @@ impl Host {
     }
 }
 
+/// Where nothing is, for `~/` of no one.
+const NO_HOME: &str = "/nonexistent";
+
 /// The invoker's home: HOME, where it is a directory's absolute path.
 pub fn home() -> PathBuf {
     std::env::var_os("HOME")
         .map(PathBuf::from)
         .filter(|p| p.is_absolute() && p != Path::new("/"))
-        .unwrap_or_else(|| PathBuf::from("/nonexistent"))
+        .unwrap_or_else(|| PathBuf::from(NO_HOME))
 }
 
 /// This moment on both clocks.

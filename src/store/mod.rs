@@ -23,6 +23,7 @@ mod place;
 mod runs;
 mod schema;
 mod secrets;
+mod shared;
 mod trail;
 
 use std::ops::Deref;
@@ -41,6 +42,7 @@ pub use error::{Cause, StoreError};
 pub use leases::{LeaseFilter, Orphans, UseRefused};
 pub use owner::OwnerId;
 pub use secrets::{SealedSecret, SecretEntry};
+pub use shared::SharedStore;
 pub use trail::Events;
 
 /// Whether a transaction waits for the disk.
