@@ -106,6 +106,7 @@ impl From<&ProfileError> for Failure {
 impl From<&StoreError> for Failure {
     fn from(error: &StoreError) -> Self {
         let reason = match error {
+            StoreError::Shared(cause) => return cause.as_ref().into(),
             StoreError::NotFound { .. } => "state_not_found",
             StoreError::Unsafe { .. } => "state_unsafe",
             StoreError::Corrupt { .. } => "state_corrupt",
