@@ -17,6 +17,7 @@
 #![deny(unsafe_code)]
 
 pub mod audit;
+pub mod broker;
 pub mod cli;
 pub mod config;
 pub mod delivery;

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 
 /// The floors of the house, top first. A room may use what lies on lower floors, and its own room.
 /// Rooms on one floor do not know each other.
-const FLOORS: [&[&str]; 12] = [
+const FLOORS: [&[&str]; 13] = [
     &["main", "cli", "api", "hook", "mcp"],
-    &["run", "demo", "doctor"],
+    &["broker", "doctor"],
+    &["run", "demo"],
     &["launcher"],
     &["source", "delivery", "sandbox", "store", "audit", "identity", "relay"],
     &["host"],

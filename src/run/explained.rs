@@ -38,6 +38,7 @@ pub fn explain(asked: Asked) -> Result<Explained, RunError> {
     let launcher = Launcher::fork(&asked.places)?;
     let scene = scene::set(asked)?;
     launcher.order(&Order::Explain(Box::new(scene.prepare())))?;
+    scene.host.become_state_owner()?;
 
     let counters = match Reader::open(&scene.host.state_dir) {
         Ok(reader) => reader
