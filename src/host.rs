@@ -2,9 +2,14 @@
 //! Broker and launcher each read for themselves. Never reads a value.
 #![forbid(unsafe_code)]
 
+mod account;
+pub mod limit;
+mod owner;
 mod program;
 mod trusted;
 
+pub use account::{Account, AccountError, AccountFrom};
+pub use owner::OwnerError;
 pub use program::Program;
 
 use std::io;
@@ -70,6 +75,8 @@ pub struct Host {
     /// The file, if there is one.
     pub config_file: Option<PathBuf>,
     pub state_dir: PathBuf,
+    /// Where the sockets of `serve` are.
+    pub runtime_dir: PathBuf,
     profiles: Vec<PathBuf>,
     trust: Trust,
 }
@@ -86,6 +93,8 @@ pub enum HostError {
     Load(#[from] LoadError),
     #[error(transparent)]
     Profile(#[from] ProfileError),
+    #[error(transparent)]
+    Owner(#[from] OwnerError),
 }
 
 impl Host {
@@ -112,6 +121,10 @@ impl Host {
         };
         let state_dir = std::path::absolute(&state_dir)
             .map_err(|source| HostError::Unreadable { path: state_dir, source })?;
+        let runtime_dir = match &config.host.runtime_dir {
+            Some(configured) => configured.clone(),
+            None => runtime_dir(&state_dir, default_state_dir().as_deref(), default_runtime_dir()),
+        };
         let beside = file.as_deref().and_then(Path::parent).map(|d| d.join("profiles"));
         let mut profiles: Vec<PathBuf> = beside.into_iter().collect();
         for directory in default_config_directories() {
@@ -120,7 +133,14 @@ impl Host {
                 profiles.push(directory);
             }
         }
-        Ok(Self { config, config_file: file, state_dir, profiles, trust: Trust::Invoker })
+        Ok(Self {
+            config,
+            config_file: file,
+            state_dir,
+            runtime_dir,
+            profiles,
+            trust: Trust::Invoker,
+        })
     }
 
     /// From now on takes only what `trust` allows.
@@ -198,6 +218,26 @@ impl Host {
     /// Where profiles are looked for, overriding ones first.
     pub fn profile_directories(&self) -> &[PathBuf] {
         &self.profiles
+    }
+
+    /// The user that a broker of this host runs as where it starts as root.
+    ///
+    /// # Errors
+    /// The configuration names a user that there is none of, or that the broker must not be.
+    pub fn broker_account(&self) -> Result<Account, AccountError> {
+        account::of_broker(&self.config.host)
+    }
+
+    /// Before root touches a state that a broker's user, or another, has: becomes that user for good. Does
+    /// nothing for anyone but root, or where the state is root's or not there yet.
+    ///
+    /// Call it in a process of one thread, before any file of the state is opened, and after whatever
+    /// needs root: it cannot be undone.
+    ///
+    /// # Errors
+    /// [`OwnerError`]: then nothing of the state may be touched.
+    pub fn become_state_owner(&self) -> Result<(), HostError> {
+        owner::become_owner_of(&self.state_dir).map_err(HostError::from)
     }
 
     fn profile_text(&self, name: &str) -> Result<String, LoadError> {
@@ -281,9 +321,42 @@ fn default_state_dir() -> Option<PathBuf> {
     }
 }
 
+/// Sockets of a state that is not the default one lie in it, so that two hosts' worth of them never meet.
+fn runtime_dir(
+    state_dir: &Path,
+    default_state_dir: Option<&Path>,
+    default_runtime_dir: Option<PathBuf>,
+) -> PathBuf {
+    default_runtime_dir
+        .filter(|_| Some(state_dir) == default_state_dir)
+        .unwrap_or_else(|| state_dir.join("run"))
+}
+
+fn default_runtime_dir() -> Option<PathBuf> {
+    if is_root() {
+        return Some(PathBuf::from("/run/sublet"));
+    }
+    let set = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    set.filter(|p| p.is_absolute()).map(|d| d.join("sublet"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_default_state_has_its_sockets_in_the_default_place() {
+        #[track_caller]
+        fn check(state: &str, default_runtime: Option<&str>, expected: &str) {
+            let default_state = Some(Path::new("/var/lib/sublet"));
+            let found = runtime_dir(state.as_ref(), default_state, default_runtime.map(Into::into));
+            assert_eq!(found, Path::new(expected));
+        }
+        check("/var/lib/sublet", Some("/run/sublet"), "/run/sublet");
+        check("/srv/state", Some("/run/sublet"), "/srv/state/run");
+        check("/var/lib/sublet", None, "/var/lib/sublet/run");
+        assert_eq!(runtime_dir("/s".as_ref(), None, Some("/r".into())), Path::new("/s/run"));
+    }
 
     #[test]
     fn profiles_are_named_or_files() {

@@ -53,7 +53,12 @@ pub fn run(asked: Asked) -> Result<Outcome, RunError> {
     memory::set_dumpable(false).map_err(RunError::Settle)?;
     memory::forbid_core_dumps().map_err(RunError::Settle)?;
     let scene = scene::set(asked)?;
-    tell(&scene, launcher.root(), &mut caller, || Ledger::open(&scene), &mut watch)
+    let ledger = || {
+        // The state may be a broker's: the launcher keeps what only root can do.
+        scene.host.become_state_owner()?;
+        Ledger::open(&scene)
+    };
+    tell(&scene, launcher.root(), &mut caller, ledger, &mut watch)
 }
 
 /// Runs one command of a run of the broker, under leases that were granted before. Returns, as

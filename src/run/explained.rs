@@ -40,6 +40,7 @@ pub fn explain(asked: Asked) -> Result<Explained, RunError> {
     let session = launcher.root();
     let scene = scene::set(asked)?;
     session.order(&Order::Explain(Box::new(scene.prepare())))?;
+    scene.host.become_state_owner()?;
 
     let counters = match Reader::open(&scene.host.state_dir) {
         Ok(reader) => reader

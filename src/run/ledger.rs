@@ -2,6 +2,7 @@
 //! a value moves; relaxed where nothing rests on it.
 #![forbid(unsafe_code)]
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::attend::Exited;
@@ -20,13 +21,23 @@ use crate::model::name::{Channel, SecretName};
 use crate::model::run::{Counters, Run};
 use crate::model::verdict::{Denial, DenyReason};
 use crate::policy::{self, Policy};
-use crate::store::{Durability, SealedSecret, SharedStore, StoreError, Tx, UseRefused};
+use crate::source::vault::{KeySource, VaultError, VaultKey};
+use crate::store::{Durability, Heads, SealedSecret, SharedStore, StoreError, Tx, UseRefused};
 
 /// The store, open for this exec.
 pub struct Ledger {
     store: Arc<SharedStore>,
     boot_id: String,
-    shared: bool,
+    /// The vault's key, and that this is one exec of many.
+    shared: Option<Arc<Shared>>,
+}
+
+/// What the execs of a broker have in common.
+pub struct Shared {
+    /// Opened while there were the rights to.
+    pub key: KeySource,
+    /// Told after each commit.
+    pub committed: Box<dyn Fn(Heads) + Send + Sync>,
 }
 
 impl Ledger {
@@ -35,18 +46,29 @@ impl Ledger {
         let state_dir = &scene.host.state_dir;
         let store = SharedStore::open_single(state_dir).map_err(RunError::Trail)?;
         refuse_a_cut_trail(&store, state_dir, &scene.now.boot_id)?;
-        Ok(Self { store: Arc::new(store), boot_id: scene.now.boot_id.clone(), shared: false })
+        Ok(Self { store: Arc::new(store), boot_id: scene.now.boot_id.clone(), shared: None })
     }
 
     /// For one exec of many: the broker checks the trail, keeps its head, and tidies.
-    pub fn shared(store: Arc<SharedStore>) -> Self {
-        Self { store, boot_id: String::new(), shared: true }
+    pub fn shared(store: Arc<SharedStore>, shared: Arc<Shared>) -> Self {
+        Self { store, boot_id: String::new(), shared: Some(shared) }
+    }
+
+    /// The vault's key, read anew: it is not kept.
+    pub fn vault_key(&self, scene: &Scene) -> Result<VaultKey, VaultError> {
+        match &self.shared {
+            Some(shared) => shared.key.load(),
+            None => {
+                let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+                VaultKey::load(&scene.host.state_dir, credentials.as_deref())
+            }
+        }
     }
 
     /// Keeps the log short, so that the next start is fast. For the time in which the launcher works and
     /// the broker waits.
     pub fn tidy(&mut self) {
-        if self.shared {
+        if self.shared.is_some() {
             return;
         }
         // Nothing is lost by a log that stays long, and the next exec tries again.
@@ -70,7 +92,7 @@ impl Ledger {
         let durability =
             if scene.requests.is_empty() { Durability::Relaxed } else { Durability::Durable };
         let mut leased = self.transaction(durability, |tx| {
-            let run = match begin(tx, scene, self.shared)? {
+            let run = match begin(tx, scene, self.shared.is_some())? {
                 None => scene.run.clone(),
                 Some(recorded) => match same_run(&scene.run, recorded) {
                     Ok(run) => run,
@@ -270,7 +292,7 @@ impl Ledger {
     /// Gives the launcher the trail's head to keep outside of the database. The broker does so for all.
     pub fn keep_head(&self, session: &Session) -> Result<(), RunError> {
         match self.store.heads() {
-            Some(heads) if !self.shared => {
+            Some(heads) if self.shared.is_none() => {
                 let head = KeptHead {
                     latest: heads.latest,
                     durable: heads.durable,
@@ -287,7 +309,11 @@ impl Ledger {
         durability: Durability,
         act: impl FnOnce(&mut Tx<'_>) -> Result<T, StoreError>,
     ) -> Result<T, RunError> {
-        self.store.transaction(durability, act).map(|(value, _)| value).map_err(RunError::Trail)
+        let (value, _) = self.store.transaction(durability, act).map_err(RunError::Trail)?;
+        if let (Some(shared), Some(heads)) = (&self.shared, self.store.heads()) {
+            (shared.committed)(heads);
+        }
+        Ok(value)
     }
 }
 

@@ -23,7 +23,6 @@ use crate::model::run::{Run, RunState};
 use crate::policy::environment::{self, Context, Given};
 use crate::policy::{LeaseFlag, Reason, Request, ResolvedCommand};
 use crate::profile::{Capability, NetworkMode, Profile};
-use crate::source::vault::VaultKey;
 
 /// What the caller of `sublet run` asks for, parsed.
 pub struct Asked {
@@ -304,9 +303,7 @@ impl Scene {
         if managed.is_empty() {
             return Ok(());
         }
-        let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
-        let key = VaultKey::load(&self.host.state_dir, credentials.as_deref())
-            .map_err(super::value::unavailable_vault)?;
+        let key = ledger.vault_key(self).map_err(super::value::unavailable_vault)?;
         let variables =
             self.given.iter().map(|(name, value)| (format!("the value given for `{name}`"), value));
         let arguments = self.command.iter().zip(0..).map(|(a, n)| (format!("argument {n}"), a));

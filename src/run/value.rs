@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::io;
-use std::path::PathBuf;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use serde::Deserialize;
@@ -101,9 +100,7 @@ pub fn resolve(
                 let hint = format!("set it: `sublet secret set {name}`");
                 return Err(unavailable(name, "no value was ever set".to_owned(), &hint));
             };
-            let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
-            let key = VaultKey::load(&scene.host.state_dir, credentials.as_deref())
-                .map_err(unavailable_vault)?;
+            let key = ledger.vault_key(scene).map_err(unavailable_vault)?;
             let len = vault::plaintext_len(name, &secret.sealed).map_err(unavailable_vault)?;
             Ok(Value::Sealed { key, secret, len })
         }
