@@ -150,7 +150,10 @@ impl Host {
 
     /// Why a workspace at this path, with every link resolved, is not taken.
     pub fn objection_to_workspace(&self, path: &Path) -> Option<String> {
-        let below = |root: &PathBuf| root.canonicalize().is_ok_and(|root| path.starts_with(root));
+        // The broker may not be allowed to look; a path without links below one as it is written is below.
+        let below = |root: &PathBuf| {
+            path.starts_with(root) || root.canonicalize().is_ok_and(|root| path.starts_with(root))
+        };
         match self.trust {
             Trust::Invoker => None,
             Trust::Host if self.config.host.workspaces.iter().any(below) => None,
