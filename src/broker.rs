@@ -5,6 +5,9 @@
 //! `sublet run`.
 #![forbid(unsafe_code)]
 
+pub mod listeners;
+pub mod metrics;
+
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -150,7 +153,18 @@ pub struct Accepting {
     pub accepted: oneshot::Receiver<Result<ExecId, BrokerError>>,
     /// Takes the client's connection, on which frames are spoken from then on. Dropped without one, the
     /// exec is killed.
-    pub stream: std::sync::mpsc::SyncSender<UnixStream>,
+    ///
+    /// Its channel holds one: sending never waits.
+    pub stream: std::sync::mpsc::SyncSender<ClientStream>,
+}
+
+/// A client's connection, taken over from HTTP.
+#[derive(Debug)]
+pub struct ClientStream {
+    /// In blocking mode.
+    pub stream: UnixStream,
+    /// What came behind the request and was read with it: it goes before the stream's bytes.
+    pub read_ahead: Vec<u8>,
 }
 
 impl Broker {
