@@ -156,6 +156,8 @@ pub struct ExecStream {
     /// Of a report or an error that takes several frames.
     json: Vec<u8>,
     is_over: bool,
+    is_closed: bool,
+    is_heard: bool,
 }
 
 impl ExecStream {
@@ -170,6 +172,8 @@ impl ExecStream {
             sent: 0,
             json: Vec::new(),
             is_over: false,
+            is_closed: false,
+            is_heard: true,
         }
     }
 
@@ -181,6 +185,16 @@ impl ExecStream {
     /// Whether the last frame has been taken.
     pub fn is_over(&self) -> bool {
         self.is_over
+    }
+
+    /// Whether the broker has closed the stream: nothing more can be received.
+    pub fn is_closed(&self) -> bool {
+        self.is_closed
+    }
+
+    /// Whether the broker still takes what is sent, as far as is known.
+    pub fn is_heard(&self) -> bool {
+        self.is_heard
     }
 
     /// Bytes for the command's standard input. An empty slice is nothing, not the end.
@@ -230,7 +244,10 @@ impl ExecStream {
                 Err(Errno::AGAIN) => return Ok(()),
                 Err(Errno::INTR) => {}
                 // The broker listens no more. What it said last still comes: the exec's end, or nothing.
-                Err(Errno::PIPE | Errno::CONNRESET) => break,
+                Err(Errno::PIPE | Errno::CONNRESET) => {
+                    self.is_heard = false;
+                    break;
+                }
                 Err(e) => return Err(ClientError::Send(e.into())),
             }
         }
@@ -239,23 +256,19 @@ impl ExecStream {
         Ok(())
     }
 
-    /// Reads what is there, without waiting. Take all frames before: the end of the stream is an error.
-    ///
-    /// # Errors
-    /// [`ClientError::Lost`] if the stream ended before the exec did.
+    /// Reads what is there, without waiting.
     pub fn receive(&mut self) -> Result<(), ClientError> {
         self.incoming.drain(..self.at);
         self.at = 0;
-        match receive(&self.socket, &mut self.incoming)? {
-            Received::End if !self.is_over => Err(ClientError::Lost),
-            _ => Ok(()),
-        }
+        self.is_closed |= receive(&self.socket, &mut self.incoming)? == Received::End;
+        Ok(())
     }
 
-    /// The next frame of what was read. `None`: more must be read, or the exec is over.
+    /// The next frame of what was received. `None`: more must be received, or the exec is over.
     ///
     /// # Errors
-    /// What is no frame of a broker; then the stream is of no further use.
+    /// [`ClientError::Lost`] if the stream ended before the exec did; what is no frame of a broker. Then
+    /// the stream is of no further use.
     pub fn take(&mut self) -> Result<Option<Frame<'_>>, ClientError> {
         while !self.is_over {
             let next = frames::take(&self.incoming[self.at..])?;
@@ -287,7 +300,7 @@ impl ExecStream {
                 }
             }
         }
-        Ok(None)
+        if self.is_closed && !self.is_over { Err(ClientError::Lost) } else { Ok(None) }
     }
 
     fn last(&self, kind: Kind) -> Result<Frame<'static>, ClientError> {
@@ -305,7 +318,7 @@ impl ExecStream {
     /// # Errors
     /// As [`ExecStream::receive`] and [`ExecStream::take`].
     pub fn next_frame(&mut self) -> Result<Option<Frame<'_>>, ClientError> {
-        while !self.is_over && !self.holds_a_frame()? {
+        while !self.is_over && !self.is_closed && !self.holds_a_frame()? {
             self.flush()?;
             let out = if self.unsent() > 0 { PollFlags::OUT } else { PollFlags::empty() };
             let mut fds = [PollFd::new(&self.socket, PollFlags::IN | out)];
