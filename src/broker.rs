@@ -5,6 +5,8 @@
 //! `sublet run`.
 #![forbid(unsafe_code)]
 
+pub mod settle;
+
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
