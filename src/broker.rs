@@ -250,11 +250,16 @@ impl Broker {
         while !self.live().is_empty() && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(20));
         }
-        self.mail_execs(|_| true, Mail::Kill("the service ends"));
+        self.hurry();
         let end = Instant::now() + LAST_WAIT;
         while !self.live().is_empty() && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// Kills every living exec.
+    pub fn hurry(&self) {
+        self.mail_execs(|_| true, Mail::Kill("the service ends"));
     }
 
     /// The last words in the trail. Leases that are still open are told by the next start.
