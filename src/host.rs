@@ -1,7 +1,10 @@
 //! What the host tells before anything is decided: its configuration, its profiles, its clocks.
 //! Broker and launcher each read for themselves. Never reads a value.
+//!
+//! - [`keyfile`]: keys of the host, for the vault and for signing; the launcher loads none
 #![forbid(unsafe_code)]
 
+pub mod keyfile;
 mod program;
 
 pub use program::Program;
