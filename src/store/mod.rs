@@ -96,7 +96,7 @@ impl Store {
             before = place.identity();
         }
         let conn = connect(&place, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-        schema::check(&conn, &place)?;
+        schema::upgrade(&conn, &place, &owner)?;
         let mut files = place.identity();
         if !files.has_log() {
             // A stranger's tool set another journal mode, or closed as the last and tidied up.
@@ -281,6 +281,13 @@ impl<'a> Deref for Tx<'a> {
 impl View<'_> {
     fn error(&self) -> impl Fn(rusqlite::Error) -> StoreError {
         |e| sorted(&self.place.db, e)
+    }
+
+    /// What a reader of an older database must ask before it reads what a later step made. The writer's
+    /// database has all of them.
+    #[allow(dead_code, reason = "for what step 2 adds to the trail")]
+    fn has_step(&self, version: i64) -> Result<bool, StoreError> {
+        Ok(schema::version(self.conn).map_err(self.error())? >= version)
     }
 
     fn prepare(&self, sql: &str) -> Result<rusqlite::CachedStatement<'_>, StoreError> {
