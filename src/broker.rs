@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use tokio::sync::{oneshot, watch};
 
+use crate::envelope::SigningKey;
 use crate::host::Host;
 use crate::launcher::client::{Door, Launcher};
 use crate::model::event::{Draft, EventType};
@@ -70,6 +71,7 @@ pub struct Broker {
     metrics: Arc<Metrics>,
     trail: watch::Sender<u64>,
     checkpointed: AtomicU64,
+    signing: SigningKey,
     draining: AtomicBool,
     stopped: AtomicBool,
 }
@@ -185,6 +187,7 @@ impl Broker {
         let now = crate::host::now().map_err(RunError::Clock)?;
         let store = Arc::new(SharedStore::open(&host.state_dir)?);
         refuse_a_cut_trail(&store, &host.state_dir, &now.boot_id)?;
+        let signing = crate::audit::key::load_or_create(&host.state_dir, None)?;
         let heard = Heard::new().map_err(RunError::Settle)?;
         let (trail, _) = watch::channel(0);
         let committed = {
@@ -213,6 +216,7 @@ impl Broker {
             metrics,
             trail,
             checkpointed: AtomicU64::new(0),
+            signing,
             draining: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
         };
@@ -331,7 +335,14 @@ impl Broker {
 
     /// Signs a checkpoint, if so many events have come since the last.
     fn checkpoint(&self, every: u64) -> Result<(), BrokerError> {
-        let _ = every;
+        let now = self.now()?;
+        let due = self
+            .store
+            .read(|view| view.due_checkpoint(every, &self.signing, &self.hostname, now.wall))?;
+        if let Some(signed) = due {
+            self.transaction(Durability::Durable, |tx| tx.put_checkpoint(&signed))?;
+            self.checkpointed.store(signed.checkpoint().head.seq, Ordering::Relaxed);
+        }
         Ok(())
     }
 }

@@ -1,8 +1,11 @@
 //! What the host tells before anything is decided: its configuration, its profiles, its clocks.
 //! Broker and launcher each read for themselves. Never reads a value.
+//!
+//! - [`keyfile`]: keys of the host, for the vault and for signing; the launcher loads none
 #![forbid(unsafe_code)]
 
 mod account;
+pub mod keyfile;
 pub mod limit;
 mod owner;
 mod program;

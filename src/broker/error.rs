@@ -4,6 +4,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::audit::key::SigningKeyError;
+use crate::envelope::InvalidText;
 use crate::host::HostError;
 use crate::run::RunError;
 use crate::store::StoreError;
@@ -25,6 +27,10 @@ pub enum BrokerError {
     Socket { path: PathBuf, source: io::Error },
     #[error("could not start a thread for the exec")]
     Thread(#[source] io::Error),
+    #[error("the key that signs envelopes and checkpoints cannot be used")]
+    Signing(#[from] SigningKeyError),
+    #[error("the lease's envelope cannot be written")]
+    Envelope(#[from] InvalidText),
     #[error(transparent)]
     Run(#[from] RunError),
 }
@@ -59,6 +65,8 @@ impl BrokerError {
             BrokerError::TooManyExecs { .. } => "too_many_execs",
             BrokerError::Socket { .. } => "socket_failed",
             BrokerError::Thread(_) => "thread_failed",
+            BrokerError::Signing(_) => "signing_key_unusable",
+            BrokerError::Envelope(_) => "envelope_unwritable",
             BrokerError::Run(e) => e.reason(),
         }
     }
@@ -90,7 +98,11 @@ impl BrokerError {
                 "look at the space and the length of the runtime directory (unix(7): 107 bytes)"
                     .to_owned()
             }
+            BrokerError::Envelope(_) => {
+                "correct the capability's `constraints` in the profile".to_owned()
+            }
             BrokerError::NotFound { .. }
+            | BrokerError::Signing(_)
             | BrokerError::Conflict { .. }
             | BrokerError::Malformed { .. } => String::new(),
         }

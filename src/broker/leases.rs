@@ -3,6 +3,7 @@
 
 use crate::broker::runs::no_run;
 use crate::broker::{Broker, BrokerError, Scope, Selection};
+use crate::envelope::{self, Envelope, Issuer};
 use crate::host::ProfileRef;
 use crate::lease::{Lease, LeaseView};
 use crate::model::event::{Draft, EventType};
@@ -101,6 +102,32 @@ impl Broker {
     /// O(1): one look-up by key.
     pub fn lease_state(&self, id: &LeaseId) -> Result<LeaseState, BrokerError> {
         Ok(self.record(&Scope::Host, id)?.state)
+    }
+
+    /// The signed envelope of a lease, as its JSON text.
+    ///
+    /// # Errors
+    /// [`BrokerError::Conflict`] for a lease that has ended: it permits nothing any more.
+    pub fn envelope(&self, scope: &Scope, id: &LeaseId) -> Result<String, BrokerError> {
+        let record = self.record(scope, id)?;
+        if !record.state.is_open() {
+            let state = record.state.as_str();
+            return Err(BrokerError::Conflict { message: format!("lease {id} is {state}") });
+        }
+        let run = self.run_to_decide(&record.run_id)?;
+        let profile = self.host.profile(&ProfileRef::parse(&run.profile))?;
+        let constraints = profile
+            .capability(&record.capability)
+            .map(|c| c.constraints.clone())
+            .unwrap_or_default();
+        let issuer = Issuer { name: self.hostname.parse()?, url: None };
+        let envelope = Envelope::of_lease(&record, &run, &constraints, &issuer)?;
+        Ok(envelope::sign(&envelope, &self.signing))
+    }
+
+    /// The public half of the key that signs envelopes: a JWKS.
+    pub fn jwks(&self) -> serde_json::Value {
+        self.signing.public().jwks()
     }
 
     /// Gives a renewable lease more time, as far as `max_ttl` lets.

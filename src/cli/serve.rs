@@ -100,7 +100,9 @@ pub fn execute(globals: &Globals, args: ServeArgs) -> Answer {
         move || {
             broker.hold(&launcher);
             // The service may have ended already.
-            drop(gone.send(()));
+            if gone.send(()).is_err() {
+                tracing::debug!("the service had ended before its launcher");
+            }
         }
     };
     thread("keeper", keeper)?;
