@@ -13,7 +13,7 @@ const FLOORS: [&[&str]; 12] = [
     &["launcher"],
     &["source", "delivery", "sandbox", "store", "audit", "identity", "relay"],
     &["host"],
-    &["lease"],
+    &["lease", "envelope"],
     &["policy"],
     &["profile"],
     &["config"],

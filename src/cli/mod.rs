@@ -6,6 +6,7 @@
 //! - [`run`], [`demo`]: one command in a sandbox
 //! - [`secret`], [`profile`], [`policy`], [`audit`]: what the host holds, permits and has recorded
 //! - [`doctor`], [`init`]: what this machine can enforce; a first configuration
+//! - [`verify_envelope`]: `lease verify`
 //! - [`git_credential`]: what git calls inside an exec
 //! - [`completions`], [`man`]: made from the definitions here
 #![forbid(unsafe_code)]
@@ -27,6 +28,7 @@ pub mod profile;
 pub mod prompt;
 pub mod run;
 pub mod secret;
+pub mod verify_envelope;
 
 use std::ffi::OsString;
 use std::io::Write as _;

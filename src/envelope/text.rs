@@ -10,7 +10,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 /// The text cannot stand in a signed document.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` cannot be signed: expected 1 to 1024 characters on one line, without control characters")]
+#[error(
+    "`{0}` cannot be signed: expected 1 to 1024 characters on one line, without control characters"
+)]
 pub struct InvalidText(String);
 
 /// 1 to 1024 characters, none of them a control character.

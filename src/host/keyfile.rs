@@ -29,7 +29,9 @@ pub struct KeyFile {
 
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFileError {
-    #[error("there is no key at {path}: none was made on this host, or its state was moved without it")]
+    #[error(
+        "there is no key at {path}: none was made on this host, or its state was moved without it"
+    )]
     Absent { path: PathBuf },
     #[error("the key {path} {fault}; {mend}")]
     Unsafe { path: PathBuf, fault: String, mend: &'static str },

@@ -14,7 +14,7 @@ use crate::store::trail::as_it_lies;
 use crate::store::{Durability, Store, Tx, View};
 
 /// How many events go between two checkpoints, if nothing else asks for one.
-pub const EVENTS_PER_CHECKPOINT: u64 = 1024;
+pub const EVENTS_BETWEEN_CHECKPOINTS: u64 = 1024;
 
 /// A checkpoint as it lies there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +27,9 @@ pub struct CheckpointRow {
 impl View<'_> {
     /// All that are kept, oldest first.
     pub fn checkpoints(&self) -> Result<Vec<CheckpointRow>, StoreError> {
+        if !self.has_step(2)? {
+            return Ok(Vec::new());
+        }
         self.prepare("SELECT seq, note FROM checkpoint ORDER BY seq")?
             .query_map([], read_row)
             .and_then(Iterator::collect)
@@ -34,20 +37,20 @@ impl View<'_> {
     }
 
     pub fn latest_checkpoint(&self) -> Result<Option<CheckpointRow>, StoreError> {
-        self.prepare("SELECT seq, note FROM checkpoint ORDER BY seq DESC LIMIT 1")?
-            .query_row([], read_row)
-            .optional()
-            .map_err(self.error())
+        self.one_checkpoint("SELECT seq, note FROM checkpoint ORDER BY seq DESC LIMIT 1")
     }
 
     /// The checkpoint after which the trail begins, if a rotation has moved its older events away.
     pub fn base(&self) -> Result<Option<CheckpointRow>, StoreError> {
-        let first = self
-            .prepare("SELECT seq, note FROM checkpoint ORDER BY seq LIMIT 1")?
-            .query_row([], read_row)
-            .optional()
-            .map_err(self.error())?;
+        let first = self.one_checkpoint("SELECT seq, note FROM checkpoint ORDER BY seq LIMIT 1")?;
         Ok(first.filter(|row| Checkpoint::unproven(&row.note).is_some_and(|c| c.cut.is_some())))
+    }
+
+    fn one_checkpoint(&self, sql: &str) -> Result<Option<CheckpointRow>, StoreError> {
+        if !self.has_step(2)? {
+            return Ok(None);
+        }
+        self.prepare(sql)?.query_row([], read_row).optional().map_err(self.error())
     }
 
     /// Signs the head, if at least `every` events have come since the last checkpoint (1: if any has). The
@@ -177,8 +180,5 @@ impl Store {
 
 fn read_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<CheckpointRow> {
     let seq: i64 = row.get(0)?;
-    Ok(CheckpointRow {
-        seq: u64::try_from(seq).unwrap_or(0),
-        note: as_it_lies(row.get_ref(1)?),
-    })
+    Ok(CheckpointRow { seq: u64::try_from(seq).unwrap_or(0), note: as_it_lies(row.get_ref(1)?) })
 }

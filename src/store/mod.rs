@@ -6,6 +6,7 @@
 //! - [`Store`]: open for writing, one transaction a step; [`Reader`]: open for looking
 //! - [`View`]: what can be read; [`Tx`]: a view that can also write, until its end
 //! - `trail`, `runs`, `leases`, `execs`, `secrets`: reading and writing of each
+//! - `checkpoints`: what vouches for the trail, and where it begins; `follow`: noticing that others wrote
 //! - `place`: whose files these are; `owner`: who is alive; `schema`: the tables
 //!
 //! # Durability
@@ -15,8 +16,10 @@
 //! is left to [`Store::tidy`], off the hot path.
 #![forbid(unsafe_code)]
 
+mod checkpoints;
 mod error;
 mod execs;
+mod follow;
 mod leases;
 mod owner;
 mod place;
@@ -37,7 +40,9 @@ use crate::store::error::sorted;
 use crate::store::owner::Owner;
 use crate::store::place::{Identity, Place};
 
+pub use checkpoints::{CheckpointRow, EVENTS_BETWEEN_CHECKPOINTS};
 pub use error::{Cause, StoreError};
+pub use follow::DatabaseFile;
 pub use leases::{LeaseFilter, Orphans, UseRefused};
 pub use owner::OwnerId;
 pub use secrets::{SealedSecret, SecretEntry};
@@ -285,7 +290,6 @@ impl View<'_> {
 
     /// What a reader of an older database must ask before it reads what a later step made. The writer's
     /// database has all of them.
-    #[allow(dead_code, reason = "for what step 2 adds to the trail")]
     fn has_step(&self, version: i64) -> Result<bool, StoreError> {
         Ok(schema::version(self.conn).map_err(self.error())? >= version)
     }
