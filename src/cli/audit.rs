@@ -131,7 +131,7 @@ fn since(text: &str) -> Result<Since, String> {
 }
 
 pub fn execute(globals: &Globals, args: &AuditArgs) -> Answer {
-    let host = load::host(globals)?;
+    let host = load::host_of_state(globals)?;
     let reader = match Reader::open(&host.state_dir) {
         Ok(reader) => Some(reader),
         Err(StoreError::NotFound { .. }) => None,

@@ -1,6 +1,9 @@
 //! The frames of an exec's stream between broker and client, as docker's attach has them: one byte of
 //! kind, three zeros, the payload's length as four bytes big endian, the payload.
 //!
+//! Bytes and JSON that are longer than one frame may be go in several of the same kind; a JSON text is
+//! whole with the first of its frames that is shorter than [`MAX_PAYLOAD`].
+//!
 //! Pure. A header that is none, or a payload beyond [`MAX_PAYLOAD`], ends the stream: nothing is skipped.
 #![forbid(unsafe_code)]
 
@@ -15,7 +18,10 @@ pub const MAX_PAYLOAD: usize = 64 << 10;
 pub enum Kind {
     /// To the command's standard input; an empty one is its end.
     Stdin = 0,
+    /// From the command's standard output. From the client, and then empty: nobody reads it any more, the
+    /// command shall meet a closed pipe.
     Stdout = 1,
+    /// As [`Kind::Stdout`], for standard error.
     Stderr = 2,
     /// One byte: the signal's number.
     Signal = 3,
@@ -64,12 +70,14 @@ pub fn header(kind: Kind, length: usize) -> [u8; HEADER] {
 
 /// Appends `payload` as one frame, or as several where it is longer than one may be.
 pub fn push(kind: Kind, payload: &[u8], out: &mut Vec<u8>) {
-    if payload.is_empty() {
-        out.extend_from_slice(&header(kind, 0));
-    }
+    let is_json = matches!(kind, Kind::Started | Kind::Exit | Kind::Error);
+    let fills_its_frames = payload.len().is_multiple_of(MAX_PAYLOAD);
     for chunk in payload.chunks(MAX_PAYLOAD) {
         out.extend_from_slice(&header(kind, chunk.len()));
         out.extend_from_slice(chunk);
+    }
+    if payload.is_empty() || (is_json && fills_its_frames) {
+        out.extend_from_slice(&header(kind, 0));
     }
 }
 
