@@ -5,6 +5,7 @@
 //! - [`outcome`]: what a call gave, and what a test may claim about it
 //! - [`probe`]: hostile programs, compiled once, and the bare namespace in which each is shown to work
 //! - [`host`]: what the machine shows from outside: processes, mounts, cgroups, files
+//! - [`schema`]: JSON against the description of the API
 //! - [`git_server`]: `git http-backend` behind a server that demands a token
 //!
 //! The tests speak to the command line only: what they hold is what a user can see.
@@ -15,6 +16,7 @@ pub mod git_server;
 pub mod host;
 pub mod outcome;
 pub mod probe;
+pub mod schema;
 pub mod world;
 
 #[allow(unused_imports)]
