@@ -370,6 +370,20 @@ fn a_reader_that_goes_away_is_told_to_the_command() {
 }
 
 #[test]
+fn a_broker_that_ends_what_nobody_reads_is_no_error() {
+    let fake = Fake::executing(|peer| {
+        peer.say(Kind::Stdout, b"first\n");
+        while peer.hear().is_some_and(|(kind, _)| kind == Kind::Stdin) {}
+    });
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output =
+        fake.sublet(&["exec", "--", "yes"]).stdin(Stdio::null()).stdout(writer).output().unwrap();
+    assert_eq!(output.status.code(), Some(141));
+    assert_eq!(stderr(&output), "");
+}
+
+#[test]
 fn signals_reach_the_command_and_its_end_is_ours() {
     for (signal, number) in [
         (rustix::process::Signal::INT, 2),

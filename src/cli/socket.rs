@@ -15,7 +15,6 @@ use super::fail::{Failure, NO};
 use super::{Globals, load};
 use crate::api::client::{AGENT_SOCKET, Client, ClientError, SOCKET_VARIABLE};
 use crate::api::wire::ErrorObject;
-use crate::host::Host;
 use crate::model::id::RunId;
 use crate::model::verdict::DenyReason;
 
@@ -58,8 +57,8 @@ pub fn of_a_run(
                 "name one with --run; sublet runs list shows them, sublet runs start makes one",
             ));
     };
-    let socket = runtime_dir(globals)?.join("runs").join(run.as_str()).join("agent.sock");
-    connect(socket, Origin::Run)
+    let runs = load::host(globals)?.runtime_dir.join("runs");
+    connect(runs.join(run.as_str()).join("agent.sock"), Origin::Run)
 }
 
 /// The socket for what both kinds serve: the agent's in a sandbox, else the host's control socket.
@@ -101,7 +100,7 @@ fn sandbox() -> Option<(PathBuf, Origin)> {
 }
 
 fn control(globals: &Globals) -> Result<PathBuf, Failure> {
-    Ok(runtime_dir(globals)?.join("control.sock"))
+    Ok(load::host(globals)?.runtime_dir.join("control.sock"))
 }
 
 fn connect(path: PathBuf, origin: Origin) -> Result<Client, Failure> {
@@ -109,35 +108,6 @@ fn connect(path: PathBuf, origin: Origin) -> Result<Client, Failure> {
         ClientError::Connect { path, source } => unreachable(&path, &source, origin),
         other => Failure::from(&other),
     })
-}
-
-/// Where the broker of this host keeps its sockets.
-fn runtime_dir(globals: &Globals) -> Result<PathBuf, Failure> {
-    let host = load::host(globals)?;
-    let is_root = rustix::process::geteuid().is_root();
-    Ok(runtime_dir_of(&host, is_root, |name| std::env::var_os(name).map(PathBuf::from)))
-}
-
-/// A user's own directory by the XDG rules, or beside a state directory that is not the default one: two
-/// brokers with two states must not meet.
-fn runtime_dir_of(
-    host: &Host,
-    is_root: bool,
-    variable: impl Fn(&str) -> Option<PathBuf>,
-) -> PathBuf {
-    let absolute = |name: &str| variable(name).filter(|path| path.is_absolute());
-    let default_state = if is_root {
-        Some(PathBuf::from("/var/lib/sublet"))
-    } else {
-        let home = || Some(variable("HOME")?.join(".local/state"));
-        absolute("XDG_STATE_HOME").or_else(home).map(|dir| dir.join("sublet"))
-    };
-    let is_default = default_state.is_some_and(|default| default == host.state_dir);
-    match absolute("XDG_RUNTIME_DIR") {
-        _ if is_default && is_root => PathBuf::from("/run/sublet"),
-        Some(dir) if is_default => dir.join("sublet"),
-        _ => host.state_dir.join("run"),
-    }
 }
 
 fn unreachable(path: &Path, source: &io::Error, origin: Origin) -> Failure {
@@ -189,8 +159,16 @@ fn no_broker(path: &Path) -> String {
 
 /// The broker's own words; a denial is the answer no.
 pub fn refused(error: &ErrorObject) -> Failure {
-    let failure = Failure::new(error.stage.clone(), &error.reason, error.message.clone())
-        .hint(error.hint.clone());
+    // As `sublet run` tells a denial: what and its name on one line, why on the next.
+    let denied = format!(" is denied: {}", error.reason);
+    let split = error.message.split_once(&format!("{denied}: "));
+    let failure = match split {
+        Some((asked, why)) => {
+            Failure::new(error.stage.clone(), &error.reason, format!("{asked}{denied}")).why(why)
+        }
+        None => Failure::new(error.stage.clone(), &error.reason, error.message.clone()),
+    };
+    let failure = failure.hint(error.hint.clone());
     let is_denial = DenyReason::ALL.iter().any(|reason| reason.as_str() == error.reason);
     if is_denial { failure.exit(NO) } else { failure }
 }
@@ -231,34 +209,6 @@ impl From<&ClientError> for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::Places;
-
-    #[test]
-    fn sockets_lie_where_configuration_and_state_lead() {
-        #[track_caller]
-        fn check(state: &str, is_root: bool, runtime: Option<&str>, expected: &str) {
-            let dir = tempfile::tempdir().unwrap();
-            let config = dir.path().join("sublet.toml");
-            std::fs::write(&config, "").unwrap();
-            let places = Places { config: Some(config), state_dir: Some(state.into()) };
-            let host = Host::load(&places).unwrap();
-            let found = runtime_dir_of(&host, is_root, |name| match name {
-                "HOME" => Some("/home/u".into()),
-                "XDG_RUNTIME_DIR" => runtime.map(PathBuf::from),
-                _ => None,
-            });
-            assert_eq!(found, Path::new(expected), "{state} {is_root} {runtime:?}");
-        }
-        check("/var/lib/sublet", true, None, "/run/sublet");
-        check("/var/lib/sublet", true, Some("/run/user/0"), "/run/sublet");
-        check("/srv/state", true, None, "/srv/state/run");
-        let own = "/home/u/.local/state/sublet";
-        check(own, false, Some("/run/user/7"), "/run/user/7/sublet");
-        check(own, false, Some("run"), "/home/u/.local/state/sublet/run");
-        check(own, false, None, "/home/u/.local/state/sublet/run");
-        check("/var/lib/sublet", false, Some("/run/user/7"), "/var/lib/sublet/run");
-        check("/srv/state", false, Some("/run/user/7"), "/srv/state/run");
-    }
 
     #[test]
     fn where_nobody_answers_it_says_what_why_and_what_to_try() {
@@ -277,6 +227,19 @@ mod tests {
         check(Errno::ACCESS, Origin::Control, "EACCES", "as root");
         check(Errno::AGAIN, Origin::Control, "EAGAIN", "busy");
         check(Errno::NAMETOOLONG, Origin::Flag, "too long", "--socket");
+    }
+
+    #[test]
+    fn a_brokers_denial_reads_as_one_of_our_own() {
+        let denial = crate::model::verdict::Denial {
+            asked: "repo.push@github.com".into(),
+            reason: DenyReason::PermissionMissing,
+            message: "alice does not hold repo:write".into(),
+            hint: "add it".into(),
+        };
+        let ours = Failure::from(denial).exit(NO);
+        let object: ErrorObject = serde_json::from_value(ours.object()).unwrap();
+        assert_eq!(refused(&object), ours);
     }
 
     #[test]
