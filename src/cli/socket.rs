@@ -164,9 +164,9 @@ pub fn refused(error: &ErrorObject) -> Failure {
     let split = error.message.split_once(&format!("{denied}: "));
     let failure = match split {
         Some((asked, why)) => {
-            Failure::new(error.stage.clone(), &error.reason, format!("{asked}{denied}")).why(why)
+            Failure::new(error.stage.as_str(), &error.reason, format!("{asked}{denied}")).why(why)
         }
-        None => Failure::new(error.stage.clone(), &error.reason, error.message.clone()),
+        None => Failure::new(error.stage.as_str(), &error.reason, error.message.clone()),
     };
     let failure = failure.hint(error.hint.clone());
     let is_denial = DenyReason::ALL.iter().any(|reason| reason.as_str() == error.reason);
