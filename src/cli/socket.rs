@@ -39,15 +39,9 @@ pub fn of_a_run(
     let given = named.map(|path| (path.to_owned(), Origin::Flag)).or_else(sandbox);
     if let Some((path, origin)) = given {
         let client = connect(path, origin)?;
-        // The socket is the identity: naming a run cannot change whose it is.
         if let Some(asked) = run {
-            let actual = client.run().map_err(|e| Failure::from(&e))?.run_id;
-            if actual != *asked {
-                let message =
-                    format!("{} is run {actual}'s socket, not {asked}'s", client.path().display());
-                return Err(Failure::new("request", "run_mismatch", message)
-                    .hint("leave --run out, or name that run's socket with --socket"));
-            }
+            let actual = client.run().map_err(|e| Failure::from(&e))?;
+            is_of(&client, &actual.run_id, asked)?;
         }
         return Ok(client);
     }
@@ -61,15 +55,38 @@ pub fn of_a_run(
     connect(runs.join(run.as_str()).join("agent.sock"), Origin::Run)
 }
 
-/// The socket for what both kinds serve: the agent's in a sandbox, else the host's control socket.
-pub fn of_either(globals: &Globals, named: Option<&Path>) -> Result<Client, Failure> {
-    if let Some(path) = named {
-        return connect(path.to_owned(), Origin::Flag);
+/// The socket for what both kinds serve: the agent's in a sandbox, else the host's control socket; and the
+/// run to ask for there. A run's own socket shows that run alone and takes no other's name.
+///
+/// # Errors
+/// As [`of_a_run`].
+pub fn of_either<'a>(
+    globals: &Globals,
+    named: Option<&Path>,
+    run: Option<&'a RunId>,
+) -> Result<(Client, Option<&'a RunId>), Failure> {
+    let given = named.map(|path| (path.to_owned(), Origin::Flag)).or_else(sandbox);
+    let Some((path, origin)) = given else {
+        return Ok((connect(control(globals)?, Origin::Control)?, run));
+    };
+    let client = connect(path, origin)?;
+    let Some(asked) = run else { return Ok((client, None)) };
+    match client.run() {
+        Ok(actual) => is_of(&client, &actual.run_id, asked).map(|()| (client, None)),
+        // A control socket is no run's.
+        Err(ClientError::Refused { status: 404, .. }) => Ok((client, run)),
+        Err(e) => Err(Failure::from(&e)),
     }
-    match sandbox() {
-        Some((path, origin)) => connect(path, origin),
-        None => connect(control(globals)?, Origin::Control),
+}
+
+/// The socket is the identity: naming a run cannot change whose it is.
+fn is_of(client: &Client, actual: &RunId, asked: &RunId) -> Result<(), Failure> {
+    if actual == asked {
+        return Ok(());
     }
+    let message = format!("{} is run {actual}'s socket, not {asked}'s", client.path().display());
+    Err(Failure::new("request", "run_mismatch", message)
+        .hint("leave --run out, or name that run's socket with --socket"))
 }
 
 /// The control socket, for what it alone serves.
