@@ -337,7 +337,7 @@ impl Launcher {
                 Err(e) => eprintln!("sublet: launcher: {}", compile::chain(&e)),
             }
         };
-        match Exec::prepare(prepare, &self.setting, prepared) {
+        match Exec::prepare(prepare, &self.setting, None, prepared) {
             Ok(exec) => {
                 self.watch(exec.socket(), Token::Socket(number))?;
                 self.watch(exec.pidfd(), Token::Process(number))?;
