@@ -23,3 +23,10 @@ bench SAMPLES="200":
     cargo bench --bench pure
     cargo bench --bench seccomp
     cargo bench --bench store
+
+# One leased exec through the broker against the floor and runc; revocation; neighbours; 1,000 live execs;
+# 10,000 idle runs; growth over SOAK execs. As root, on an idle machine.
+
+# Measure the broker.
+bench-broker SAMPLES="200" SOAK="2000":
+    cargo bench --bench broker -- {{SAMPLES}} {{SOAK}}
