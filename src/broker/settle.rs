@@ -125,6 +125,8 @@ pub fn settle(settlement: &Settlement<'_>) -> Result<Settled, SettleError> {
     let account = account(host)?;
     walls::close_to_others()?;
     walls::raise_limits()?;
+    // Kept for all that comes: it cannot be read afterwards.
+    crate::host::now().map_err(walls::failed("read the clocks"))?;
 
     // With the rights that this process started with: everything that is needed, opened or made.
     let state = state::take_over(&host.state_dir, account)?;
