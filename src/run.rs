@@ -46,7 +46,7 @@ pub fn run(asked: Asked) -> Result<Outcome, RunError> {
     let scene = scene::set(asked)?;
     // The launcher builds the sandbox while the broker decides and records.
     launcher.order(&Order::Prepare(Box::new(scene.prepare())))?;
-    scene.host.become_state_owner()?;
+    scene.host.become_state_owner_beside_launcher()?;
     watch.lap(|t| &mut t.request);
 
     let mut ledger = ledger::Ledger::open(&scene)?;

@@ -985,6 +985,14 @@ fn a_credential_of_roots_is_the_brokers_key() {
     assert!(load(false).starts_with("the vault has no key"));
     assert!(load(true).starts_with("a key"));
     assert!(!corner.state().join("keys/vault.key").exists());
+    // Root's own command opens it before it becomes the broker's user.
+    let mut set = Command::new(support::world::binary());
+    set.env_clear().env("CREDENTIALS_DIRECTORY", &credentials).current_dir("/");
+    set.arg("--config").arg(corner.path("etc/sublet.toml"));
+    set.arg("--state-dir").arg(corner.state()).args(["secret", "set", "s"]);
+    support::world::finish(set, b"a value", None).ok();
+    assert!(!corner.state().join("keys/vault.key").exists());
+    assert_eq!(fs::metadata(corner.state().join("db/sublet.db")).unwrap().uid(), corner.broker());
 }
 
 const VALUE: &[u8] = b"correct-horse-battery-staple-4711";
@@ -1081,11 +1089,22 @@ fn a_planted_link_does_not_lead_root() {
 }
 
 fn a_state_in_a_strangers_directory_is_not_entered() {
-    let (world, _corner, _) = served_world();
+    let (world, corner, profile) = served_world();
+    let list = || world.call(&["audit", "list"]);
+    let run = || world.leased_sh(&profile, &["env"], "true");
+    #[track_caller]
+    fn is_refused(outcome: &support::Outcome) {
+        assert_ne!(outcome.status, Some(0));
+        assert!(outcome.err().contains("refused to use the state"), "{outcome}");
+    }
     chown(world.state(), Some(54_321), None).unwrap();
-    let outcome = world.call(&["audit", "list"]);
-    assert_ne!(outcome.status, Some(0));
-    assert!(outcome.err().contains("refused to use the state"), "{outcome}");
+    is_refused(&list());
+    is_refused(&run());
+    // All of it an ordinary user's: they may be read by root as that user, and its launcher would write.
+    chown(world.state(), Some(corner.broker()), None).unwrap();
+    list().ok();
+    is_refused(&run());
     chown(world.state(), Some(0), None).unwrap();
-    world.call(&["audit", "list"]).ok();
+    list().ok();
+    run().ok();
 }

@@ -154,8 +154,8 @@ pub fn settle(settlement: &Settlement<'_>) -> Result<Settled, SettleError> {
 
     let posture = Posture::of(account, landlock_abi, control_from);
     Ok(Settled {
+        control_path: sockets::path_of(&control, &place),
         control,
-        control_path: place.control(),
         runs_dir: place.runs(),
         key,
         manager,
