@@ -204,7 +204,7 @@ impl Broker {
             boot_id: now.boot_id.clone(),
             host: Arc::new(host),
             store,
-            shared: Arc::new(Shared { key, committed: Box::new(committed) }),
+            shared: Arc::new(Shared { key: Arc::new(key), committed: Box::new(committed) }),
             door: launcher.door().map_err(RunError::Settle)?,
             heard,
             runs: Mutex::default(),
