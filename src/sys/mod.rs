@@ -9,6 +9,7 @@ pub mod clock;
 pub mod exec;
 pub mod ids;
 pub mod landlock;
+pub mod lend;
 pub mod memory;
 pub mod mount;
 pub mod net;
