@@ -1,8 +1,11 @@
 //! What the host tells before anything is decided: its configuration, its profiles, its clocks.
 //! Broker and launcher each read for themselves. Never reads a value.
+//!
+//! - [`keyfile`]: keys of the host, for the vault and for signing; the launcher loads none
 #![forbid(unsafe_code)]
 
 mod account;
+pub mod keyfile;
 pub mod limit;
 mod owner;
 mod program;
@@ -150,7 +153,10 @@ impl Host {
 
     /// Why a workspace at this path, with every link resolved, is not taken.
     pub fn objection_to_workspace(&self, path: &Path) -> Option<String> {
-        let below = |root: &PathBuf| root.canonicalize().is_ok_and(|root| path.starts_with(root));
+        // The broker may not be allowed to look; a path without links below one as it is written is below.
+        let below = |root: &PathBuf| {
+            path.starts_with(root) || root.canonicalize().is_ok_and(|root| path.starts_with(root))
+        };
         match self.trust {
             Trust::Invoker => None,
             Trust::Host if self.config.host.workspaces.iter().any(below) => None,

@@ -37,6 +37,8 @@ pub struct Outcome {
     pub report: Report,
     /// The command's own status, 128 and its signal, or 124 for a timeout.
     pub exit_status: u8,
+    /// How it ended, as the trail has it: `exited`, `killed`, `timed_out`, `expired`, `revoked`.
+    pub word: &'static str,
 }
 
 /// Runs one command under zero or more leases, and returns when nothing of it is left: `sublet run`.

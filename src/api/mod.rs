@@ -2,7 +2,11 @@
 //!
 //! - [`wire`]: the bodies, the same for both sides
 //! - [`client`]: a small blocking client
+//! - [`peer`]: who is at the other end of a socket
+//! - [`server`]: answers on the control socket and on the runs' sockets
 #![forbid(unsafe_code)]
 
 pub mod client;
+pub mod peer;
+pub mod server;
 pub mod wire;

@@ -5,6 +5,7 @@
 //! what [`verify`] is for.
 #![forbid(unsafe_code)]
 
+pub mod key;
 mod verify;
 
 use std::collections::HashSet;

@@ -31,6 +31,7 @@ pub mod prompt;
 pub mod run;
 pub mod runs;
 pub mod secret;
+pub mod serve;
 pub mod socket;
 
 use std::ffi::OsString;
@@ -87,6 +88,8 @@ pub enum Command {
     Exec(exec::ExecArgs),
     /// Start, list and end the runs of the broker
     Runs(runs::RunsArgs),
+    /// Serve many runs: the broker, its launcher, and their sockets
+    Serve(serve::ServeArgs),
     /// Ask the broker for leases; list, show, renew and revoke them
     Lease(lease::LeaseArgs),
     /// Show a leased exec end to end, with a demonstration secret in a temporary state directory
@@ -188,6 +191,7 @@ fn dispatch(cli: Cli) -> Answer {
         Command::Exec(args) => exec::execute(globals, args).map_err(Failure::beside_a_command),
         Command::Demo(args) => demo::execute(globals, args).map_err(Failure::beside_a_command),
         Command::Runs(args) => runs::execute(globals, &args),
+        Command::Serve(args) => serve::execute(globals, args),
         Command::Lease(args) => lease::execute(globals, &args),
         Command::Init(args) => init::execute(globals, &args),
         Command::Secret(args) => secret::execute(globals, &args),

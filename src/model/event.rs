@@ -271,6 +271,27 @@ pub enum LinkFault {
 }
 
 impl RecordedEvent {
+    /// An exported line taken apart again, byte for byte: the line's end is its hash, what stands before
+    /// it the body. Nothing if the line is not of that form. `seq` is what the body says, which nothing
+    /// vouches for before [`RecordedEvent::verify_link`].
+    pub fn from_line(line: &str) -> Option<Self> {
+        #[derive(Deserialize)]
+        struct Numbered {
+            seq: u64,
+        }
+        let cut = line.len().checked_sub(HASH_MEMBER)?;
+        let (open, hash) = (line.get(..cut)?, line.get(cut..)?);
+        let hash = hash.strip_prefix(r#","hash":""#)?.strip_suffix(r#""}"#)?;
+        let body = format!("{open}}}");
+        let Numbered { seq } = serde_json::from_str(&body).ok()?;
+        Some(Self { seq, hash: hash.to_owned(), body })
+    }
+
+    /// Whether the body is the one that was hashed. Says nothing of its place.
+    pub fn fits_its_hash(&self) -> bool {
+        self.hash.parse().is_ok_and(|hash: EventHash| hash == EventHash::of_body(&self.body))
+    }
+
     /// Checks that it is unchanged and follows `head`.
     ///
     /// Only the members that make the chain are read, so that the trail of a later version can be

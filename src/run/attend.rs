@@ -310,17 +310,33 @@ impl Attendant<'_> {
         for mail in self.caller.mail()? {
             match mail {
                 Mail::Kill(_) => self.session.order(&Order::Kill { exec: EXEC })?,
-                Mail::Revoke(id) => self.revoke(&id)?,
+                Mail::Revoke(id) => {
+                    if let Some(index) = self.index_of(&id) {
+                        self.revoke(index)?;
+                    }
+                }
+                Mail::RevokeAll => {
+                    for index in 0..self.leased.len() {
+                        self.revoke(index)?;
+                    }
+                }
+                Mail::Renewed { lease, expires_at, expires_boot } => {
+                    if let Some(index) = self.index_of(&lease) {
+                        self.leased[index].extend(expires_at, expires_boot, self.scene);
+                        self.extend(index)?;
+                    }
+                }
             }
         }
         Ok(())
     }
 
+    fn index_of(&self, id: &LeaseId) -> Option<usize> {
+        self.leased.iter().position(|lease| lease.record.lease_id == *id)
+    }
+
     /// Wiped by us at once, and by the launcher, which kills the exec if the capability says so.
-    fn revoke(&mut self, id: &LeaseId) -> Result<(), RunError> {
-        let Some(index) = self.leased.iter().position(|l| l.record.lease_id == *id) else {
-            return Ok(());
-        };
+    fn revoke(&mut self, index: usize) -> Result<(), RunError> {
         if let Some(Delivery::Held(held)) = self.deliveries.get_mut(index) {
             held.wipe();
         }
@@ -347,14 +363,17 @@ impl Attendant<'_> {
                 continue;
             }
             if self.ledger.renew(self.scene, &mut self.leased[index])? {
-                self.session.order(&Order::Extend {
-                    exec: EXEC,
-                    delivery: index as u32,
-                    expires: self.leased[index].record.expires_boot,
-                })?;
+                self.extend(index)?;
             }
         }
         Ok(())
+    }
+
+    /// The delivery of a renewed lease stays for longer.
+    fn extend(&self, index: usize) -> Result<(), RunError> {
+        let expires = self.leased[index].record.expires_boot;
+        let order = Order::Extend { exec: EXEC, delivery: index as u32, expires };
+        Ok(self.session.order(&order)?)
     }
 
     fn hear(&mut self, watch: &mut Stopwatch) -> Result<(), RunError> {

@@ -3,7 +3,9 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use super::scene::Scene;
 use crate::lease::Lease;
 use crate::model::event::{Draft, EventType};
 use crate::model::exec::ExecState;
@@ -29,7 +31,18 @@ pub struct Leased {
     pub grant: Grant,
     pub record: LeaseRecord,
     /// `CLOCK_BOOTTIME` at which it is renewed by itself while its exec lives.
-    pub renew_at: Option<std::time::Duration>,
+    pub renew_at: Option<Duration>,
+}
+
+impl Leased {
+    /// It was given more time.
+    pub fn extend(&mut self, expires_at: jiff::Timestamp, expires_boot: Duration, scene: &Scene) {
+        // At the most that it may ever be, there is no next time.
+        let has_grown = expires_boot > self.record.expires_boot;
+        self.record.expires_at = expires_at;
+        self.record.expires_boot = expires_boot;
+        self.renew_at = scene.renewal_of(self).filter(|_| has_grown);
+    }
 }
 
 impl<'a> Who<'a> {

@@ -114,12 +114,8 @@ impl Ledger {
             record_start(tx, scene, who, &leased)?;
             Ok(Ok(leased))
         })??;
-        let policy = &scene.host.config.leases;
         for lease in &mut leased {
-            if policy.auto_renew && lease.grant.capability().renewable {
-                lease.renew_at =
-                    Some(lease.record.expires_boot.saturating_sub(policy.renew_before_expiry.0));
-            }
+            lease.renew_at = scene.renewal_of(lease);
         }
         Ok(leased)
     }
@@ -161,11 +157,7 @@ impl Ledger {
             Ok(Some(record))
         })?;
         let Some(record) = renewed else { return Ok(false) };
-        let next = record.expires_boot.saturating_sub(policy.renew_before_expiry.0);
-        // At the most that it may ever be, there is no next time.
-        lease.renew_at = (record.expires_boot > lease.record.expires_boot).then_some(next);
-        lease.record.expires_at = record.expires_at;
-        lease.record.expires_boot = record.expires_boot;
+        lease.extend(record.expires_at, record.expires_boot, scene);
         Ok(true)
     }
 

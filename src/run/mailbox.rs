@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
@@ -17,6 +18,10 @@ use crate::model::id::LeaseId;
 pub enum Mail {
     /// The lease was taken back: wipe its delivery now.
     Revoke(LeaseId),
+    /// All of them.
+    RevokeAll,
+    /// The lease was given more time.
+    Renewed { lease: LeaseId, expires_at: jiff::Timestamp, expires_boot: Duration },
     /// End the exec, for this reason.
     Kill(&'static str),
 }
@@ -64,9 +69,10 @@ impl Mailbox {
     /// Why the exec shall end, if it shall. Takes nothing.
     pub fn killed(&self) -> Option<&'static str> {
         let queue = self.0.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        queue.front().map(|mail| match mail {
-            Mail::Kill(why) => *why,
-            Mail::Revoke(_) => "revoked",
+        queue.iter().find_map(|mail| match mail {
+            Mail::Kill(why) => Some(*why),
+            Mail::Revoke(_) | Mail::RevokeAll => Some("a lease of it was revoked"),
+            Mail::Renewed { .. } => None,
         })
     }
 }

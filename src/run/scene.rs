@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::entries::Who;
+use super::entries::{Leased, Who};
 use super::error::RunError;
 use super::ledger::Ledger;
 use crate::host::{self, Host, Places, ProfileRef, Program};
@@ -241,6 +241,16 @@ impl Parts {
 }
 
 impl Scene {
+    /// `CLOCK_BOOTTIME` at which a lease is to be renewed by itself, if it is.
+    pub fn renewal_of(&self, lease: &Leased) -> Option<Duration> {
+        let policy = &self.host.config.leases;
+        let is_renewed = policy.auto_renew && lease.grant.capability().renewable;
+        let at = lease.record.expires_boot.saturating_sub(policy.renew_before_expiry.0);
+        // A lease shorter than that is renewed at half of its time.
+        let half = lease.record.expires_boot.saturating_sub(lease.grant.ttl().0 / 2);
+        is_renewed.then_some(at.max(half))
+    }
+
     pub fn who(&self) -> Who<'_> {
         Who { run: &self.run, hostname: &self.hostname, now: &self.now }
     }

@@ -1,16 +1,14 @@
 //! The vault: values sealed at rest under the host's key.
 //!
 //! Receives values and a key in locked memory; returns sealed bytes for the store to keep, and opens
-//! such bytes straight into the buffer they are delivered from. Touches the key's file and nothing
-//! else. Must never hold a second plain copy of a value, or give one back.
+//! such bytes straight into the buffer they are delivered from. Touches the key's file (`host::keyfile`)
+//! and nothing else. Must never hold a second plain copy of a value, or give one back.
 //!
 //! Sealed: one byte of format (1), 8 bytes naming the key, a random nonce of 24, then XChaCha20-Poly1305
 //! (draft-irtf-cfrg-xchacha-03) over the value, then the tag of 16. The secret's name and version are
 //! authenticated with it, so that no sealed value can stand in for another secret's or an older one's.
 //! The sealing key, the digest key and the key's name are derived from the key file by HMAC-SHA256.
 #![forbid(unsafe_code)]
-
-mod key;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,16 +18,22 @@ use hmac::{HmacReset, Mac};
 use sha2::Sha256;
 use zeroize::Zeroize;
 
+use crate::host::keyfile::{self, KeyFile, KeyFileError};
 use crate::model::digest::ValueDigest;
 use crate::model::name::SecretName;
 use crate::model::secret::{MAX_VALUE, Secret};
 
-pub use key::KeySource;
-
 /// Bytes of the key's file.
-pub const KEY_SIZE: usize = 32;
+pub const KEY_SIZE: usize = keyfile::KEY_SIZE;
 /// The systemd credential that holds the key, if there is one. systemd.exec(5), `LoadCredential=`.
 pub const CREDENTIAL: &str = "sublet-vault-key";
+
+const FILE: KeyFile = KeyFile {
+    name: "vault.key",
+    credential: CREDENTIAL,
+    if_known: "take it to be known to them: set the secrets anew under a new key, with mode 0600",
+    if_torn: "restore it from a backup; without it no secret opens",
+};
 
 const FORMAT: u8 = 1;
 const KEY_NAME_SIZE: usize = 8;
@@ -75,6 +79,21 @@ pub enum VaultError {
     WrongBuffer { name: SecretName, buffer: usize, value: usize },
 }
 
+impl From<KeyFileError> for VaultError {
+    fn from(error: KeyFileError) -> Self {
+        match error {
+            KeyFileError::Absent { path } => VaultError::NoKey { path },
+            KeyFileError::Unsafe { path, fault, mend } => {
+                VaultError::UnsafeKey { path, fault, mend }
+            }
+            KeyFileError::Read { path, source } => VaultError::ReadKey { path, source },
+            KeyFileError::Create { path, source } => VaultError::CreateKey { path, source },
+            KeyFileError::LockMemory { source } => VaultError::LockMemory { source },
+            KeyFileError::Random { source } => VaultError::Random { source },
+        }
+    }
+}
+
 /// The host's key and what is derived from it, in locked memory.
 pub struct VaultKey {
     /// The sealing key, then the digest key.
@@ -82,10 +101,41 @@ pub struct VaultKey {
     name: [u8; KEY_NAME_SIZE],
 }
 
+/// Where the vault's key is read from. Holds no key.
+#[derive(Debug)]
+pub struct KeySource(keyfile::KeySource);
+
+impl KeySource {
+    /// To be called before a process gives up root's rights: as [`KeyFile::open`].
+    ///
+    /// # Errors
+    /// [`VaultError::UnsafeKey`] or [`VaultError::ReadKey`] if there is a credential that cannot be used.
+    pub fn open(state_dir: &Path, credentials: Option<&Path>) -> Result<Self, VaultError> {
+        Ok(Self(FILE.open(state_dir, credentials)?))
+    }
+
+    /// The key that is there.
+    ///
+    /// # Errors
+    /// [`VaultError::NoKey`] if there is none, [`VaultError::UnsafeKey`] if others may read or change it,
+    /// or it has not 32 bytes.
+    pub fn load(&self) -> Result<VaultKey, VaultError> {
+        VaultKey::derive(&self.0.load()?)
+    }
+
+    /// As [`KeySource::load`], and makes the file on first use.
+    ///
+    /// # Errors
+    /// As [`KeySource::load`]; [`VaultError::CreateKey`].
+    pub fn load_or_create(&self) -> Result<VaultKey, VaultError> {
+        VaultKey::derive(&self.0.load_or_create()?)
+    }
+}
+
 impl VaultKey {
     /// The key's file under a state directory, outside the database's.
     pub fn path(state_dir: &Path) -> PathBuf {
-        key::path(state_dir)
+        FILE.path(state_dir)
     }
 
     /// [`KeySource::open`] and [`KeySource::load`] in one.
@@ -93,7 +143,7 @@ impl VaultKey {
     /// # Errors
     /// Theirs.
     pub fn load(state_dir: &Path, credentials: Option<&Path>) -> Result<Self, VaultError> {
-        KeySource::open(state_dir, credentials)?.load()
+        Self::derive(&FILE.load(state_dir, credentials)?)
     }
 
     /// [`KeySource::open`] and [`KeySource::load_or_create`] in one.
@@ -104,10 +154,9 @@ impl VaultKey {
         state_dir: &Path,
         credentials: Option<&Path>,
     ) -> Result<Self, VaultError> {
-        KeySource::open(state_dir, credentials)?.load_or_create()
+        Self::derive(&FILE.load_or_create(state_dir, credentials)?)
     }
 
-    /// What is used, from what is kept.
     fn derive(master: &Secret) -> Result<Self, VaultError> {
         let lock = |source| VaultError::LockMemory { source };
         let mut derived = Secret::zeroed(2 * KEY_SIZE).map_err(lock)?;

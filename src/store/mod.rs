@@ -17,8 +17,10 @@
 //! is left to [`Store::tidy`], off the hot path.
 #![forbid(unsafe_code)]
 
+mod checkpoints;
 mod error;
 mod execs;
+mod follow;
 mod leases;
 mod owner;
 mod place;
@@ -41,8 +43,10 @@ use crate::store::error::sorted;
 use crate::store::owner::Owner;
 use crate::store::place::{Identity, Place};
 
+pub use checkpoints::{CheckpointRow, EVENTS_BETWEEN_CHECKPOINTS};
 pub use error::{Cause, StoreError};
 pub use execs::ExecFilter;
+pub use follow::DatabaseFile;
 pub use leases::{LeaseFilter, Orphans, RenewRefused, Revoke, UseRefused};
 pub use owner::OwnerId;
 pub use runs::{Counts, RunFilter};
@@ -154,10 +158,7 @@ impl Store {
         let begun = self
             .wait_for_disk(durability)
             .and_then(|()| self.act("BEGIN IMMEDIATE").map_err(|e| sorted(&self.place.db, e)));
-        if let Err(e) = begun {
-            self.stale |= e.is_of_the_connection();
-            return Err(e);
-        }
+        begun.inspect_err(|e| self.note(e))?;
         let head = View { conn: &self.conn, place: &self.place }.head();
         if head.is_err() {
             self.roll_back();
@@ -178,7 +179,7 @@ impl Store {
             }
             self.roll_back();
             let e = sorted(&self.place.db, e);
-            self.stale |= e.is_of_the_connection();
+            self.note(&e);
             return Err(e);
         }
         // After the commit, so that it vouches for the commit: what was written lies at the path.
@@ -361,7 +362,6 @@ impl View<'_> {
 
     /// What a reader of an older database must ask before it reads what a later step made. The writer's
     /// database has all of them.
-    #[allow(dead_code, reason = "for what step 2 adds to the trail")]
     fn has_step(&self, version: i64) -> Result<bool, StoreError> {
         Ok(schema::version(self.conn).map_err(self.error())? >= version)
     }

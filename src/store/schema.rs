@@ -103,6 +103,8 @@ const STEP_2: &[&str] = &[
     "DROP INDEX IF EXISTS exec_running",
     "CREATE INDEX IF NOT EXISTS exec_live ON exec (owner, run_id) WHERE state = 'running'",
     "CREATE INDEX IF NOT EXISTS exec_of_run ON exec (run_id)",
+    // Signed notes about the event `seq`. After a rotation the first says where the trail begins.
+    "CREATE TABLE IF NOT EXISTS checkpoint (seq INTEGER PRIMARY KEY, note TEXT NOT NULL) STRICT",
 ];
 
 /// What leads from each version to the next, and the version after it.

@@ -104,7 +104,7 @@ impl Drop for Broker<'_> {
         }
         // Ours and not yet reaped: the number is still its own. That it is gone shows below.
         let pid = rustix::process::Pid::from_child(&self.child);
-        drop(rustix::process::kill_process(pid, rustix::process::Signal::TERM));
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).ok();
         let start = Instant::now();
         while let Ok(None) = self.child.try_wait() {
             if start.elapsed() > Duration::from_secs(5) {

@@ -137,7 +137,7 @@ impl Exited {
                 serde_json::to_value(view).unwrap_or_default()
             })
             .collect();
-        let exit_status = self.exit_status();
+        let (exit_status, word) = (self.exit_status(), self.outcome_word());
         let report = Report {
             run_id: scene.run.run_id.clone(),
             exec_id: scene.exec_id.clone(),
@@ -154,6 +154,6 @@ impl Exited {
             unmasked_values: self.unmasked,
             timings_us: timings,
         };
-        Outcome { report, exit_status }
+        Outcome { report, exit_status, word }
     }
 }
