@@ -7,6 +7,7 @@
 //! - [`runs`], [`lease`], [`exec`]: clients of the broker; [`socket`]: which one
 //! - [`secret`], [`profile`], [`policy`], [`audit`]: what the host holds, permits and has recorded
 //! - [`doctor`], [`init`]: what this machine can enforce; a first configuration
+//! - [`verify_envelope`]: `lease verify`
 //! - [`git_credential`]: what git calls inside an exec
 //! - [`completions`], [`man`]: made from the definitions here
 #![forbid(unsafe_code)]
@@ -33,6 +34,7 @@ pub mod runs;
 pub mod secret;
 pub mod serve;
 pub mod socket;
+pub mod verify_envelope;
 
 use std::ffi::OsString;
 use std::io::Write as _;

@@ -8,6 +8,7 @@
 //!   comes back after a failure
 //! - [`View`]: what can be read; [`Tx`]: a view that can also write, until its end
 //! - `trail`, `runs`, `leases`, `execs`, `secrets`: reading and writing of each
+//! - `checkpoints`: what vouches for the trail, and where it begins; `follow`: noticing that others wrote
 //! - `place`: whose files these are; `owner`: who is alive; `schema`: the tables
 //!
 //! # Durability
