@@ -176,10 +176,8 @@ fn base() -> PathBuf {
 
 fn host() -> Host {
     let base = base();
-    let places = Places {
-        config: Some(base.join("etc/sublet.toml")),
-        state_dir: Some(base.join("state")),
-    };
+    let places =
+        Places { config: Some(base.join("etc/sublet.toml")), state_dir: Some(base.join("state")) };
     Host::load(&places).unwrap()
 }
 
@@ -509,14 +507,16 @@ mod work {
         let (session, _other) = socket::packet_pair().unwrap();
         socket::send(&ours, b"open", &[session.as_fd(), container.as_fd()]).unwrap();
         let pid = rustix::process::Pid::from_raw(child).unwrap();
-        let pidfd =
-            rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
         let mut fds = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
         assert_eq!(rustix::event::poll(&mut fds, None), Ok(1));
         assert_eq!(process::wait_for(child).unwrap().code(), Some(7));
         say("speaks to the launcher, and sees its end");
 
-        assert_eq!(host.profile(&sublet::host::ProfileRef::Name("p".into())).unwrap().capabilities.len(), 0);
+        assert_eq!(
+            host.profile(&sublet::host::ProfileRef::Name("p".into())).unwrap().capabilities.len(),
+            0
+        );
         Host::load(&Places {
             config: host.config_file.clone(),
             state_dir: Some(host.state_dir.clone()),
@@ -555,18 +555,24 @@ mod work {
         let (stop, mut stopped) = tokio::sync::mpsc::channel::<()>(1);
         let state = host.state_dir.clone();
         let app = axum::Router::new()
-            .route("/count", get(move || async move {
-                tokio::task::spawn_blocking(move || {
-                    let reader = Reader::open(&state).unwrap();
-                    reader.read(|view| Ok(view.events().count())).unwrap().to_string()
-                })
-                .await
-                .unwrap()
-            }))
-            .route("/stop", post(move || async move {
-                stop.send(()).await.unwrap();
-                "stopping"
-            }));
+            .route(
+                "/count",
+                get(move || async move {
+                    tokio::task::spawn_blocking(move || {
+                        let reader = Reader::open(&state).unwrap();
+                        reader.read(|view| Ok(view.events().count())).unwrap().to_string()
+                    })
+                    .await
+                    .unwrap()
+                }),
+            )
+            .route(
+                "/stop",
+                post(move || async move {
+                    stop.send(()).await.unwrap();
+                    "stopping"
+                }),
+            );
         let both = async {
             let (one, other) = tokio::join!(
                 axum::serve(control, app.clone()).into_future(),
@@ -625,7 +631,8 @@ fn a_broker_can_do_its_work_behind_the_walls() {
             assert_eq!(running.hear(), expected);
         }
         running.end();
-        for path in ["keys", "keys/vault.key", "db", "db/sublet.db", "db/sublet.db-wal", "run/runs"] {
+        for path in ["keys", "keys/vault.key", "db", "db/sublet.db", "db/sublet.db-wal", "run/runs"]
+        {
             let found = fs::symlink_metadata(state.join(path)).unwrap();
             assert_eq!(found.uid(), corner.broker(), "{path}");
             assert_eq!(found.mode() & 0o077, 0, "{path}");

@@ -146,7 +146,10 @@ fn piece(feed: &mut Feed<'_>, values: &[Vec<u8>], text: &mut Vec<u8>) {
                 .encode_utf16()
                 .flat_map(|unit| format!("\\u{unit:04X}").into_bytes())
                 .collect(),
-            Err(_) => value.iter().flat_map(|b| if *b == b'\n' { vec![13, 10] } else { vec![*b] }).collect(),
+            Err(_) => value
+                .iter()
+                .flat_map(|b| if *b == b'\n' { vec![13, 10] } else { vec![*b] })
+                .collect(),
         },
     };
     let break_at = feed.byte();
@@ -271,7 +274,9 @@ fn unit(form: Form, text: &[u8]) -> (Vec<u8>, usize) {
 fn utf8(code: u32) -> Vec<u8> {
     match char::from_u32(code) {
         Some(c) => c.to_string().into_bytes(),
-        None => vec![0xE0 | (code >> 12) as u8, 0x80 | (code >> 6 & 63) as u8, 0x80 | (code & 63) as u8],
+        None => {
+            vec![0xE0 | (code >> 12) as u8, 0x80 | (code >> 6 & 63) as u8, 0x80 | (code & 63) as u8]
+        }
     }
 }
 
@@ -314,14 +319,7 @@ fn digit(base: u32, byte: u8) -> Option<u32> {
 }
 
 /// The value's first digit is at `at`, and its first `foreign` bits are something else's.
-fn find_digits(
-    base: u32,
-    foreign: u32,
-    value: &[u8],
-    text: &[u8],
-    at: usize,
-    found: &mut Found,
-) {
+fn find_digits(base: u32, foreign: u32, value: &[u8], text: &[u8], at: usize, found: &mut Found) {
     let width = base.ilog2();
     let (mut bits, mut have, mut matched) = (0u32, 0, 0);
     let mut place = at;
@@ -351,6 +349,7 @@ fn find_digits(
         }
         // One line break may stand between two digits.
         let rest = &text[place..];
-        place += if rest.starts_with(b"\n") { 1 } else { 2 * usize::from(rest.starts_with(b"\r\n")) };
+        place +=
+            if rest.starts_with(b"\n") { 1 } else { 2 * usize::from(rest.starts_with(b"\r\n")) };
     }
 }

@@ -152,10 +152,14 @@ impl Since {
 pub fn execute(globals: &Globals, args: &AuditArgs) -> Answer {
     match &args.action {
         Action::List(args) => list(globals, reader(&load::host_of_state(globals)?)?.as_ref(), args),
-        Action::Show(args) => show(globals, reader(&load::host_of_state(globals)?)?.as_ref(), &args.lease),
+        Action::Show(args) => {
+            show(globals, reader(&load::host_of_state(globals)?)?.as_ref(), &args.lease)
+        }
         Action::Tail(args) => tail::execute(globals, &load::host_of_state(globals)?, args),
         Action::Verify(args) => verify::execute(globals, args),
-        Action::Checkpoint(args) => checkpoint::execute(globals, &load::host_of_state(globals)?, args),
+        Action::Checkpoint(args) => {
+            checkpoint::execute(globals, &load::host_of_state(globals)?, args)
+        }
         Action::Key(args) => checkpoint::key(globals, &load::host_of_state(globals)?, args),
         Action::Rotate(args) => rotate::execute(globals, &load::host_of_state(globals)?, args),
         Action::Export(args) => export::execute(globals, &load::host_of_state(globals)?, args),
