@@ -29,7 +29,11 @@ pub fn leasing_host(world: &World, value: &[u8], more: &str) -> String {
     let secret = vault_secret("s", "test.use@svc.test");
     world.configure(&format!("{secret}[host]\nworkspaces = [\"{base}\"]\n"));
     world.set_secret("s", value);
-    world.profile("leasing", &leasing_profile("default", more))
+    // Where the broker may look for one: beside its configuration.
+    let profiles = world.path("etc/profiles");
+    fs::create_dir_all(&profiles).unwrap();
+    fs::write(profiles.join("leasing.toml"), leasing_profile("default", more)).unwrap();
+    "leasing".to_owned()
 }
 
 /// Starts `sublet serve` and waits until it listens.
