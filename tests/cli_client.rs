@@ -268,8 +268,9 @@ fn inside_a_sandbox_of_the_run_its_socket_is_at_its_place() {
     let profile = leasing_host(&world, VALUE, "");
     let broker = serve(&world);
     let run = broker.start_run(&profile);
+    world.file("sublet", std::fs::read(support::world::binary()).unwrap(), 0o755);
     let script = "set -e
-        sublet=/run/sublet/bin/sublet
+        sublet=./sublet
         lease=$($sublet lease request test.use@svc.test,channel=env --reason inner)
         $sublet lease list | grep granted
         $sublet exec --lease ${lease%% *} -- sh -c 'printf %s \"$TOKEN\" | wc -c'
