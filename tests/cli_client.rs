@@ -302,6 +302,8 @@ fn the_library_speaks_to_both_sockets() {
     let lease: sublet::model::id::LeaseId = run.lease("").parse().unwrap();
     let envelope: Value = serde_json::from_str(&agent.envelope(&lease).unwrap()).unwrap();
     assert!(envelope["payload"].is_string() && envelope["signatures"].is_array(), "{envelope}");
+    let shown = broker.call(&["lease", "show", lease.as_str(), "--envelope"]).ok();
+    broker.call_with(&["lease", "verify", "-"], &shown.stdout).ok();
     assert!(!agent.revocation(&lease).unwrap().revoked);
     control.revoke(&lease, &Default::default()).unwrap();
     assert!(control.revocation(&lease).unwrap().revoked);
