@@ -29,7 +29,11 @@ pub fn leasing_host(world: &World, value: &[u8], more: &str) -> String {
     let secret = vault_secret("s", "test.use@svc.test");
     world.configure(&format!("{secret}[host]\nworkspaces = [\"{base}\"]\n"));
     world.set_secret("s", value);
-    world.profile("leasing", &leasing_profile("default", more))
+    // Where the broker may look for one: beside its configuration.
+    let profiles = world.path("etc/profiles");
+    fs::create_dir_all(&profiles).unwrap();
+    fs::write(profiles.join("leasing.toml"), leasing_profile("default", more)).unwrap();
+    "leasing".to_owned()
 }
 
 /// Starts `sublet serve` and waits until it listens.
@@ -104,7 +108,7 @@ impl Drop for Broker<'_> {
         }
         // Ours and not yet reaped: the number is still its own. That it is gone shows below.
         let pid = rustix::process::Pid::from_child(&self.child);
-        drop(rustix::process::kill_process(pid, rustix::process::Signal::TERM));
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).ok();
         let start = Instant::now();
         while let Ok(None) = self.child.try_wait() {
             if start.elapsed() > Duration::from_secs(5) {
