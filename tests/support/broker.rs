@@ -29,7 +29,12 @@ pub fn leasing_host(world: &World, value: &[u8], more: &str) -> String {
     let secret = vault_secret("s", "test.use@svc.test");
     world.configure(&format!("{secret}[host]\nworkspaces = [\"{base}\"]\n"));
     world.set_secret("s", value);
-    world.profile("leasing", &leasing_profile("default", more))
+    // Beside the configuration: nothing else of the host can be read by the broker.
+    let written = world.profile("leasing", &leasing_profile("default", more));
+    let place = world.path("etc/profiles");
+    fs::create_dir_all(&place).unwrap();
+    fs::rename(written, place.join("leasing.toml")).unwrap();
+    "leasing".to_owned()
 }
 
 /// Starts `sublet serve` and waits until it listens.
