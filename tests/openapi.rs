@@ -5,6 +5,7 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -12,7 +13,9 @@ use sublet::api::server::routes;
 use sublet::api::wire::{
     BatchBody, ExecBody, LeaseBody, RenewBody, RevocationBody, RevokeBody, RunBody,
 };
+use support::broker::{leasing_host, serve};
 use support::schema::{Description, Judge};
+use support::{World, http};
 
 #[test]
 fn every_route_is_described_and_every_description_is_a_route() {
@@ -168,4 +171,162 @@ fn the_validator_itself_finds_faults() {
     check(json!({"oneOf": [{"type": "integer"}, {"type": "string"}]}), json!(true), 1);
     check(json!({"minimum": 1, "maximum": 3}), json!(0), 1);
     check(json!({"$ref": "#/components/schemas/Health"}), json!({"status": "dead"}), 1);
+}
+
+/// Asks a live service, and holds each answer against what the description says of it.
+struct Examiner {
+    description: Description,
+    seen: BTreeSet<(String, String)>,
+}
+
+impl Examiner {
+    /// `path` as the description writes it; `place` as it is asked for.
+    #[track_caller]
+    fn ask(
+        &mut self,
+        socket: &Path,
+        (method, path, place): (&str, &str, &str),
+        body: Option<Value>,
+        status: u16,
+    ) -> Value {
+        let reply = http::ask(socket, method, place, body.as_ref());
+        let answer = reply.ok(status);
+        let schema = self.description.answer(method, path, status);
+        let faults = self.description.faults(schema, &answer, Judge::Whole);
+        assert!(faults.is_empty(), "{method} {path}: {faults:?}\n{answer:#}");
+        if status < 300 {
+            self.seen.insert((method.to_lowercase(), path.to_owned()));
+        }
+        answer
+    }
+}
+
+#[test]
+fn a_live_service_answers_as_described() {
+    let world = World::host();
+    let profile = leasing_host(&world, b"described-and-never-shown-1", "renewable = true");
+    let broker = serve(&world);
+    let control = broker.control.clone();
+    let mut examiner = Examiner { description: Description::new(), seen: BTreeSet::new() };
+    let same = |path: &'static str| (path, path);
+
+    let workspace = world.workspace.to_str().unwrap();
+    let start = json!({
+        "agent": "bot", "principal": "root", "profile": profile, "workspace": workspace,
+        "run_id": "described"
+    });
+    let (path, place) = same("/v1/runs");
+    let run = examiner.ask(&control, ("POST", path, place), Some(start.clone()), 201);
+    examiner.ask(&control, ("POST", path, place), Some(start), 409);
+    examiner.ask(&control, ("POST", path, place), Some(json!({})), 400);
+    examiner.ask(&control, ("GET", path, place), None, 200);
+    let path = "/v1/runs/{run_id}";
+    examiner.ask(&control, ("GET", path, "/v1/runs/described"), None, 200);
+    examiner.ask(&control, ("GET", path, "/v1/runs/nobody"), None, 404);
+    let agent = Path::new(run["socket"].as_str().unwrap()).to_owned();
+    examiner.ask(&agent, ("GET", "/v1/run", "/v1/run"), None, 200);
+
+    let want = json!({
+        "capability": "test.use", "audience": "svc.test", "channel": "env", "uses": 2,
+        "reason": "to be described"
+    });
+    let (path, place) = same("/v1/leases");
+    let lease = examiner.ask(&agent, ("POST", path, place), Some(want.clone()), 201);
+    let else_where = json!({"capability": "test.use", "audience": "else.test"});
+    examiner.ask(&agent, ("POST", path, place), Some(else_where), 403);
+    examiner.ask(&agent, ("GET", path, place), None, 200);
+    examiner.ask(&control, ("GET", path, "/v1/leases?run_id=described"), None, 200);
+    examiner.ask(&control, ("GET", path, "/v1/leases?run=described"), None, 400);
+    examiner.ask(&agent, ("GET", path, "/v1/leases?run_id=described"), None, 400);
+    let both = json!({"leases": [
+        {"capability": "test.use", "audience": "svc.test", "channel": "file", "ttl": "1m"},
+        {"capability": "test.use", "audience": "svc.test", "channel": "memfd", "ttl": 60},
+    ], "reason": "both"});
+    let (path, place) = same("/v1/leases:batch");
+    examiner.ask(&agent, ("POST", path, place), Some(both), 201);
+    examiner.ask(&agent, ("POST", path, place), Some(json!({"leases": []})), 400);
+
+    let id = lease["lease_id"].as_str().unwrap();
+    let (one, missing) = (format!("/v1/leases/{id}"), "/v1/leases/lse_none");
+    let path = "/v1/leases/{lease_id}";
+    for socket in [&agent, &control] {
+        examiner.ask(socket, ("GET", path, &one), None, 200);
+        examiner.ask(socket, ("GET", path, missing), None, 404);
+        let path = "/v1/leases/{lease_id}/envelope";
+        examiner.ask(socket, ("GET", path, &format!("{one}/envelope")), None, 200);
+        let (path, place) = ("/v1/revocations/{lease_id}", format!("/v1/revocations/{id}"));
+        let state = examiner.ask(socket, ("GET", path, &place), None, 200);
+        assert_eq!((&state["state"], &state["revoked"]), (&json!("granted"), &json!(false)));
+        for path in ["/v1/jwks.json", "/v1/openapi.json", "/v1/health"] {
+            examiner.ask(socket, ("GET", path, path), None, 200);
+        }
+        examiner.ask(socket, ("GET", "/v1/health", "/v1/nothing"), None, 404);
+        examiner.ask(socket, ("GET", "/v1/health", "/v1/leases:batch/x"), None, 404);
+    }
+
+    let script = json!({"command": ["sh", "-c", "echo $TOKEN; exit 3"], "lease_ids": [id]});
+    let (path, place) = same("/v1/execs");
+    let done = examiner.ask(&agent, ("POST", path, place), Some(script), 200);
+    assert_eq!((&done["exit_status"], &done["stdout"]), (&json!(3), &json!("***\n")), "{done:#}");
+    examiner.ask(&agent, ("POST", path, place), Some(json!({"command": []})), 400);
+    let foreign = json!({"command": ["true"], "lease_ids": ["lse_0"]});
+    examiner.ask(&agent, ("POST", path, place), Some(foreign), 400);
+    let exec = done["exec_id"].as_str().unwrap();
+    for socket in [&agent, &control] {
+        examiner.ask(socket, ("GET", path, place), None, 200);
+        let path = "/v1/execs/{exec_id}";
+        examiner.ask(socket, ("GET", path, &format!("/v1/execs/{exec}")), None, 200);
+    }
+
+    let renew = ("POST", "/v1/leases/{lease_id}/renew", &*format!("{one}/renew"));
+    examiner.ask(&control, renew, Some(json!({"ttl": "5m"})), 200);
+    let revoke = ("POST", "/v1/leases/{lease_id}/revoke", &*format!("{one}/revoke"));
+    let revoked = examiner.ask(&control, revoke, Some(json!({"reason": "described"})), 200);
+    assert_eq!(revoked["state"], "revoked");
+    // Again, without a body: as it was.
+    assert_eq!(examiner.ask(&control, revoke, None, 200)["state"], "revoked");
+    examiner.ask(&control, renew, None, 409);
+    let (path, place) = same("/v1/revocations");
+    let of_run = json!({"run_id": "described", "reason": "all of it"});
+    let revoked = examiner.ask(&control, ("POST", path, place), Some(of_run), 200);
+    assert_eq!(revoked["revoked"].as_array().unwrap().len(), 2, "{revoked}");
+    examiner.ask(&control, ("POST", path, place), Some(json!({})), 400);
+
+    let events = http::ask(&control, "GET", "/v1/events?since=1", None);
+    assert!(events.head.contains("content-type: application/x-ndjson"), "{}", events.head);
+    let lines = String::from_utf8(events.body).unwrap();
+    let schema = examiner.description.answer("GET", "/v1/events", 200).clone();
+    assert!(lines.lines().count() > 5, "{lines}");
+    for line in lines.lines() {
+        let event: Value = serde_json::from_str(line).unwrap();
+        let faults = examiner.description.faults(&schema, &event, Judge::Whole);
+        assert!(faults.is_empty(), "{faults:?}\n{event:#}");
+    }
+    examiner.seen.insert(("get".to_owned(), "/v1/events".to_owned()));
+    let metrics = http::ask(&control, "GET", "/metrics", None);
+    assert_eq!(metrics.status, 200);
+    assert!(metrics.head.contains("content-type: application/openmetrics-text"), "{metrics}");
+    let shown = String::from_utf8(metrics.body).unwrap();
+    for line in [
+        "sublet_grants_total 3",
+        "sublet_denials_total{reason=\"audience_not_permitted\"} 1",
+        "sublet_execs_total{outcome=\"exited\"} 1",
+        "sublet_execs_live 0",
+        "sublet_revocations_total 3",
+    ] {
+        assert!(shown.lines().any(|l| l == line), "no {line} in\n{shown}");
+    }
+    examiner.seen.insert(("get".to_owned(), "/metrics".to_owned()));
+
+    let ended = ("DELETE", "/v1/runs/{run_id}", "/v1/runs/described");
+    assert_eq!(examiner.ask(&control, ended, None, 200)["state"], "ended");
+    let unknown = ("DELETE", "/v1/runs/{run_id}", "/v1/runs/nobody");
+    examiner.ask(&control, unknown, None, 404);
+    let all = routes::all();
+    let unseen: Vec<_> = all
+        .iter()
+        .map(|(method, path, _)| (method.as_str().to_lowercase(), (*path).to_owned()))
+        .filter(|operation| !examiner.seen.contains(operation))
+        .collect();
+    assert!(unseen.is_empty(), "never answered: {unseen:?}");
 }

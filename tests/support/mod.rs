@@ -5,6 +5,7 @@
 //! - [`outcome`]: what a call gave, and what a test may claim about it
 //! - [`probe`]: hostile programs, compiled once, and the bare namespace in which each is shown to work
 //! - [`host`]: what the machine shows from outside: processes, mounts, cgroups, files
+//! - [`http`]: HTTP over a Unix socket, byte by byte
 //! - [`schema`]: JSON against the description of the API
 //! - [`broker`]: `sublet serve` for one test
 //! - [`git_server`]: `git http-backend` behind a server that demands a token
@@ -16,6 +17,7 @@
 pub mod broker;
 pub mod git_server;
 pub mod host;
+pub mod http;
 pub mod outcome;
 pub mod probe;
 pub mod schema;

@@ -5,6 +5,7 @@
 //! when the client does: the exec then dies.
 #![forbid(unsafe_code)]
 
+use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::SyncSender;
 
@@ -137,11 +138,11 @@ async fn to_its_end(exec_id: ExecId, stream: SyncSender<ClientStream>) -> Answer
     let broken = |e: std::io::Error| Refusal::internal(format!("could not make a stream: {e}"));
     let (ours, theirs) = UnixStream::pair().map_err(broken)?;
     ours.set_nonblocking(true).map_err(broken)?;
+    // Standard input is at its end before it begins. Eight bytes fit into an empty socket.
+    (&ours).write_all(&frames::header(Kind::Stdin, 0)).map_err(broken)?;
     let mut ours = tokio::net::UnixStream::from_std(ours).map_err(broken)?;
-    // Standard input is at its end before it begins.
-    let mut read_ahead = Vec::new();
-    frames::push(Kind::Stdin, &[], &mut read_ahead);
-    stream.try_send(ClientStream { stream: theirs, read_ahead }).map_err(|_| lost())?;
+    let taken = ClientStream { stream: theirs, read_ahead: Vec::new() };
+    stream.try_send(taken).map_err(|_| lost())?;
     // Otherwise this task would keep the channel, and with it the hope for a stream.
     drop(stream);
 
@@ -250,9 +251,11 @@ mod tests {
     async fn an_exec_without_an_upgrade_is_told_at_its_end() {
         let (sender, receiver) = std::sync::mpsc::sync_channel::<ClientStream>(1);
         let exec = std::thread::spawn(move || {
-            use std::io::Write;
+            use std::io::{Read, Write};
             let ClientStream { mut stream, read_ahead } = receiver.recv().unwrap();
-            assert_eq!(read_ahead, frames::header(Kind::Stdin, 0));
+            let mut input = [0; frames::HEADER];
+            stream.read_exact(&mut input).unwrap();
+            assert_eq!((read_ahead, input), (vec![], frames::header(Kind::Stdin, 0)));
             let mut out = Vec::new();
             frames::push(Kind::Started, b"{}", &mut out);
             frames::push(Kind::Stdout, &[b'a'; MOST_OUTPUT + 1], &mut out);
