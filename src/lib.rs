@@ -16,7 +16,9 @@
 //! ```
 #![deny(unsafe_code)]
 
+pub mod api;
 pub mod audit;
+pub mod broker;
 pub mod cli;
 pub mod config;
 pub mod delivery;

@@ -5,11 +5,14 @@
 #![forbid(unsafe_code)]
 
 use std::fs::{File, Metadata, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::model::secret::Secret;
+
+/// Of all keys, under the state directory.
+const DIRECTORY: &str = "keys";
 
 /// Bytes of every key.
 pub const KEY_SIZE: usize = 32;
@@ -45,76 +48,128 @@ pub enum KeyFileError {
     Random { source: getrandom::Error },
 }
 
+/// Where a key is read from. Holds no key.
+#[derive(Debug)]
+pub struct KeySource {
+    file: KeyFile,
+    state_dir: PathBuf,
+    /// The systemd credential, open.
+    credential: Option<File>,
+}
+
+impl KeySource {
+    /// The key that is there.
+    ///
+    /// # Errors
+    /// [`KeyFileError::Absent`] if there is none, [`KeyFileError::Unsafe`] if others may read or change
+    /// it, or it has not 32 bytes.
+    pub fn load(&self) -> Result<Secret, KeyFileError> {
+        if let Some(credential) = &self.credential {
+            return read(credential, Path::new(self.file.credential));
+        }
+        let path = self.file.path(&self.state_dir);
+        let directory = self.state_dir.join(DIRECTORY);
+        match std::fs::symlink_metadata(&directory) {
+            Ok(found) => refuse_unsafe_directory(&directory, &found)?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return Err(KeyFileError::Absent { path });
+            }
+            Err(source) => return Err(KeyFileError::Read { path, source }),
+        }
+        read(&self.file.open_file(&path, Holder::Us)?, &path)
+    }
+
+    /// As [`KeySource::load`], and makes the file on first use: random, mode 0600, synced to disk with its
+    /// directory before it is given out. The state directory must exist.
+    ///
+    /// # Errors
+    /// As [`KeySource::load`]; [`KeyFileError::Create`].
+    pub fn load_or_create(&self) -> Result<Secret, KeyFileError> {
+        match self.load() {
+            Err(KeyFileError::Absent { .. }) => {}
+            other => return other,
+        }
+        self.file.create(&self.state_dir, &self.file.path(&self.state_dir))?;
+        self.load()
+    }
+}
+
+/// Straight into locked memory.
+fn read(file: &File, path: &Path) -> Result<Secret, KeyFileError> {
+    let mut key = Secret::zeroed(KEY_SIZE).map_err(|source| KeyFileError::LockMemory { source })?;
+    file.read_exact_at(key.expose_mut(), 0)
+        .map_err(|source| KeyFileError::Read { path: path.to_owned(), source })?;
+    Ok(key)
+}
+
 impl KeyFile {
     /// The file under a state directory, outside the database's.
     pub fn path(&self, state_dir: &Path) -> PathBuf {
-        state_dir.join("keys").join(self.name)
+        state_dir.join(DIRECTORY).join(self.name)
     }
 
-    /// The key that is there: the systemd credential if `credentials` (`$CREDENTIALS_DIRECTORY`) holds
-    /// it, else the file.
+    /// [`KeyFile::open`] and [`KeySource::load`] in one.
     ///
     /// # Errors
-    /// [`KeyFileError::Absent`] if there is neither, [`KeyFileError::Unsafe`] if others may read or
-    /// change it, or it has not 32 bytes.
+    /// Theirs.
     pub fn load(
         &self,
         state_dir: &Path,
         credentials: Option<&Path>,
     ) -> Result<Secret, KeyFileError> {
-        if let Some(directory) = credentials {
-            match self.read(&directory.join(self.credential), Holder::ServiceManager) {
-                Err(KeyFileError::Absent { .. }) => {}
-                other => return other,
-            }
-        }
-        self.read(&self.path(state_dir), Holder::Us)
+        self.open(state_dir, credentials)?.load()
     }
 
-    /// As [`KeyFile::load`], and makes the file on first use: random, mode 0600, synced to disk with its
-    /// directory before it is given out. The state directory must exist.
+    /// [`KeyFile::open`] and [`KeySource::load_or_create`] in one.
     ///
     /// # Errors
-    /// As [`KeyFile::load`]; [`KeyFileError::Create`].
+    /// Theirs.
     pub fn load_or_create(
         &self,
         state_dir: &Path,
         credentials: Option<&Path>,
     ) -> Result<Secret, KeyFileError> {
-        match self.load(state_dir, credentials) {
-            Err(KeyFileError::Absent { .. }) => {}
-            other => return other,
-        }
-        let path = self.path(state_dir);
-        self.create(state_dir, &path)?;
-        self.read(&path, Holder::Us)
+        self.open(state_dir, credentials)?.load_or_create()
     }
 
-    fn read(&self, path: &Path, holder: Holder) -> Result<Secret, KeyFileError> {
+    /// Where the key is to be read from: the systemd credential if `credentials`
+    /// (`$CREDENTIALS_DIRECTORY`) holds it, which is opened now, before a process gives up root's rights;
+    /// else the state's file, which need not be there yet.
+    ///
+    /// # Errors
+    /// [`KeyFileError::Unsafe`] or [`KeyFileError::Read`] if there is a credential that cannot be used.
+    pub fn open(
+        self,
+        state_dir: &Path,
+        credentials: Option<&Path>,
+    ) -> Result<KeySource, KeyFileError> {
+        let credential = match credentials.map(|dir| dir.join(self.credential)) {
+            None => None,
+            Some(path) => match self.open_file(&path, Holder::ServiceManager) {
+                Ok(file) => Some(file),
+                Err(KeyFileError::Absent { .. }) => None,
+                Err(e) => return Err(e),
+            },
+        };
+        Ok(KeySource { file: self, state_dir: state_dir.to_owned(), credential })
+    }
+
+    fn open_file(&self, path: &Path, holder: Holder) -> Result<File, KeyFileError> {
         let unreadable = |source| KeyFileError::Read { path: path.to_owned(), source };
-        let absent = || KeyFileError::Absent { path: path.to_owned() };
-        if let (Holder::Us, Some(directory)) = (holder, path.parent()) {
-            match std::fs::symlink_metadata(directory) {
-                Ok(found) => refuse_unsafe_directory(directory, &found)?,
-                Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(absent()),
-                Err(e) => return Err(unreadable(e)),
-            }
-        }
         // O_NONBLOCK so that a FIFO in its place does not hang us before it is refused. open(2).
         let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC;
-        let mut file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
             Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(absent()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return Err(KeyFileError::Absent { path: path.to_owned() });
+            }
             Err(e) if e.raw_os_error() == Some(libc::ELOOP) => {
                 return Err(unsafe_key(path, "is a symbolic link", "put the key itself there"));
             }
             Err(e) => return Err(unreadable(e)),
         };
         self.refuse_unsafe_file(path, &file.metadata().map_err(unreadable)?, holder)?;
-        let mut key =
-            Secret::zeroed(KEY_SIZE).map_err(|source| KeyFileError::LockMemory { source })?;
-        file.read_exact(key.expose_mut()).map_err(unreadable)?;
-        Ok(key)
+        Ok(file)
     }
 
     fn refuse_unsafe_file(
@@ -151,7 +206,7 @@ impl KeyFile {
     /// process was first: no reader ever sees half a key.
     fn create(&self, state_dir: &Path, path: &Path) -> Result<(), KeyFileError> {
         let failed = |source| KeyFileError::Create { path: path.to_owned(), source };
-        let directory = state_dir.join("keys");
+        let directory = state_dir.join(DIRECTORY);
         match std::fs::DirBuilder::new().mode(0o700).create(&directory) {
             Ok(()) => File::open(state_dir).and_then(|d| d.sync_all()).map_err(failed)?,
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
@@ -198,7 +253,9 @@ fn refuse_unsafe_directory(path: &Path, found: &Metadata) -> Result<(), KeyFileE
     if !found.is_dir() {
         return Err(unsafe_key(path, "lies in what is no directory", "make it a directory"));
     }
-    if found.uid() != rustix::process::geteuid().as_raw() || found.mode() & 0o022 != 0 {
+    // Root's is as good as ours: where a state is root's, its keys' directory may be too.
+    let is_trusted = found.uid() == rustix::process::geteuid().as_raw() || found.uid() == 0;
+    if !is_trusted || found.mode() & 0o022 != 0 {
         let fault = format!(
             "lies in a directory that others own or may write (uid {}, mode {:04o})",
             found.uid(),

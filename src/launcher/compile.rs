@@ -72,8 +72,16 @@ pub fn compile(
             .narrow_network(NetworkMode::None)
             .map_err(|e| invalid(e.to_string(), "name a mode that is no wider"))?;
     }
-    let home = prepare.home.clone().unwrap_or_else(|| PathBuf::from("/nonexistent"));
+    let home = host.home_for(prepare.home.as_deref()).to_owned();
     let guard = Guard::of(host);
+    if profile.filesystem.workspace != WorkspaceAccess::None
+        && let Some(why) = host.objection_to_workspace(&prepare.workspace)
+    {
+        return Err(invalid(
+            format!("{} cannot be a workspace: {why}", prepare.workspace.display()),
+            "name one that the host permits, or add its directory to `workspaces` of [host]",
+        ));
+    }
     let workspace = match profile.filesystem.workspace {
         WorkspaceAccess::None => None,
         WorkspaceAccess::Rw => {

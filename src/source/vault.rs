@@ -18,13 +18,13 @@ use hmac::{HmacReset, Mac};
 use sha2::Sha256;
 use zeroize::Zeroize;
 
-use crate::host::keyfile::{KeyFile, KeyFileError};
+use crate::host::keyfile::{self, KeyFile, KeyFileError};
 use crate::model::digest::ValueDigest;
 use crate::model::name::SecretName;
 use crate::model::secret::{MAX_VALUE, Secret};
 
 /// Bytes of the key's file.
-pub const KEY_SIZE: usize = crate::host::keyfile::KEY_SIZE;
+pub const KEY_SIZE: usize = keyfile::KEY_SIZE;
 /// The systemd credential that holds the key, if there is one. systemd.exec(5), `LoadCredential=`.
 pub const CREDENTIAL: &str = "sublet-vault-key";
 
@@ -101,24 +101,55 @@ pub struct VaultKey {
     name: [u8; KEY_NAME_SIZE],
 }
 
+/// Where the vault's key is read from. Holds no key.
+#[derive(Debug)]
+pub struct KeySource(keyfile::KeySource);
+
+impl KeySource {
+    /// To be called before a process gives up root's rights: as [`KeyFile::open`].
+    ///
+    /// # Errors
+    /// [`VaultError::UnsafeKey`] or [`VaultError::ReadKey`] if there is a credential that cannot be used.
+    pub fn open(state_dir: &Path, credentials: Option<&Path>) -> Result<Self, VaultError> {
+        Ok(Self(FILE.open(state_dir, credentials)?))
+    }
+
+    /// The key that is there.
+    ///
+    /// # Errors
+    /// [`VaultError::NoKey`] if there is none, [`VaultError::UnsafeKey`] if others may read or change it,
+    /// or it has not 32 bytes.
+    pub fn load(&self) -> Result<VaultKey, VaultError> {
+        VaultKey::derive(&self.0.load()?)
+    }
+
+    /// As [`KeySource::load`], and makes the file on first use.
+    ///
+    /// # Errors
+    /// As [`KeySource::load`]; [`VaultError::CreateKey`].
+    pub fn load_or_create(&self) -> Result<VaultKey, VaultError> {
+        VaultKey::derive(&self.0.load_or_create()?)
+    }
+}
+
 impl VaultKey {
     /// The key's file under a state directory, outside the database's.
     pub fn path(state_dir: &Path) -> PathBuf {
         FILE.path(state_dir)
     }
 
-    /// The key that is there: the systemd credential if `credentials` (`$CREDENTIALS_DIRECTORY`) holds
-    /// it, else the file.
+    /// [`KeySource::open`] and [`KeySource::load`] in one.
     ///
     /// # Errors
-    /// [`VaultError::NoKey`] if there is neither, [`VaultError::UnsafeKey`] if others may read or
-    /// change it, or it has not 32 bytes.
+    /// Theirs.
     pub fn load(state_dir: &Path, credentials: Option<&Path>) -> Result<Self, VaultError> {
         Self::derive(&FILE.load(state_dir, credentials)?)
     }
 
-    /// As [`VaultKey::load`], and makes the file on first use: random, mode 0600, synced to disk with
-    /// its directory before anything is sealed under it. The state directory must exist.
+    /// [`KeySource::open`] and [`KeySource::load_or_create`] in one.
+    ///
+    /// # Errors
+    /// Theirs.
     pub fn load_or_create(
         state_dir: &Path,
         credentials: Option<&Path>,
