@@ -17,6 +17,7 @@ pub use program::Program;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
@@ -277,7 +278,16 @@ pub fn home() -> PathBuf {
 /// # Errors
 /// As [`clock::boot_id`].
 pub fn now() -> io::Result<Moment> {
-    let boot_id = clock::boot_id()?;
+    // Neither a process's boot nor its time namespace changes in its life (time_namespaces(7)), and a
+    // broker that has settled may not look any more.
+    static BOOT_ID: OnceLock<String> = OnceLock::new();
+    let boot_id = match BOOT_ID.get() {
+        Some(known) => known.clone(),
+        None => {
+            let found = clock::boot_id()?;
+            BOOT_ID.get_or_init(|| found).clone()
+        }
+    };
     Ok(Moment { wall: jiff::Timestamp::now(), boot: clock::boottime(), boot_id })
 }
 

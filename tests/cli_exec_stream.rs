@@ -370,6 +370,20 @@ fn a_reader_that_goes_away_is_told_to_the_command() {
 }
 
 #[test]
+fn a_broker_that_ends_what_nobody_reads_is_no_error() {
+    let fake = Fake::executing(|peer| {
+        peer.say(Kind::Stdout, b"first\n");
+        while peer.hear().is_some_and(|(kind, _)| kind == Kind::Stdin) {}
+    });
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output =
+        fake.sublet(&["exec", "--", "yes"]).stdin(Stdio::null()).stdout(writer).output().unwrap();
+    assert_eq!(output.status.code(), Some(141));
+    assert_eq!(stderr(&output), "");
+}
+
+#[test]
 fn signals_reach_the_command_and_its_end_is_ours() {
     for (signal, number) in [
         (rustix::process::Signal::INT, 2),
@@ -527,11 +541,17 @@ fn leases_are_asked_for_and_shown() {
     assert_eq!(heard.body["leases"][1], json!({"capability": "e.f", "audience": "g.h"}));
 
     let fake = Fake::answering("200 OK", json!({"leases": [lease_object("consumed")]}));
-    let output = fake.call(&["lease", "list", "--run", "ci-1"]);
+    let output = fake.call(&["lease", "list"]);
     let text = stdout(&output);
     assert!(text.starts_with("LEASE "), "{text}");
     assert!(text.contains("consumed") && text.contains("1/2"), "{text}");
-    assert_eq!(fake.heard()[0].line, "GET /v1/leases?run_id=ci-1 HTTP/1.1");
+    assert_eq!(fake.heard()[0].line, "GET /v1/leases HTTP/1.1");
+
+    let envelope = json!({"payload": "e30=", "payloadType": "x", "signatures": []});
+    let fake = Fake::answering("200 OK", envelope.clone());
+    let output = fake.call(&["lease", "show", LEASE, "--envelope"]);
+    assert_eq!(json(&stdout(&output)), envelope);
+    assert_eq!(fake.heard()[0].line, format!("GET /v1/leases/{LEASE}/envelope HTTP/1.1"));
 
     let fake = Fake::answering("200 OK", lease_object("granted"));
     let output = fake.call(&["lease", "show", LEASE]);
@@ -654,6 +674,27 @@ fn a_socket_of_another_run_is_not_taken_for_the_one_that_was_named() {
     ]);
     let output = fake.call(&["exec", "--run", "ci-1", "--", "x"]);
     assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+}
+
+#[test]
+fn a_list_is_narrowed_where_the_socket_is_not_the_runs_own() {
+    let leases = || json!({"leases": []});
+    // A run's own socket takes no run's name.
+    let fake = Fake::new(vec![
+        Box::new(|peer| peer.answer("200 OK", &run_object())),
+        Box::new(move |peer| peer.answer("200 OK", &leases())),
+    ]);
+    let output = fake.call(&["lease", "list", "--run", "ci-1"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(fake.heard()[1].line, "GET /v1/leases HTTP/1.1");
+
+    let fake = Fake::new(vec![
+        Box::new(|peer| peer.answer("404 Not Found", &error("request", "not_found"))),
+        Box::new(move |peer| peer.answer("200 OK", &leases())),
+    ]);
+    let output = fake.call(&["lease", "list", "--run", "ci-1"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(fake.heard()[1].line, "GET /v1/leases?run_id=ci-1 HTTP/1.1");
 }
 
 #[test]

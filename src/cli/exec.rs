@@ -194,6 +194,7 @@ fn failure(error: &RelayError) -> Failure {
             let status = 128_u8.saturating_add(u8::try_from(*signal).unwrap_or(u8::MAX));
             Failure::new("request", "interrupted", error.to_string()).exit(status)
         }
+        RelayError::ReaderGone => Failure::stdout(&std::io::ErrorKind::BrokenPipe.into()),
         RelayError::CallerGone => Failure::new("run", "caller_gone", error.to_string()),
     }
 }

@@ -7,7 +7,6 @@
 //! answer.
 #![forbid(unsafe_code)]
 
-use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write as _};
 
@@ -31,7 +30,7 @@ const READER_GONE: u8 = 141;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     /// The part of the story that failed: `usage`, `config`, `decide`, …; a broker's is its own word.
-    pub stage: Cow<'static, str>,
+    pub stage: Box<str>,
     /// A name that programs match on; for a denial the deny reason.
     pub reason: String,
     /// What failed, on what: one line.
@@ -44,11 +43,7 @@ pub struct Failure {
 }
 
 impl Failure {
-    pub fn new(
-        stage: impl Into<Cow<'static, str>>,
-        reason: &str,
-        message: impl Into<String>,
-    ) -> Self {
+    pub fn new(stage: impl Into<Box<str>>, reason: &str, message: impl Into<String>) -> Self {
         Self {
             stage: stage.into(),
             reason: reason.to_owned(),

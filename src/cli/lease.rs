@@ -59,6 +59,7 @@ Exit status:
 const SHOW_HELP: &str = "\
 Examples:
   sublet lease show lse_0199…
+  sublet lease show lse_0199… --envelope > envelope.json
 
 Exit status:
   0    shown
@@ -137,6 +138,9 @@ pub struct ShowArgs {
     /// The lease
     #[arg(value_name = "ID")]
     pub lease: LeaseId,
+    /// Print its signed envelope instead, as JSON
+    #[arg(long)]
+    pub envelope: bool,
     /// The broker's socket [default: in a sandbox the agent's, else the control socket]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
@@ -188,13 +192,20 @@ pub fn execute(globals: &Globals, args: &LeaseArgs) -> Answer {
             granted.iter().try_for_each(|lease| tell(&mut output, lease))?;
         }
         Action::List(args) => {
-            let client = socket::of_either(globals, args.socket.as_deref())?;
-            let leases = client.leases(args.run.as_ref()).map_err(|e| Failure::from(&e))?;
+            let (client, run) =
+                socket::of_either(globals, args.socket.as_deref(), args.run.as_ref())?;
+            let leases = client.leases(run).map_err(|e| Failure::from(&e))?;
             list(&mut output, &leases)?;
         }
         Action::Show(args) => {
-            let client = socket::of_either(globals, args.socket.as_deref())?;
-            show(&mut output, &client.lease(&args.lease).map_err(of_one)?)?;
+            let (client, _) = socket::of_either(globals, args.socket.as_deref(), None)?;
+            if args.envelope {
+                output
+                    .bytes(client.envelope(&args.lease).map_err(of_one)?.trim_end().as_bytes())?;
+                output.bytes(b"\n")?;
+            } else {
+                show(&mut output, &client.lease(&args.lease).map_err(of_one)?)?;
+            }
         }
         Action::Renew(args) => {
             let client = socket::of_the_host(globals, args.socket.as_deref())?;

@@ -62,6 +62,8 @@ pub fn execute(globals: &Globals, args: ServeArgs) -> Answer {
         })?,
         None => host.runtime_dir.clone(),
     };
+    // Both clocks, while they can be looked at.
+    load::now()?;
     // Before any thread, and before anything secret is opened.
     let launcher = Launcher::fork(&places, Trust::Host)
         .map_err(|e| Failure::new("settle", "fork_failed", e.to_string()).because_of_source(&e))?;

@@ -39,15 +39,9 @@ pub fn of_a_run(
     let given = named.map(|path| (path.to_owned(), Origin::Flag)).or_else(sandbox);
     if let Some((path, origin)) = given {
         let client = connect(path, origin)?;
-        // The socket is the identity: naming a run cannot change whose it is.
         if let Some(asked) = run {
-            let actual = client.run().map_err(|e| Failure::from(&e))?.run_id;
-            if actual != *asked {
-                let message =
-                    format!("{} is run {actual}'s socket, not {asked}'s", client.path().display());
-                return Err(Failure::new("request", "run_mismatch", message)
-                    .hint("leave --run out, or name that run's socket with --socket"));
-            }
+            let actual = client.run().map_err(|e| Failure::from(&e))?;
+            is_of(&client, &actual.run_id, asked)?;
         }
         return Ok(client);
     }
@@ -57,19 +51,42 @@ pub fn of_a_run(
                 "name one with --run; sublet runs list shows them, sublet runs start makes one",
             ));
     };
-    let socket = runtime_dir(globals)?.join("runs").join(run.as_str()).join("agent.sock");
-    connect(socket, Origin::Run)
+    let runs = load::host(globals)?.runtime_dir.join("runs");
+    connect(runs.join(run.as_str()).join("agent.sock"), Origin::Run)
 }
 
-/// The socket for what both kinds serve: the agent's in a sandbox, else the host's control socket.
-pub fn of_either(globals: &Globals, named: Option<&Path>) -> Result<Client, Failure> {
-    if let Some(path) = named {
-        return connect(path.to_owned(), Origin::Flag);
+/// The socket for what both kinds serve: the agent's in a sandbox, else the host's control socket; and the
+/// run to ask for there. A run's own socket shows that run alone and takes no other's name.
+///
+/// # Errors
+/// As [`of_a_run`].
+pub fn of_either<'a>(
+    globals: &Globals,
+    named: Option<&Path>,
+    run: Option<&'a RunId>,
+) -> Result<(Client, Option<&'a RunId>), Failure> {
+    let given = named.map(|path| (path.to_owned(), Origin::Flag)).or_else(sandbox);
+    let Some((path, origin)) = given else {
+        return Ok((connect(control(globals)?, Origin::Control)?, run));
+    };
+    let client = connect(path, origin)?;
+    let Some(asked) = run else { return Ok((client, None)) };
+    match client.run() {
+        Ok(actual) => is_of(&client, &actual.run_id, asked).map(|()| (client, None)),
+        // A control socket is no run's.
+        Err(ClientError::Refused { status: 404, .. }) => Ok((client, run)),
+        Err(e) => Err(Failure::from(&e)),
     }
-    match sandbox() {
-        Some((path, origin)) => connect(path, origin),
-        None => connect(control(globals)?, Origin::Control),
+}
+
+/// The socket is the identity: naming a run cannot change whose it is.
+fn is_of(client: &Client, actual: &RunId, asked: &RunId) -> Result<(), Failure> {
+    if actual == asked {
+        return Ok(());
     }
+    let message = format!("{} is run {actual}'s socket, not {asked}'s", client.path().display());
+    Err(Failure::new("request", "run_mismatch", message)
+        .hint("leave --run out, or name that run's socket with --socket"))
 }
 
 /// The control socket, for what it alone serves.
@@ -100,7 +117,7 @@ fn sandbox() -> Option<(PathBuf, Origin)> {
 }
 
 fn control(globals: &Globals) -> Result<PathBuf, Failure> {
-    Ok(runtime_dir(globals)?.join("control.sock"))
+    Ok(load::host(globals)?.runtime_dir.join("control.sock"))
 }
 
 fn connect(path: PathBuf, origin: Origin) -> Result<Client, Failure> {
@@ -108,11 +125,6 @@ fn connect(path: PathBuf, origin: Origin) -> Result<Client, Failure> {
         ClientError::Connect { path, source } => unreachable(&path, &source, origin),
         other => Failure::from(&other),
     })
-}
-
-/// Where the broker of this host keeps its sockets.
-fn runtime_dir(globals: &Globals) -> Result<PathBuf, Failure> {
-    Ok(load::host(globals)?.runtime_dir)
 }
 
 fn unreachable(path: &Path, source: &io::Error, origin: Origin) -> Failure {
@@ -164,8 +176,16 @@ fn no_broker(path: &Path) -> String {
 
 /// The broker's own words; a denial is the answer no.
 pub fn refused(error: &ErrorObject) -> Failure {
-    let failure = Failure::new(error.stage.clone(), &error.reason, error.message.clone())
-        .hint(error.hint.clone());
+    // As `sublet run` tells a denial: what and its name on one line, why on the next.
+    let denied = format!(" is denied: {}", error.reason);
+    let split = error.message.split_once(&format!("{denied}: "));
+    let failure = match split {
+        Some((asked, why)) => {
+            Failure::new(error.stage.as_str(), &error.reason, format!("{asked}{denied}")).why(why)
+        }
+        None => Failure::new(error.stage.as_str(), &error.reason, error.message.clone()),
+    };
+    let failure = failure.hint(error.hint.clone());
     let is_denial = DenyReason::ALL.iter().any(|reason| reason.as_str() == error.reason);
     if is_denial { failure.exit(NO) } else { failure }
 }
@@ -224,6 +244,19 @@ mod tests {
         check(Errno::ACCESS, Origin::Control, "EACCES", "as root");
         check(Errno::AGAIN, Origin::Control, "EAGAIN", "busy");
         check(Errno::NAMETOOLONG, Origin::Flag, "too long", "--socket");
+    }
+
+    #[test]
+    fn a_brokers_denial_reads_as_one_of_our_own() {
+        let denial = crate::model::verdict::Denial {
+            asked: "repo.push@github.com".into(),
+            reason: DenyReason::PermissionMissing,
+            message: "alice does not hold repo:write".into(),
+            hint: "add it".into(),
+        };
+        let ours = Failure::from(denial).exit(NO);
+        let object: ErrorObject = serde_json::from_value(ours.object()).unwrap();
+        assert_eq!(refused(&object), ours);
     }
 
     #[test]

@@ -424,7 +424,7 @@ impl Launcher {
                 eprintln!("sublet: launcher: {}", compile::chain(&e));
             }
         };
-        match Exec::prepare(prepare, &self.setting, prepared) {
+        match Exec::prepare(prepare, &self.setting, None, prepared) {
             Ok(exec) => {
                 let key = self.fresh_key();
                 self.watch(exec.socket(), Token::Socket(key))?;

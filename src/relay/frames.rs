@@ -81,12 +81,15 @@ pub fn push(kind: Kind, payload: &[u8], out: &mut Vec<u8>) {
     }
 }
 
+/// A frame's kind and payload, and how many bytes it took with its header.
+pub type Taken<'a> = (Kind, &'a [u8], usize);
+
 /// Takes the first whole frame of `bytes`: its kind, its payload, and how many bytes it took. `None` if
 /// more must be read first.
 ///
 /// # Errors
 /// [`FrameError`] as soon as the header tells it.
-pub fn take(bytes: &[u8]) -> Result<Option<(Kind, &[u8], usize)>, FrameError> {
+pub fn take(bytes: &[u8]) -> Result<Option<Taken<'_>>, FrameError> {
     let Some((head, rest)) = bytes.split_first_chunk::<HEADER>() else { return Ok(None) };
     let &[byte, z1, z2, z3, a, b, c, d] = head;
     let kind = match (Kind::of(byte), [z1, z2, z3]) {

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{FcntlArg, fcntl};
 
 use crate::config::UidPool;
-use crate::sys::process::{self, CloneArgs, Cloned};
+use crate::sys::helper::Helper;
 
 /// The uid that the exec sees for itself where the workspace belongs to root.
 pub const ORDINARY_UID: u32 = 1000;
@@ -37,6 +37,30 @@ pub struct Identity {
     pub outside_gid: u32,
     /// Supplementary groups can be dropped (in rootless mode the kernel forbids it).
     pub drop_groups: bool,
+}
+
+impl Identity {
+    /// With a uid of the pool, which is the gid as well.
+    pub fn pooled((inside_uid, inside_gid): (u32, u32), outside: u32) -> Self {
+        Self {
+            inside_uid,
+            inside_gid,
+            outside_uid: outside,
+            outside_gid: outside,
+            drop_groups: true,
+        }
+    }
+
+    /// Rootless: the ids of this process.
+    pub fn of_caller((inside_uid, inside_gid): (u32, u32)) -> Self {
+        Self {
+            inside_uid,
+            inside_gid,
+            outside_uid: rustix::process::geteuid().as_raw(),
+            outside_gid: rustix::process::getegid().as_raw(),
+            drop_groups: false,
+        }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -218,42 +242,46 @@ fn write_map(path: &str, content: &str) -> Result<(), IdentityError> {
 }
 
 /// The user namespace of a child of ours, to map a mount through.
-pub fn user_namespace_of(pid: i32) -> io::Result<OwnedFd> {
+fn user_namespace_of(pid: i32) -> io::Result<OwnedFd> {
     Ok(File::open(format!("/proc/{pid}/ns/user"))?.into())
 }
 
 /// A user namespace that maps these ids on disk to the exec's outside ids: for a workspace whose owner
 /// is not what the exec sees for itself (root's). Held alive by the descriptor alone.
-pub fn idmap_namespace(on_disk: (u32, u32), outside: (u32, u32)) -> Result<OwnedFd, IdentityError> {
-    let identity = Identity {
-        inside_uid: on_disk.0,
-        inside_gid: on_disk.1,
-        outside_uid: outside.0,
-        outside_gid: outside.1,
-        drop_groups: true,
-    };
-    let (ours, theirs) = io::pipe().map_err(IdentityError::IdmapNamespace)?;
-    let args = CloneArgs { namespaces: libc::CLONE_NEWUSER as u64, cgroup: None };
-    match process::clone3(&args).map_err(IdentityError::IdmapNamespace)? {
-        Cloned::Child => {
-            // Only holds the namespace until the launcher has opened it, or is gone.
-            drop(theirs);
-            let mut byte = [0];
-            loop {
-                match rustix::io::read(&ours, &mut byte) {
-                    Err(rustix::io::Errno::INTR) => {}
-                    _ => process::exit_now(0),
-                }
-            }
+pub struct IdmapNamespace {
+    pub fd: OwnedFd,
+    helper: Option<Helper>,
+}
+
+impl IdmapNamespace {
+    pub fn new(on_disk: (u32, u32), outside: (u32, u32)) -> Result<Self, IdentityError> {
+        let identity = Identity {
+            inside_uid: on_disk.0,
+            inside_gid: on_disk.1,
+            outside_uid: outside.0,
+            outside_gid: outside.1,
+            drop_groups: true,
+        };
+        // It stands in the namespace until it is dropped.
+        let helper = Helper::start(libc::CLONE_NEWUSER).map_err(IdentityError::IdmapNamespace)?;
+        write_maps(helper.pid(), &identity)?;
+        let fd = user_namespace_of(helper.pid()).map_err(IdentityError::IdmapNamespace)?;
+        Ok(Self { fd, helper: Some(helper) })
+    }
+
+    /// The exec's own.
+    pub fn of_child(pid: i32) -> Result<Self, IdentityError> {
+        let fd = user_namespace_of(pid).map_err(IdentityError::IdmapNamespace)?;
+        Ok(Self { fd, helper: None })
+    }
+
+    /// The helper may go; [`Helper`] is reaped when it is dropped, so later is cheaper.
+    pub fn into_helper(self) -> Option<Helper> {
+        let mut helper = self.helper;
+        if let Some(helper) = &mut helper {
+            helper.dismiss();
         }
-        Cloned::Parent { pid, pidfd: _ } => {
-            drop(ours);
-            let opened = write_maps(pid, &identity)
-                .and_then(|()| user_namespace_of(pid).map_err(IdentityError::IdmapNamespace));
-            drop(theirs);
-            process::wait_for(pid).map_err(|e| IdentityError::IdmapNamespace(e.into()))?;
-            opened
-        }
+        helper
     }
 }
 

@@ -88,7 +88,7 @@ pub enum Entry {
 }
 
 /// Every path, parents before children.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Layout {
     pub entries: BTreeMap<PathBuf, Entry>,
 }

@@ -19,16 +19,21 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags};
 
 use super::identity::{self, Identity};
 use super::layout::{Access, Entry, Layout};
-use super::plan::Attachment;
 use crate::sys::mount::{self, MountAttributes};
+
+/// A detached mount tree and where the child attaches it.
+pub struct Attachment {
+    pub tree: OwnedFd,
+    pub at: CString,
+}
 
 /// What the child attaches, and what landlock makes rules for.
 pub struct Root {
     pub tmpfs: OwnedFd,
+    /// Relative to the root, parents first.
     pub attachments: Vec<Attachment>,
+    /// From the new root.
     pub attachments_in_workspace: Vec<Attachment>,
-    /// Parallel to the attachments, for messages: where each goes.
-    pub attached_at: Vec<PathBuf>,
     /// Places of the tmpfs that exist, with what landlock allows there.
     pub places: Vec<Place>,
 }
@@ -85,15 +90,13 @@ pub fn build(
         made: BTreeMap::new(),
         attachments: Vec::new(),
         attachments_in_workspace: Vec::new(),
-        attached_at: Vec::new(),
         places: Vec::new(),
     };
     builder.place(Path::new("/"), PlaceKind::TopDirectory)?;
     for (at, entry) in &layout.entries {
         builder.add(at, entry)?;
     }
-    let Builder { tmpfs, attachments, attachments_in_workspace, attached_at, mut places, .. } =
-        builder;
+    let Builder { tmpfs, attachments, attachments_in_workspace, mut places, .. } = builder;
     for (path, kind) in [
         ("etc", PlaceKind::Synthesised),
         ("run/sublet", PlaceKind::Synthesised),
@@ -103,7 +106,7 @@ pub fn build(
             .map_err(|e| RootError::Make { path: Path::new("/").join(path), source: e.into() })?;
         places.push(Place { fd, kind });
     }
-    Ok(Root { tmpfs, attachments, attachments_in_workspace, attached_at, places })
+    Ok(Root { tmpfs, attachments, attachments_in_workspace, places })
 }
 
 fn make_tmpfs(size: u64) -> Result<OwnedFd, RootError> {
@@ -129,7 +132,6 @@ struct Builder<'a> {
     made: BTreeMap<PathBuf, ()>,
     attachments: Vec<Attachment>,
     attachments_in_workspace: Vec<Attachment>,
-    attached_at: Vec<PathBuf>,
     places: Vec<Place>,
 }
 
@@ -335,7 +337,6 @@ impl Builder<'_> {
             }
             _ => {
                 self.attachments.push(Attachment { tree, at: c_path(relative(at))? });
-                self.attached_at.push(at.to_owned());
             }
         }
         Ok(())

@@ -56,8 +56,13 @@ impl StoreError {
 
     /// Whether another connection to the same file may fare better.
     pub(super) fn is_of_the_connection(&self) -> bool {
-        let Self::Unwritable { source: Cause::Sqlite(e), .. } = self else { return false };
-        !matches!(e.sqlite_error_code(), Some(ErrorCode::DiskFull))
+        match self {
+            Self::Unwritable { source: Cause::Sqlite(e), .. } => {
+                e.sqlite_error_code() != Some(ErrorCode::DiskFull)
+            }
+            Self::Corrupt { .. } | Self::Lost { .. } => true,
+            _ => false,
+        }
     }
 
     pub(super) fn is_failed_io(&self) -> bool {

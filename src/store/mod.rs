@@ -159,10 +159,7 @@ impl Store {
         let begun = self
             .wait_for_disk(durability)
             .and_then(|()| self.act("BEGIN IMMEDIATE").map_err(|e| sorted(&self.place.db, e)));
-        if let Err(e) = begun {
-            self.stale |= e.is_of_the_connection();
-            return Err(e);
-        }
+        begun.inspect_err(|e| self.note(e))?;
         let head = View { conn: &self.conn, place: &self.place }.head();
         if head.is_err() {
             self.roll_back();
@@ -183,7 +180,7 @@ impl Store {
             }
             self.roll_back();
             let e = sorted(&self.place.db, e);
-            self.stale |= e.is_of_the_connection();
+            self.note(&e);
             return Err(e);
         }
         // After the commit, so that it vouches for the commit: what was written lies at the path.

@@ -23,6 +23,11 @@ impl Store {
         self.failed.is_some() || self.stale
     }
 
+    /// Takes note of what an error says of this connection.
+    pub(super) fn note(&mut self, error: &StoreError) {
+        self.stale |= error.is_of_the_connection();
+    }
+
     /// Takes an error of another connection of ours as one of this.
     pub(super) fn distrust(&mut self, error: &StoreError) {
         if error.is_failed_io() {

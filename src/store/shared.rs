@@ -23,8 +23,10 @@ mod batch;
 
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags};
 
@@ -42,6 +44,10 @@ const MOST_MEMBERS: usize = 128;
 const STEPS_PER_TIDY: u64 = 16;
 const STEPS_WITHOUT_TIDY: u64 = 4096;
 
+/// How long the writer lets itself be held up by a look that is under way.
+const LOOKS_IN_THE_WAY: Duration = Duration::from_millis(5);
+const LOOKS_BEFORE_REOPENING: Duration = Duration::from_millis(200);
+
 /// The trail's heads as this process has committed them. Neither ever goes back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Heads {
@@ -57,7 +63,7 @@ pub struct Heads {
 pub struct SharedStore {
     writer: Mutex<Writer>,
     /// Callers that are bound to take the writer.
-    waiting: AtomicUsize,
+    pub(super) waiting: AtomicUsize,
     arrivals: AtomicU64,
     heads: Mutex<Option<Heads>>,
     owner: OwnerId,
@@ -70,6 +76,8 @@ pub struct SharedStore {
 #[derive(Default)]
 struct Side {
     reader: Mutex<Option<Reader>>,
+    /// The writer wants no one to look: those who come wait until it has the lock.
+    held_off: AtomicBool,
     /// Moves the log while the writer writes.
     mover: Mutex<Option<(Connection, Place)>>,
 }
@@ -157,7 +165,7 @@ impl SharedStore {
             self.settle(&mut writer);
             return writer.store.read(look);
         };
-        let mut reader = lock(&side.reader);
+        let mut reader = side.look();
         let open = match reader.take() {
             Some(open) => open,
             None => Reader::open(&self.root)?,
@@ -206,12 +214,10 @@ impl SharedStore {
         }
         let mut writer = self.lock_writer();
         self.settle(&mut writer);
-        let _no_look = match side.reader.try_lock() {
-            Ok(guard) => guard,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return Ok(false),
-        };
-        writer.begin_log_anew()
+        match side.hold_off(LOOKS_IN_THE_WAY) {
+            Some(_no_look) => writer.begin_log_anew(),
+            None => Ok(false),
+        }
     }
 
     fn move_aside(&self, side: &Side) -> Result<(), StoreError> {
@@ -255,12 +261,14 @@ impl SharedStore {
         }
         // Until there is something to open, the old connections stay: they can still be read from.
         writer.store.is_back()?;
-        // Each of them shares what SQLite knows of the files within a process.
-        let mut others = self.side.as_ref().map(|side| (lock(&side.reader), lock(&side.mover)));
-        if let Some((reader, mover)) = &mut others {
-            **reader = None;
-            **mover = None;
-        }
+        let Some(side) = &self.side else { return writer.store.reopen() };
+        // All connections of a process share what SQLite knows of the files.
+        let Some(mut reader) = side.hold_off(LOOKS_BEFORE_REOPENING) else {
+            // The next caller tries again; a connection that is merely doubtful may do until then.
+            return writer.store.refuse_after_failure();
+        };
+        let mut mover = lock(&side.mover);
+        (*reader, *mover) = (None, None);
         writer.store.reopen()
     }
 
@@ -284,7 +292,7 @@ impl SharedStore {
         if writer.is_tidying_overdue(STEPS_WITHOUT_TIDY)
             && let Some(side) = &self.side
         {
-            let _no_look = lock(&side.reader);
+            let _no_look = side.hold_off(LOOKS_IN_THE_WAY);
             // Not this caller's affair; if the connection has failed, the next to begin finds out.
             drop(writer.begin_log_anew());
         }
@@ -301,6 +309,34 @@ impl SharedStore {
         })
     }
 }
+
+impl Side {
+    fn look(&self) -> MutexGuard<'_, Option<Reader>> {
+        while self.held_off.load(Ordering::Acquire) {
+            thread::sleep(A_MOMENT);
+        }
+        lock(&self.reader)
+    }
+
+    /// Keeps others from looking, if those who do are done in time. Only under the writer's lock: it never
+    /// waits here for someone who waits for it.
+    fn hold_off(&self, patience: Duration) -> Option<MutexGuard<'_, Option<Reader>>> {
+        let start = Instant::now();
+        self.held_off.store(true, Ordering::Release);
+        let held = loop {
+            match self.reader.try_lock() {
+                Ok(guard) => break Some(guard),
+                Err(TryLockError::Poisoned(poisoned)) => break Some(poisoned.into_inner()),
+                Err(TryLockError::WouldBlock) if start.elapsed() > patience => break None,
+                Err(TryLockError::WouldBlock) => thread::sleep(A_MOMENT),
+            }
+        };
+        self.held_off.store(false, Ordering::Release);
+        held
+    }
+}
+
+const A_MOMENT: Duration = Duration::from_micros(50);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What is behind these is replaced whole.

@@ -13,6 +13,8 @@ use crate::model::run::{Counters, Run, RunState};
 
 mod children;
 mod damage;
+mod queries;
+mod shared;
 
 const BOOT: &str = "5a2c7f0e-0000-4000-8000-123456789abc";
 

@@ -5,6 +5,7 @@
 //! time; JSON nests at most 127 levels (serde_json's bound) and every key must be known.
 #![forbid(unsafe_code)]
 
+use std::error::Error;
 use std::fmt::Display;
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -157,9 +158,14 @@ impl<S: Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
         match axum::extract::Query::try_from_uri(&parts.uri) {
             Ok(axum::extract::Query(query)) => Ok(Self(query)),
-            Err(error) => Err(Refusal::malformed(error.body_text())),
+            Err(error) => Err(Refusal::malformed(format!("query: {}", cause(&error)))),
         }
     }
+}
+
+/// The innermost: what is around it names axum's own parts.
+fn cause<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
+    error.source().map_or(error, cause)
 }
 
 /// A JSON body.

@@ -48,11 +48,11 @@ impl Door {
         }
     }
 
-    /// For traces; empty on the control socket.
-    pub fn run(&self) -> &str {
+    /// For traces.
+    pub fn run(&self) -> Option<&str> {
         match &self.scope {
-            Scope::Run(run) => run.as_str(),
-            Scope::Host => "",
+            Scope::Run(run) => Some(run.as_str()),
+            Scope::Host => None,
         }
     }
 }

@@ -55,8 +55,9 @@ impl Refusal {
         self
     }
 
+    /// The message may quote what was sent: its middle is left out where it is long.
     pub fn malformed(message: impl Into<String>) -> Self {
-        Self::request(StatusCode::BAD_REQUEST, "malformed", message)
+        Self::request(StatusCode::BAD_REQUEST, "malformed", without_middle(message.into()))
     }
 
     /// As the broker says it of what is not there, or is another run's.
@@ -127,8 +128,8 @@ impl Refusal {
     /// What an exec's stream ended with.
     pub fn of_exec(error: ErrorObject) -> Self {
         let ErrorObject { stage, reason, message, hint } = error;
-        let (stage, status) = (Cow::Owned(stage), status_of(&reason));
-        Self { status, stage, reason: reason.into(), message, hint, closes: false }
+        let status = status_of(&stage, &reason);
+        Self { status, stage: stage.into(), reason: reason.into(), message, hint, closes: false }
     }
 
     pub fn body(&self) -> ErrorBody {
@@ -181,7 +182,7 @@ impl From<BrokerError> for Refusal {
             other => chain(other),
         };
         Self {
-            status: status_of(error.reason()),
+            status: status_of(error.stage(), error.reason()),
             stage: error.stage().into(),
             reason: error.reason().into(),
             message,
@@ -191,13 +192,27 @@ impl From<BrokerError> for Refusal {
     }
 }
 
-fn status_of(reason: &str) -> StatusCode {
-    if DenyReason::ALL.iter().any(|r| r.as_str() == reason) {
+/// At most some 1,100 bytes; the end, where a position stands, is kept.
+fn without_middle(text: String) -> String {
+    const HEAD: usize = 900;
+    const TAIL: usize = 200;
+    if text.len() <= HEAD + TAIL {
+        return text;
+    }
+    let head = text.floor_char_boundary(HEAD);
+    let tail = text.ceil_char_boundary(text.len() - TAIL);
+    format!("{} … {}", text.get(..head).unwrap_or_default(), text.get(tail..).unwrap_or_default())
+}
+
+fn status_of(stage: &str, reason: &str) -> StatusCode {
+    // Denials, and leases that are not what they were.
+    if stage == "decide" || DenyReason::ALL.iter().any(|r| r.as_str() == reason) {
         return StatusCode::FORBIDDEN;
     }
     match reason {
         "not_found" => StatusCode::NOT_FOUND,
-        "conflict" | "run_mismatch" => StatusCode::CONFLICT,
+        // `stopped`: revoked, or its run ended, before the command ran.
+        "conflict" | "run_mismatch" | "stopped" => StatusCode::CONFLICT,
         "draining" => StatusCode::SERVICE_UNAVAILABLE,
         "too_many_execs" => StatusCode::TOO_MANY_REQUESTS,
         // What was asked for cannot be had, however often it is asked.
@@ -268,9 +283,19 @@ mod tests {
     }
 
     #[test]
+    fn a_message_does_not_echo_what_was_sent_without_bound() {
+        let long = format!("`{}` is no id at line 1 column 7", "ä".repeat(100_000));
+        let told = Refusal::malformed(long).message;
+        assert!(told.len() < 1_200, "{}", told.len());
+        assert!(told.starts_with("`ä") && told.ends_with("column 7"), "{told}");
+        assert_eq!(Refusal::malformed("short").message, "short");
+    }
+
+    #[test]
     fn every_denial_is_forbidden() {
+        assert_eq!(status_of("decide", "lease_expired"), StatusCode::FORBIDDEN);
         for reason in DenyReason::ALL {
-            assert_eq!(status_of(reason.as_str()), StatusCode::FORBIDDEN, "{reason}");
+            assert_eq!(status_of("", reason.as_str()), StatusCode::FORBIDDEN, "{reason}");
         }
     }
 }

@@ -77,6 +77,11 @@ pub fn all() -> Vec<(Method, &'static str, On)> {
     table().into_iter().map(|(method, path, on, _)| (method, path, on)).collect()
 }
 
+/// The OpenAPI 3.1 description of them, as it is served.
+pub fn description() -> &'static str {
+    service::OPENAPI
+}
+
 pub(super) fn agent(app: Shared) -> Router {
     router(app, On::agent)
 }

@@ -13,7 +13,7 @@ use crate::api::server::routes::Shared;
 use crate::broker::metrics::CONTENT_TYPE as OPENMETRICS;
 
 /// OpenAPI 3.1, of both sockets.
-pub const OPENAPI: &str = include_str!("../openapi.json");
+pub(super) const OPENAPI: &str = include_str!("../openapi.json");
 
 pub(super) async fn openapi() -> Answer {
     Ok(json_answer(StatusCode::OK, OPENAPI))

@@ -41,6 +41,8 @@ pub enum RelayError {
     Interrupted(i32),
     #[error("the process that called this is gone, and the exec with it")]
     CallerGone,
+    #[error("the reader of the command's output is gone, and the exec with it")]
+    ReaderGone,
 }
 
 fn streams(e: Errno) -> RelayError {
@@ -150,7 +152,13 @@ impl Relay<'_> {
     fn stay(mut self, signals: &Signals) -> Result<Ended, RelayError> {
         let caller = caller();
         loop {
-            self.take_frames()?;
+            match self.take_frames() {
+                // A broker that ends an exec nobody listens to: no one is left to be told of a loss.
+                Err(RelayError::Client(ClientError::Lost)) if self.is_unheard() => {
+                    return Err(RelayError::ReaderGone);
+                }
+                taken => taken?,
+            }
             self.stream.flush()?;
             if self.out.is_idle()
                 && self.err.is_idle()
@@ -180,6 +188,10 @@ impl Relay<'_> {
                 }
             }
         }
+    }
+
+    fn is_unheard(&self) -> bool {
+        self.out.reader == Reader::Gone || self.err.reader == Reader::Gone
     }
 
     /// Passes on what was read, as far as our readers take it.

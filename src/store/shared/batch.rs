@@ -125,6 +125,7 @@ impl Writer {
                 Acted::Recorded(value)
             }
             Ok(Err(e)) => {
+                self.store.note(&e);
                 self.take_back(is_first);
                 Acted::Refused(e)
             }
