@@ -64,7 +64,6 @@ pub struct Broker {
     shared: Arc<Shared>,
     door: Door,
     heard: Heard,
-    runs_dir: PathBuf,
     runs: Mutex<BTreeMap<RunId, Arc<ActiveRun>>>,
     execs: Mutex<BTreeMap<ExecId, LiveExec>>,
     listeners: Listeners,
@@ -79,7 +78,6 @@ pub struct Broker {
 /// What a broker begins with: the process has settled.
 pub struct Beginning {
     pub host: Host,
-    pub runs_dir: PathBuf,
     pub key: KeySource,
     pub listeners: Listeners,
     pub metrics: Arc<Metrics>,
@@ -183,7 +181,7 @@ impl Broker {
     /// # Errors
     /// A store that cannot be written or was cut; clocks that cannot be read.
     pub fn begin(beginning: Beginning, launcher: &Launcher) -> Result<Self, BrokerError> {
-        let Beginning { host, runs_dir, key, listeners, metrics, posture } = beginning;
+        let Beginning { host, key, listeners, metrics, posture } = beginning;
         let now = crate::host::now().map_err(RunError::Clock)?;
         let store = Arc::new(SharedStore::open(&host.state_dir)?);
         refuse_a_cut_trail(&store, &host.state_dir, &now.boot_id)?;
@@ -209,7 +207,6 @@ impl Broker {
             shared: Arc::new(Shared { key, committed: Box::new(committed) }),
             door: launcher.door().map_err(RunError::Settle)?,
             heard,
-            runs_dir,
             runs: Mutex::default(),
             execs: Mutex::default(),
             listeners,

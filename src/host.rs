@@ -22,6 +22,7 @@ use std::sync::OnceLock;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{HostConfig, Located};
+use crate::model::id::RunId;
 use crate::model::moment::Moment;
 use crate::profile::{self, LoadError, Profile, ProfileError};
 use crate::sys::clock;
@@ -60,6 +61,8 @@ pub struct Places {
     pub config: Option<PathBuf>,
     /// `--state-dir`; else the configuration's `[state] dir`; else the default place.
     pub state_dir: Option<PathBuf>,
+    /// `serve --runtime-dir`; else the configuration's; else the default place.
+    pub runtime_dir: Option<PathBuf>,
 }
 
 /// Whose profiles and workspaces are taken.
@@ -125,7 +128,7 @@ impl Host {
         };
         let state_dir = std::path::absolute(&state_dir)
             .map_err(|source| HostError::Unreadable { path: state_dir, source })?;
-        let runtime_dir = match &config.host.runtime_dir {
+        let runtime_dir = match places.runtime_dir.as_ref().or(config.host.runtime_dir.as_ref()) {
             Some(configured) => configured.clone(),
             None => runtime_dir(&state_dir, default_state_dir().as_deref(), default_runtime_dir()),
         };
@@ -166,6 +169,11 @@ impl Host {
                 self.config.called()
             )),
         }
+    }
+
+    /// The socket that the broker answers a run on.
+    pub fn agent_socket(&self, run: &RunId) -> PathBuf {
+        self.runtime_dir.join("runs").join(run.as_str()).join("agent.sock")
     }
 
     /// The home that `~/` in profiles means: the invoker's, and for the host no one's.

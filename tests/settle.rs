@@ -176,8 +176,11 @@ fn base() -> PathBuf {
 
 fn host() -> Host {
     let base = base();
-    let places =
-        Places { config: Some(base.join("etc/sublet.toml")), state_dir: Some(base.join("state")) };
+    let places = Places {
+        config: Some(base.join("etc/sublet.toml")),
+        state_dir: Some(base.join("state")),
+        runtime_dir: None,
+    };
     Host::load(&places).unwrap()
 }
 
@@ -520,6 +523,7 @@ mod work {
         Host::load(&Places {
             config: host.config_file.clone(),
             state_dir: Some(host.state_dir.clone()),
+            runtime_dir: None,
         })
         .unwrap();
         say("reads configuration and profiles");

@@ -17,10 +17,6 @@ use crate::run::entries;
 use crate::run::mailbox::Mail;
 use crate::store::{Durability, RunFilter};
 
-/// A run's socket: whoever reaches it speaks for the run, so that its directory lets no stranger pass, and
-/// the peer's uid is looked at besides.
-const SOCKET: &str = "agent.sock";
-
 /// How many ended runs are listed beside the active ones.
 const MOST_LISTED: u32 = 10_000;
 
@@ -185,7 +181,7 @@ impl Broker {
     }
 
     fn socket(&self, id: &RunId) -> PathBuf {
-        self.runs_dir.join(id.as_str()).join(SOCKET)
+        self.host.agent_socket(id)
     }
 
     fn view(&self, run: &Run) -> RunView {

@@ -14,7 +14,11 @@ use crate::profile::{LoadError, Profile, ProfileError};
 use crate::store::StoreError;
 
 pub fn places(globals: &Globals) -> Places {
-    Places { config: globals.config.clone(), state_dir: globals.state_dir.clone() }
+    Places {
+        config: globals.config.clone(),
+        state_dir: globals.state_dir.clone(),
+        runtime_dir: None,
+    }
 }
 
 /// The configuration, and the places that it leads to.

@@ -16,7 +16,7 @@ use crate::api::server::{self, Server};
 use crate::broker::metrics::Metrics;
 use crate::broker::settle::{self, ServiceManager, Settlement};
 use crate::broker::{Beginning, Broker, BrokerError, listeners};
-use crate::host::Trust;
+use crate::host::{Host, Places, Trust};
 use crate::launcher::client::Launcher;
 use crate::model::moment::Span;
 
@@ -53,15 +53,13 @@ Exit status:
   2    could not begin, or lost its launcher (every exec is dead then); systemd starts it anew";
 
 pub fn execute(globals: &Globals, args: ServeArgs) -> Answer {
-    let places = load::places(globals);
-    let mut host = load::host(globals)?;
+    let runtime_dir = args.runtime_dir.map(std::path::absolute).transpose().map_err(|e| {
+        Failure::new("settle", "runtime_dir_unusable", "cannot use --runtime-dir").because(&e)
+    })?;
+    let places = Places { runtime_dir, ..load::places(globals) };
+    let mut host = Host::load(&places).map_err(|e| Failure::from(&e))?;
     host.trust(Trust::Host);
-    let runtime_dir = match &args.runtime_dir {
-        Some(dir) => std::path::absolute(dir).map_err(|e| {
-            Failure::new("settle", "runtime_dir_unusable", "cannot use --runtime-dir").because(&e)
-        })?,
-        None => host.runtime_dir.clone(),
-    };
+    let runtime_dir = host.runtime_dir.clone();
     // Both clocks, while they can be looked at.
     load::now()?;
     // Before any thread, and before anything secret is opened.
@@ -81,7 +79,6 @@ pub fn execute(globals: &Globals, args: ServeArgs) -> Answer {
     let metrics = Arc::new(Metrics::new());
     let beginning = Beginning {
         host,
-        runs_dir: settled.runs_dir.clone(),
         key: settled.key,
         listeners,
         metrics: Arc::clone(&metrics),

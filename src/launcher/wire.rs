@@ -61,6 +61,8 @@ pub struct Prepare {
     /// Rows and columns of a new pseudo-terminal.
     pub terminal: Option<(u16, u16)>,
     pub deliveries: Vec<DeliverySpec>,
+    /// The command is an agent's: it may ask the broker of its run, if there is one.
+    pub agent: bool,
     /// The invoker's home, for `~/` in profiles.
     pub home: Option<PathBuf>,
 }

@@ -302,6 +302,8 @@ impl Scene {
             without_network: self.network == Some(NetworkMode::None),
             terminal: self.terminal,
             deliveries: deliveries.collect(),
+            // A leased command has what it needs; it is the agent who asks.
+            agent: self.requests.is_empty() && !self.is_new_run,
             home: Some(self.home.clone()),
         }
     }

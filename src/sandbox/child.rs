@@ -9,6 +9,7 @@
 //! around itself, and only then says Ready and waits for the go.
 #![forbid(unsafe_code)]
 
+use std::cell::Cell;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
@@ -363,18 +364,16 @@ fn must_refuse<T>(tried: Result<T, Errno>, expected: Errno) -> Result<(), Errno>
 
 /// What the command's process gets; it shares this memory until it has executed.
 struct Command<'a> {
-    plan: &'a mut Plan,
+    plan: &'a Plan,
     ruleset: Option<&'a OwnedFd>,
     streams: &'a Handover,
     /// The master and the slave.
     terminal: Option<&'a (OwnedFd, OwnedFd)>,
     /// Environment deliveries are mapped, not read: execve copies from the sealed memfd's own pages, and
     /// no other copy ever stands in this memory. Unmapped by init, when the command has executed.
-    mappings: [Option<ReadMapping>; MAX_FDS],
-    /// What came with the go. They close when the command's process executes or ends.
-    deliveries: Handover,
-    /// It came as far as execve, which did not return.
-    executed: bool,
+    mappings: [Cell<Option<ReadMapping>>; MAX_FDS],
+    /// It came as far as an execve that did not return.
+    executed: Cell<bool>,
 }
 
 /// Starts the command. `None` if it could not be executed, which it has then said itself.
@@ -385,26 +384,24 @@ fn spawn(
     terminal: Option<&(OwnedFd, OwnedFd)>,
 ) -> Result<Option<i32>, Failure> {
     let mut stack = std::mem::take(&mut plan.stack);
-    let mut command = Command {
+    let command = Command {
         plan,
         ruleset,
         streams,
         terminal,
-        mappings: [const { None }; MAX_FDS],
-        deliveries: Handover::empty(),
-        executed: false,
+        mappings: [const { Cell::new(None) }; MAX_FDS],
+        executed: Cell::new(false),
     };
-    let pid = process::spawn_until_exec(command_entry, &mut command, &mut stack).at(Step::Spawn)?;
+    let pid = process::spawn_until_exec(command_entry, &command, &mut stack).at(Step::Spawn)?;
     std::mem::forget(stack);
-    // Descriptors of the other process's table, which have those numbers nowhere else.
-    std::mem::forget(command.deliveries);
-    if command.executed {
-        say(command.plan.socket.as_fd(), Said::Started, &[]).at(Step::Spawn)?;
+    let executed = command.executed.get();
+    if executed {
+        say(plan.socket.as_fd(), Said::Started, &[]).at(Step::Spawn)?;
     }
-    Ok(command.executed.then_some(pid))
+    Ok(executed.then_some(pid))
 }
 
-fn command_entry(command: &mut Command<'_>) -> i32 {
+fn command_entry(command: &Command<'_>) -> i32 {
     let kept = match Kept::of(command) {
         Ok(kept) => kept,
         Err(failure) => fail(command.plan.socket.as_fd(), &failure),
@@ -421,24 +418,23 @@ struct Kept {
     socket: OwnedFd,
     lifeline: OwnedFd,
     ruleset: Option<OwnedFd>,
+    master: Option<OwnedFd>,
 }
 
 impl Kept {
     fn of(command: &Command<'_>) -> Result<Self, Failure> {
-        let lift = |fd| rustix::io::fcntl_dupfd_cloexec(fd, LIFTED);
+        let lift = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, LIFTED);
+        let lift_some = |fd: Option<&OwnedFd>| fd.map(|fd| lift(fd.as_fd())).transpose();
         Ok(Self {
             socket: lift(command.plan.socket.as_fd()).at(Step::Descriptors)?,
             lifeline: lift(command.plan.lifeline.as_fd()).at(Step::Descriptors)?,
-            ruleset: command
-                .ruleset
-                .map(|ruleset| lift(ruleset.as_fd()))
-                .transpose()
-                .at(Step::Descriptors)?,
+            ruleset: lift_some(command.ruleset).at(Step::Descriptors)?,
+            master: lift_some(command.terminal.map(|(master, _)| master)).at(Step::Descriptors)?,
         })
     }
 }
 
-fn become_command(command: &mut Command<'_>, kept: &Kept) -> Result<(), Failure> {
+fn become_command(command: &Command<'_>, kept: &Kept) -> Result<(), Failure> {
     process::join_new_session_keyring().at(Step::Keyring)?;
     rustix::process::setsid().at(Step::Session)?;
 
@@ -459,18 +455,20 @@ fn become_command(command: &mut Command<'_>, kept: &Kept) -> Result<(), Failure>
     errno(seccomp::see_it_refused()).at(Step::CheckSeccomp)?;
 
     let socket = kept.socket.as_fd();
-    match command.terminal {
-        Some((master, _)) => say(socket, Said::Ready, &[master.as_fd()]),
+    match &kept.master {
+        Some(master) => say(socket, Said::Ready, &[master.as_fd()]),
         None => say(socket, Said::Ready, &[]),
     }
     .at(Step::AwaitGo)?;
     // From here on nothing is called that a filter for commands could refuse and still be of use.
-    let deliveries = &mut command.deliveries;
+    let mut deliveries = Handover::empty();
     match told_over(socket, kept.lifeline.as_fd(), |fd| deliveries.push(fd)).at(Step::AwaitGo)? {
         Told::Go => {}
         _ => return Err(Errno::PROTO).at(Step::AwaitGo),
     }
-    take_deliveries(command)?;
+    take_deliveries(command, &deliveries)?;
+    // Closed by exec; some of their numbers are others' by now.
+    std::mem::forget(deliveries);
     // After the descriptors, which may have larger numbers than their limit.
     for (index, limit) in command.plan.limits.iter().enumerate() {
         ids::limit(limit.resource, limit.soft, limit.hard).at_nth(Step::Limits, index)?;
@@ -494,20 +492,20 @@ fn place_streams(command: &Command<'_>) -> Result<(), Failure> {
 }
 
 /// The deliveries at their numbers and in the environment; everything else closes at exec.
-fn take_deliveries(command: &mut Command<'_>) -> Result<(), Failure> {
-    let slate = command.plan.slate.as_mut().ok_or(Errno::BADMSG).at(Step::PlaceDelivery)?;
+fn take_deliveries(command: &Command<'_>, deliveries: &Handover) -> Result<(), Failure> {
+    let slate = slate(command.plan).at(Step::PlaceDelivery)?;
     let count = slate.count(lists::DELIVERIES);
     let mut lifted: [RawFd; LIFTED as usize] = [-1; LIFTED as usize];
     let mut highest = 2;
     for index in 0..count {
         let number = slate.number(lists::DELIVERIES, index).at_nth(Step::PlaceDelivery, index)?;
-        let fd = command.deliveries.nth(index).at_nth(Step::PlaceDelivery, index)?;
+        let fd = deliveries.nth(index).at_nth(Step::PlaceDelivery, index)?;
         if number == lists::ENVIRONMENT {
             let size = rustix::fs::fstat(fd).at_nth(Step::Environment, index)?.st_size;
             let mapping = ReadMapping::new(fd, size as usize).at_nth(Step::Environment, index)?;
             let entry = mapping.c_str().at_nth(Step::Environment, index)?;
             slate.place(lists::ENVP, entry).at_nth(Step::Environment, index)?;
-            command.mappings[index] = Some(mapping);
+            command.mappings[index].set(Some(mapping));
             continue;
         }
         let slot = usize::try_from(number).ok().filter(|n| *n >= STREAMS);
@@ -532,7 +530,7 @@ fn lift(fd: BorrowedFd<'_>) -> Result<RawFd, Errno> {
 }
 
 /// Tries the candidates as execvp(3) does, but runs no shell on what is not executable.
-fn execute(command: &mut Command<'_>) -> Failure {
+fn execute(command: &Command<'_>) -> Failure {
     let failed = |errno| Failure { step: Step::Exec, errno, which: 0 };
     let slate = match slate(command.plan) {
         Ok(slate) => slate,
@@ -544,9 +542,9 @@ fn execute(command: &mut Command<'_>) -> Failure {
             Ok(program) => program,
             Err(e) => return failed(e),
         };
-        command.executed = true;
+        command.executed.set(true);
         let refused = slate.execve(program, lists::ARGV, lists::ENVP);
-        command.executed = false;
+        command.executed.set(false);
         match refused {
             Errno::NOENT | Errno::NOTDIR => {}
             Errno::ACCESS => errno = Errno::ACCESS,

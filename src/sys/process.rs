@@ -61,20 +61,22 @@ pub fn clone3(args: &CloneArgs<'_>) -> io::Result<Cloned> {
 /// Runs `entry` in a child that shares this memory, and waits until it has called execve or exited:
 /// vfork with a stack of its own (clone(2), CLONE_VM|CLONE_VFORK). Saves the copy of the page tables.
 ///
-/// `entry` must not allocate, lock or panic, and must end in exec or `exit_now`.
+/// `entry` must not allocate, lock or panic, and must end in exec or `exit_now`. What it writes for the
+/// caller to read goes into cells: a write through `&mut` just before a call that does not return is one
+/// that nobody sees, for the compiler.
 pub fn spawn_until_exec<T>(
-    entry: fn(&mut T) -> i32,
-    argument: &mut T,
+    entry: fn(&T) -> i32,
+    argument: &T,
     stack: &mut [u8],
 ) -> Result<i32, Errno> {
     struct Start<'a, T> {
-        entry: fn(&mut T) -> i32,
-        argument: &'a mut T,
+        entry: fn(&T) -> i32,
+        argument: &'a T,
     }
     extern "C" fn start<T>(start: *mut c_void) -> i32 {
         // SAFETY: the only caller is the clone below, with a pointer to a `Start<T>` of the same T that
         // is alive and untouched by its suspended owner until this child has left the memory.
-        let start = unsafe { &mut *start.cast::<Start<'_, T>>() };
+        let start = unsafe { &*start.cast::<Start<'_, T>>() };
         (start.entry)(start.argument)
     }
     let mut argument = Start { entry, argument };

@@ -181,7 +181,7 @@ impl Slate {
     ///
     /// # Errors
     /// `NOSPC` if no slot is left.
-    pub fn place(&mut self, place: Place, string: &CStr) -> Result<(), Errno> {
+    pub fn place(&self, place: Place, string: &CStr) -> Result<(), Errno> {
         let Entry { offset, count, room } = self.entry(place);
         let slots = (count as usize).saturating_add(room as usize).saturating_add(1);
         if room == 0 || !Self::lies_within(offset as usize, slots, size_of::<usize>()) {

@@ -74,6 +74,7 @@ pub(super) fn drop_capabilities() -> Result<(), SettleError> {
         .map_err(capabilities(reading))?;
     let mut sets = vec![CapSet::Ambient, CapSet::Effective, CapSet::Permitted, CapSet::Inheritable];
     if may_bound {
+        ids::drop_bounding_set().map_err(failed("empty the bounding set"))?;
         ids::drop_all_capabilities().map_err(failed("drop all capabilities"))?;
         sets.push(CapSet::Bounding);
     } else {
