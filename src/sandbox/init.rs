@@ -99,9 +99,9 @@ fn obey(socket: BorrowedFd<'_>, command: i32) -> Result<bool, Errno> {
     let sent = match listen(socket, drop)? {
         Some(Told::Signal { signal }) => process::signal_group(command, signal),
         Some(Told::SignalAll { signal }) => process::signal_everyone(signal),
-        Some(
-            Told::Maps | Told::Trees | Told::Places { .. } | Told::Command { .. } | Told::Go,
-        ) => return Err(Errno::PROTO),
+        Some(Told::Maps | Told::Trees | Told::Places { .. } | Told::Command { .. } | Told::Go) => {
+            return Err(Errno::PROTO);
+        }
         None => return Ok(false),
     };
     match sent {

@@ -64,11 +64,7 @@ impl Slate {
     pub fn keep_from_others(&self) -> io::Result<()> {
         // SAFETY: the advice changes only what fork does with this live range of ours.
         unsafe {
-            rustix::mm::madvise(
-                self.start.as_ptr().cast(),
-                SIZE,
-                rustix::mm::Advice::LinuxDontFork,
-            )
+            rustix::mm::madvise(self.start.as_ptr().cast(), SIZE, rustix::mm::Advice::LinuxDontFork)
         }?;
         Ok(())
     }
@@ -114,7 +110,13 @@ impl Slate {
         Ok(offset)
     }
 
-    fn enter(&mut self, place: Place, offset: usize, count: usize, room: usize) -> Result<(), Full> {
+    fn enter(
+        &mut self,
+        place: Place,
+        offset: usize,
+        count: usize,
+        room: usize,
+    ) -> Result<(), Full> {
         let entry = Entry { offset: offset as u32, count: count as u32, room: room as u32 };
         if place >= LISTS {
             return Err(Full);

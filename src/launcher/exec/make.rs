@@ -11,7 +11,7 @@ use crate::launcher::compile::{self, Workspace};
 use crate::launcher::posture::Ownership;
 use crate::launcher::wire::{DeliverySpec, Prepare, Refusal, RefusalKind};
 use crate::model::name::Channel;
-use crate::sandbox::identity::{IdmapNamespace, Identity, Mode};
+use crate::sandbox::identity::{Identity, IdmapNamespace, Mode};
 use crate::sandbox::layout::Access;
 use crate::sandbox::root;
 use crate::sys::helper::Helper;

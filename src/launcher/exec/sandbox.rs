@@ -158,10 +158,7 @@ impl Sandbox {
         self.send_trees(trees.map(AsFd::as_fd))
     }
 
-    fn send_trees<'a>(
-        &self,
-        trees: impl Iterator<Item = BorrowedFd<'a>>,
-    ) -> Result<(), Refusal> {
+    fn send_trees<'a>(&self, trees: impl Iterator<Item = BorrowedFd<'a>>) -> Result<(), Refusal> {
         let trees: Vec<_> = trees.collect();
         for some in trees.chunks(TREES_AT_ONCE) {
             tell(self.socket.as_fd(), Told::Trees, some)?;
