@@ -22,3 +22,4 @@ bench SAMPLES="200":
     cargo bench --bench bench -- {{SAMPLES}}
     cargo bench --bench pure
     cargo bench --bench seccomp
+    cargo bench --bench store

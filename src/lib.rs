@@ -16,11 +16,14 @@
 //! ```
 #![deny(unsafe_code)]
 
+pub mod api;
 pub mod audit;
+pub mod broker;
 pub mod cli;
 pub mod config;
 pub mod delivery;
 pub mod doctor;
+pub mod envelope;
 pub mod host;
 pub mod launcher;
 pub mod lease;

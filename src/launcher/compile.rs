@@ -40,6 +40,8 @@ pub struct Spec {
     pub home: Option<PathBuf>,
     /// This sublet is shown inside, for a command that asks it for credentials.
     pub binary: bool,
+    /// The broker's socket for this run is shown inside, if there is one.
+    pub agent: bool,
 }
 
 impl Spec {
@@ -51,6 +53,7 @@ impl Spec {
             without_network: prepare.without_network,
             home: prepare.home.clone(),
             binary: prepare.deliveries.iter().any(|d| d.channel == Channel::Git),
+            agent: prepare.agent,
         }
     }
 }
@@ -135,8 +138,16 @@ pub fn sandbox(spec: &Spec, host: &Host, mode: Mode) -> Result<Compiled, Refusal
             .narrow_network(NetworkMode::None)
             .map_err(|e| invalid(e.to_string(), "name a mode that is no wider"))?;
     }
-    let home = spec.home.clone().unwrap_or_else(|| PathBuf::from("/nonexistent"));
+    let home = host.home_for(spec.home.as_deref()).to_owned();
     let guard = Guard::of(host);
+    if profile.filesystem.workspace != WorkspaceAccess::None
+        && let Some(why) = host.objection_to_workspace(&spec.workspace)
+    {
+        return Err(invalid(
+            format!("{} cannot be a workspace: {why}", spec.workspace.display()),
+            "name one that the host permits, or add its directory to `workspaces` of [host]",
+        ));
+    }
     let workspace = match profile.filesystem.workspace {
         WorkspaceAccess::None => None,
         WorkspaceAccess::Rw => {
@@ -147,7 +158,12 @@ pub fn sandbox(spec: &Spec, host: &Host, mode: Mode) -> Result<Compiled, Refusal
         }
     };
     let inside = inside(mode, workspace.as_ref());
-    let layout = layout::layout(&view(spec, &profile, workspace.as_ref(), inside, &home)?);
+    let mut view = view(spec, &profile, workspace.as_ref(), inside, &home)?;
+    if spec.agent {
+        view.agent_socket = Some(host.agent_socket(&spec.run_id)).filter(|socket| socket.exists());
+        view.binary |= view.agent_socket.is_some();
+    }
+    let layout = layout::layout(&view);
     refuse_guarded(&layout, &guard)?;
     let working_directory = workspace
         .as_ref()
@@ -172,7 +188,7 @@ pub fn sandbox(spec: &Spec, host: &Host, mode: Mode) -> Result<Compiled, Refusal
 
 /// The command for a sandbox.
 pub fn command(prepare: &Prepare, sandbox: &Compiled) -> Result<Command, Refusal> {
-    let (handed, environment) = environment(prepare, &sandbox.profile, &sandbox.home)?;
+    let (handed, environment) = environment(prepare, sandbox)?;
     Ok(Command {
         handed,
         environment,
@@ -339,15 +355,13 @@ fn view(
         hostname: "sublet".to_owned(),
         resolver,
         binary: spec.binary,
+        agent_socket: None,
     })
 }
 
 /// The environment but for values, and what the child does with each delivery.
-fn environment(
-    prepare: &Prepare,
-    profile: &Profile,
-    home: &Path,
-) -> Result<(Vec<i32>, Vec<CString>), Refusal> {
+fn environment(prepare: &Prepare, sandbox: &Compiled) -> Result<(Vec<i32>, Vec<CString>), Refusal> {
+    let Compiled { profile, home, .. } = sandbox;
     let mut variables: Vec<(String, Vec<u8>)> = Vec::new();
     let mut set = |name: &str, value: &[u8]| {
         variables.retain(|(n, _)| n != name);
@@ -362,6 +376,10 @@ fn environment(
     }
     for (name, value) in &prepare.environment {
         set(name.as_str(), value);
+    }
+
+    if sandbox.layout.entries.contains_key(Path::new(layout::AGENT_SOCKET)) {
+        set("SUBLET_SOCKET", layout::AGENT_SOCKET.as_bytes());
     }
 
     let mut handed = Vec::new();

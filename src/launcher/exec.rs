@@ -270,6 +270,17 @@ impl Exec {
         if self.started { tell(self.socket(), Told::Signal { signal }, &[]) } else { Ok(()) }
     }
 
+    /// A renewed lease: its delivery stays for longer. One that was wiped stays wiped.
+    pub fn extend(&mut self, delivery: usize, until: Duration) {
+        match self.deliveries.get_mut(delivery) {
+            Some(Delivery::Filled { filled, expires, .. }) if !filled.is_wiped() => {
+                *expires = until.max(*expires);
+            }
+            Some(Delivery::Git { expires: Some(expires), .. }) => *expires = until.max(*expires),
+            Some(_) | None => {}
+        }
+    }
+
     /// Wipes one delivery at once, and kills the exec if its lease was granted so.
     pub fn revoke(&mut self, delivery: usize) {
         let kill = match self.deliveries.get_mut(delivery) {

@@ -61,6 +61,8 @@ pub struct Prepare {
     /// Rows and columns of a new pseudo-terminal.
     pub terminal: Option<(u16, u16)>,
     pub deliveries: Vec<DeliverySpec>,
+    /// The command is an agent's: it may ask the broker of its run, if there is one.
+    pub agent: bool,
     /// The invoker's home, for `~/` in profiles.
     pub home: Option<PathBuf>,
 }
@@ -84,13 +86,18 @@ pub enum Order {
     Start { exec: ExecNumber, deliveries: Vec<FilledSpec>, deadline: Option<Duration> },
     /// Forward a signal to the command.
     Signal { exec: ExecNumber, signal: i32 },
+    /// A lease was renewed: its delivery stays until this `CLOCK_BOOTTIME`.
+    Extend { exec: ExecNumber, delivery: u32, expires: Duration },
     /// Wipe one delivery now; kill the exec with it if it was started so.
     Revoke { exec: ExecNumber, delivery: u32 },
     /// Kill the exec, whatever it is at.
     Kill { exec: ExecNumber },
     /// Open a `file` source, or run a `command` source and give its standard output.
     OpenSource { secret: SecretName },
-    /// Keep the trail's head, encoded, outside the database.
+    /// Root session only: open a further session on the descriptor that comes along. It has execs of
+    /// its own numbers, and they live no longer than it.
+    Session,
+    /// Root session only: keep the trail's head, encoded, outside the database.
     KeepHead { head: Vec<u8> },
     /// Compile the plan and describe it; build and run nothing.
     Explain(Box<Prepare>),
@@ -231,6 +238,8 @@ pub enum WireError {
     Send(#[source] io::Error),
     #[error("could not receive from the other side")]
     Receive(#[source] io::Error),
+    #[error("a message came in a descriptor that is no memfd")]
+    NoMemfd(#[source] Errno),
     #[error("a message of {0} bytes is larger than either side takes")]
     TooLarge(usize),
     #[error("a message does not decode")]
@@ -288,6 +297,9 @@ pub fn receive<T: DeserializeOwned>(
         INLINE => Ok((decode(&packet[1..size])?, fds)),
         IN_MEMFD if size == 1 && !fds.is_empty() => {
             let mut file = File::from(fds.remove(0));
+            // A read of anything else may wait for ever: an eventfd even takes lseek(2). Only files of
+            // tmpfs have seals, F_GET_SEALS in fcntl(2).
+            rustix::fs::fcntl_get_seals(&file).map_err(WireError::NoMemfd)?;
             file.rewind().map_err(WireError::Receive)?;
             let mut bytes = Vec::new();
             file.take(MAX_MESSAGE as u64 + 1)
@@ -326,6 +338,30 @@ mod tests {
         }
         drop(a);
         assert!(matches!(receive::<Order>(b.as_fd()), Err(WireError::Gone)));
+    }
+
+    #[test]
+    fn a_message_is_read_from_a_memfd_alone() {
+        #[track_caller]
+        fn check(with: OwnedFd, expected: bool) {
+            let (a, b) = socket::packet_pair().unwrap();
+            socket::send(&a, &[IN_MEMFD], &[with.as_fd()]).unwrap();
+            drop((a, with));
+            let got = receive::<Order>(b.as_fd());
+            assert_eq!(got.is_ok(), expected);
+            assert!(expected || matches!(got, Err(WireError::NoMemfd(_))));
+        }
+        let memfd = rustix::fs::memfd_create(c"test", MemfdFlags::CLOEXEC).unwrap();
+        let mut file = File::from(memfd);
+        file.write_all(&postcard::to_stdvec(&Order::Kill { exec: 1 }).unwrap()).unwrap();
+        check(file.into(), true);
+        // It takes lseek(2), and reading it waits until somebody adds to it.
+        let eventfd = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC);
+        check(eventfd.unwrap(), false);
+        // So does a pipe whose writer stays, but for the lseek.
+        let (reader, _writer) = std::io::pipe().unwrap();
+        check(reader.into(), false);
+        check(File::open("/").unwrap().into(), false);
     }
 
     #[test]

@@ -2,9 +2,12 @@
 //!
 //! - [`output`]: from the command to our own standard output or error
 //! - [`input`]: from our standard input to the command
+//! - [`connection`], [`frames`]: the stream of an exec of the broker
 //! - [`terminal`]: our own terminal in raw mode, and its size
 #![forbid(unsafe_code)]
 
+pub mod connection;
+pub mod frames;
 pub mod input;
 pub mod output;
 pub mod terminal;

@@ -77,6 +77,10 @@ pub enum IdentityError {
     PoolDirectory { path: PathBuf },
     #[error("all {count} uids of the pool are taken")]
     PoolExhausted { count: u32 },
+    #[error(
+        "uid {uid}, which is to be the broker's, is an exec's just now; wait until that has ended"
+    )]
+    Taken { uid: u32 },
     #[error("could not make the user namespace for the workspace's idmap")]
     IdmapNamespace(#[source] io::Error),
 }
@@ -120,7 +124,7 @@ fn is_mapped_here(pool: UidPool) -> bool {
     covers(&read("/proc/self/uid_map")) && covers(&read("/proc/self/gid_map"))
 }
 
-/// Takes a uid that no other exec on this host has. It is given back when the last copy of the returned
+/// Takes a uid that no other exec on this host has, and never the broker's. It is given back when the last copy of the returned
 /// description is closed, so that init's copy keeps it while anything of the exec lives.
 pub fn take_uid(pool: UidPool) -> Result<(u32, OwnedFd), IdentityError> {
     let path = pool_lock_path()?;
@@ -132,24 +136,40 @@ pub fn take_uid(pool: UidPool) -> Result<(u32, OwnedFd), IdentityError> {
         .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
         .open(&path)
         .map_err(failed)?;
-    let count = pool.count.get();
+    let count = pool.exec_uids();
     // Anywhere, so that a uid is not soon had again: what an earlier exec left somewhere is not ours.
     let start = getrandom::u32().map_err(|e| failed(io::Error::other(e)))? % count;
     for slot in (start..count).chain(0..start) {
         let uid = pool.first + slot;
         // The uid's own byte: pools of different configurations may overlap.
-        if lock_byte(&file, uid.into()).map_err(failed)? {
+        if lock_byte(&file, uid.into(), libc::F_WRLCK).map_err(failed)? {
             return Ok((uid, file.into()));
         }
     }
     Err(IdentityError::PoolExhausted { count })
 }
 
+/// Keeps the broker's uid from execs of other pools that hold it, for as long as the returned description
+/// is open. Brokers of several states may share one.
+pub fn hold_uid(uid: u32) -> Result<OwnedFd, IdentityError> {
+    let path = pool_lock_path()?;
+    let failed = |source| IdentityError::PoolLock { path: path.clone(), source };
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
+        .open(&path)
+        .map_err(failed)?;
+    match lock_byte(&file, uid.into(), libc::F_RDLCK).map_err(failed)? {
+        true => Ok(file.into()),
+        false => Err(IdentityError::Taken { uid }),
+    }
+}
+
 /// An open file description lock on one byte: gone with its last descriptor, even after `kill -9`.
 /// fcntl_locking(2), Linux 3.15.
-fn lock_byte(file: &File, byte: i64) -> io::Result<bool> {
+fn lock_byte(file: &File, byte: i64, kind: libc::c_int) -> io::Result<bool> {
     let lock = libc::flock {
-        l_type: libc::F_WRLCK as libc::c_short,
+        l_type: kind as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
         l_start: byte,
         l_len: 1,
@@ -274,7 +294,7 @@ mod tests {
         if !rustix::process::geteuid().is_root() {
             return;
         }
-        let pool: UidPool = "1900000000:2".parse().unwrap();
+        let pool: UidPool = "1900000000:3".parse().unwrap();
         let (a, _lock_a) = take_uid(pool).unwrap();
         let (b, lock_b) = take_uid(pool).unwrap();
         assert_ne!(a, b);
@@ -284,14 +304,27 @@ mod tests {
     }
 
     #[test]
+    fn a_brokers_uid_is_no_execs_even_in_another_pool() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let pool: UidPool = "1900000200:2".parse().unwrap();
+        let (held, _again) = (hold_uid(1_900_000_200).unwrap(), hold_uid(1_900_000_200).unwrap());
+        assert!(matches!(take_uid(pool), Err(IdentityError::PoolExhausted { .. })));
+        drop((held, _again));
+        let (uid, _lock) = take_uid(pool).unwrap();
+        assert!(matches!(hold_uid(uid), Err(IdentityError::Taken { .. })));
+    }
+
+    #[test]
     fn pools_that_overlap_share_no_uid() {
         if !rustix::process::geteuid().is_root() {
             return;
         }
-        let (a, _lock) = take_uid("1900000100:1".parse().unwrap()).unwrap();
-        let (b, _lock) = take_uid("1900000099:2".parse().unwrap()).unwrap();
+        let (a, _lock) = take_uid("1900000100:2".parse().unwrap()).unwrap();
+        let (b, _lock) = take_uid("1900000099:3".parse().unwrap()).unwrap();
         assert_eq!((a, b), (1_900_000_100, 1_900_000_099));
-        let (c, _lock) = take_uid("1900000100:2".parse().unwrap()).unwrap();
+        let (c, _lock) = take_uid("1900000100:3".parse().unwrap()).unwrap();
         assert_eq!(c, 1_900_000_101);
     }
 }

@@ -176,6 +176,14 @@ impl Builder<'_> {
                     .map_err(|source| RootError::Open { path: "/proc/self/exe".into(), source })?;
                 self.bind(at, &exe, false, Access::ReadOnly, make)
             }
+            Entry::AgentSocket { source } => {
+                let failed = |e: Errno| RootError::Open { path: source.clone(), source: e.into() };
+                let found = rustix::fs::lstat(source).map_err(failed)?;
+                if FileType::from_raw_mode(found.st_mode) != FileType::Socket {
+                    return Err(failed(Errno::NOTSOCK));
+                }
+                self.bind(at, source, false, Access::ReadOnly, make)
+            }
         }
     }
 

@@ -291,6 +291,21 @@ pub fn duplicate_to(from: i32, to: i32) -> Result<(), Errno> {
     if unsafe { libc::dup2(from, to) } < 0 { Err(last_errno()) } else { Ok(()) }
 }
 
+/// A copy of a descriptor that is known by its number alone, closed on exec: what a service manager hands
+/// over (sd_listen_fds(3)). The one behind the number stays as it is, whoever it belongs to.
+///
+/// # Errors
+/// `EBADF` if there is none.
+pub fn copy_of_descriptor(number: i32) -> io::Result<OwnedFd> {
+    // SAFETY: fcntl(2) with F_DUPFD_CLOEXEC touches no memory and closes nothing.
+    let copy = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call returned a new descriptor that nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
 /// Enters new namespaces (`CLONE_NEW*`). unshare(2). Child-side, in a single-threaded process.
 pub fn unshare(namespaces: u64) -> Result<(), Errno> {
     // SAFETY: namespace flags do not touch this process's memory or descriptors.

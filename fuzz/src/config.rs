@@ -1,0 +1,66 @@
+//! The host's configuration, which binds every run.
+#![forbid(unsafe_code)]
+
+use std::path::Path;
+
+use sublet::config::{AllowPattern, HostConfig, SecretSource};
+use sublet::model::name::{AudienceName, CapabilityName};
+
+use super::profile::check_place;
+
+pub fn run(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else { return };
+    match HostConfig::parse(text, "sublet.toml") {
+        Ok(config) => check(&config),
+        Err(at) => {
+            assert!(at.to_string().starts_with("sublet.toml:"));
+            check_place(&at, text);
+        }
+    }
+}
+
+pub fn check(config: &HostConfig) {
+    assert!(config.leases.default_ttl <= config.leases.max_ttl);
+    let pool = config.host.uid_pool;
+    assert!(pool.first >= 1000 && !pool.contains(0) && !pool.contains(65_534));
+    assert!(!pool.contains(u32::MAX));
+    let last = pool.uid(pool.count.get() - 1).expect("a pool has as many uids as it says");
+    assert!(pool.contains(last) && pool.uid(pool.count.get()).is_none());
+    assert_ne!(config.host.user.as_deref(), Some("root"));
+    for path in config.state.dir.iter().chain(&config.host.workspaces) {
+        check_path(path);
+    }
+    for (name, secret) in &config.secrets {
+        assert!(!secret.allow.is_empty(), "{name} is for everyone");
+        secret.allow.iter().for_each(check_allow);
+        match &secret.source {
+            SecretSource::Vault => {}
+            SecretSource::File { path } => check_path(path),
+            SecretSource::Command { command, .. } => {
+                assert!(Path::new(&command[0]).is_absolute());
+                assert!(command.iter().all(|word| !word.contains('\0')));
+            }
+        }
+    }
+}
+
+fn check_path(path: &Path) {
+    assert!(path.is_absolute() && path.parent().is_some(), "{}", path.display());
+    assert!(!path.components().any(|c| c == std::path::Component::ParentDir));
+}
+
+/// A pattern says what it says: written out it is the same pattern; without a star it takes one name.
+fn check_allow(pattern: &AllowPattern) {
+    let text = pattern.to_string();
+    assert_eq!(text.parse::<AllowPattern>().as_ref(), Ok(pattern), "{text}");
+    let (capability, audience) = text.split_once('@').expect("a pattern has two sides");
+    let names = (capability.parse::<CapabilityName>(), audience.parse::<AudienceName>());
+    if let (Ok(capability), Ok(audience)) = names {
+        assert!(pattern.matches(&capability, &audience), "{text}");
+        for other in [format!("x.{audience}"), format!("{audience}.x"), format!("x{audience}")] {
+            if let Ok(other) = other.parse() {
+                assert!(!pattern.matches(&capability, &other), "{text} takes {other}");
+            }
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! Replays the committed fuzz corpus, every input that once broke something included, through the very
+//! functions that the fuzz targets call.
+#![forbid(unsafe_code)]
+
+#[path = "../fuzz/src/lib.rs"]
+mod targets;
+
+use std::fs;
+use std::panic::catch_unwind;
+use std::path::PathBuf;
+
+fn corpus(target: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target)
+}
+
+#[track_caller]
+fn replay(target: &str) {
+    let mut inputs: Vec<PathBuf> = fs::read_dir(corpus(target))
+        .unwrap_or_else(|e| panic!("fuzz/corpus/{target}: {e}"))
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    inputs.sort();
+    assert!(!inputs.is_empty(), "fuzz/corpus/{target} is empty");
+    for input in inputs {
+        let bytes = fs::read(&input).unwrap();
+        let passed = catch_unwind(|| targets::run(target, &bytes));
+        assert!(passed.is_ok(), "{target} breaks on {}", input.display());
+    }
+}
+
+macro_rules! replays {
+    ($($target:ident)*) => {
+        $(#[test]
+        fn $target() {
+            replay(stringify!($target));
+        })*
+
+        /// A target that is added is replayed too.
+        #[test]
+        fn every_target_is_replayed() {
+            let named: Vec<_> = targets::TARGETS.iter().map(|(name, _)| *name).collect();
+            assert_eq!(named, [$(stringify!($target)),*]);
+        }
+    };
+}
+
+replays! { api config env_file frames git policy profile redact seccomp trail vault wire }
+
+/// The control: a body does fail, and the failure is seen.
+#[test]
+#[should_panic(expected = "there is no fuzz target")]
+fn what_is_no_target_fails() {
+    targets::run("nothing", &[]);
+}
