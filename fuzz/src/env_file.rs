@@ -41,7 +41,8 @@ fn check_error(error: &EnvironmentError, text: &str) {
         .strip_prefix("some.env:")
         .and_then(|n| n.parse().ok())
         .unwrap_or_else(|| panic!("{said}"));
-    let line = text.strip_prefix('\u{FEFF}').unwrap_or(text).lines().nth(number - 1).expect("it is there");
+    let line =
+        text.strip_prefix('\u{FEFF}').unwrap_or(text).lines().nth(number - 1).expect("it is there");
     match error {
         EnvironmentError::Assignment { .. } => {
             assert_eq!(said.len(), place.len() + ASSIGNMENT.len(), "{said}");
@@ -54,7 +55,8 @@ fn check_error(error: &EnvironmentError, text: &str) {
     }
 }
 
-const ASSIGNMENT: &str = ": expected NAME=VALUE, with a name of letters, digits and `_`, first no digit";
+const ASSIGNMENT: &str =
+    ": expected NAME=VALUE, with a name of letters, digits and `_`, first no digit";
 const NUL: &str = ": the value of `` holds a NUL, which no environment can carry";
 
 fn profile() -> &'static Profile {

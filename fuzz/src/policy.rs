@@ -313,6 +313,5 @@ fn host_matches(pattern: &str, audience: &str) -> bool {
     }
     let ((host, port), (name, given)) = (split(pattern), split(audience));
     pattern == "*"
-        || (labels_match(host, name)
-            && (port == given || (port == ":*" && !given.is_empty())))
+        || (labels_match(host, name) && (port == given || (port == ":*" && !given.is_empty())))
 }

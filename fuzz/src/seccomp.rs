@@ -142,9 +142,8 @@ impl Lists {
         let lists: Ordered = serde_json::from_str(text).ok()?;
         let mut read = Lists { refusing: Vec::new(), allowing: Vec::new(), default: 0 };
         for list in lists.0 {
-            let action = |names: [&str; 2]| {
-                names.iter().find_map(|name| list.get(*name)).and_then(action)
-            };
+            let action =
+                |names: [&str; 2]| names.iter().find_map(|name| list.get(*name)).and_then(action);
             let matched = action(["match_action", "filter_action"])?;
             let otherwise = action(["mismatch_action", "default_action"])?;
             let rules: Option<Vec<Rule>> =
@@ -217,9 +216,7 @@ impl Rule {
         let (_, nr) = *CALLS.iter().find(|(n, _)| *n == name)?;
         let conditions = match value.get("args") {
             None | Some(Value::Null) => Vec::new(),
-            Some(list) => {
-                list.as_array()?.iter().map(Condition::read).collect::<Option<_>>()?
-            }
+            Some(list) => list.as_array()?.iter().map(Condition::read).collect::<Option<_>>()?,
         };
         Some(Self { nr, conditions })
     }
