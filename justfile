@@ -22,6 +22,7 @@ bench SAMPLES="200":
     cargo bench --bench bench -- {{SAMPLES}}
     cargo bench --bench pure
     cargo bench --bench seccomp
+    cargo bench --bench store
 
 # Needs cargo-fuzz (`cargo install --locked cargo-fuzz`) and, for libFuzzer, a C++ compiler (Debian: g++).
 # No nightly toolchain: only sanitizers would need one. What it learns stays in fuzz/target/corpus; an input

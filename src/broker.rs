@@ -5,26 +5,85 @@
 //! `sublet run`.
 #![forbid(unsafe_code)]
 
+pub mod settle;
+
+mod error;
+mod execs;
+mod keeper;
+mod leases;
+pub mod listeners;
+pub mod metrics;
+mod runs;
+mod sweeper;
+
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tokio::sync::{oneshot, watch};
 
-use crate::lease::LeaseView;
+use crate::envelope::SigningKey;
+use crate::host::Host;
+use crate::launcher::client::{Door, Launcher};
+use crate::model::event::{Draft, EventType};
 use crate::model::exec::ExecState;
 use crate::model::id::{ExecId, LeaseId, RunId};
-use crate::model::lease::LeaseState;
-use crate::model::moment::Span;
+use crate::model::moment::{Moment, Span};
 use crate::model::name::{IdentityName, VariableName};
-use crate::model::run::RunState;
-use crate::policy::{LeaseFlag, Reason};
+use crate::model::run::{Run, RunState};
+use crate::policy::Reason;
+use crate::run::RunError;
+use crate::run::entries::{self, Who};
+use crate::run::ledger::{Shared, refuse_a_cut_trail};
+use crate::run::mailbox::Mail;
+use crate::source::vault::KeySource;
+use crate::store::{Durability, RunFilter, SharedStore, StoreError, Tx};
+
+pub use error::BrokerError;
+use execs::LiveExec;
+use keeper::Heard;
+use listeners::Listeners;
+use metrics::Metrics;
+use runs::ActiveRun;
+
+/// How long execs have to die once they are killed.
+const LAST_WAIT: Duration = Duration::from_secs(5);
 
 /// The broker's state, shared by the server's tasks and the execs' threads.
-pub struct Broker {}
+pub struct Broker {
+    host: Arc<Host>,
+    hostname: String,
+    boot_id: String,
+    store: Arc<SharedStore>,
+    shared: Arc<Shared>,
+    door: Door,
+    heard: Heard,
+    runs: Mutex<BTreeMap<RunId, Arc<ActiveRun>>>,
+    execs: Mutex<BTreeMap<ExecId, LiveExec>>,
+    listeners: Listeners,
+    metrics: Arc<Metrics>,
+    trail: watch::Sender<u64>,
+    checkpointed: AtomicU64,
+    signing: SigningKey,
+    draining: AtomicBool,
+    stopped: AtomicBool,
+}
+
+/// What a broker begins with: the process has settled.
+pub struct Beginning {
+    pub host: Host,
+    pub key: KeySource,
+    pub listeners: Listeners,
+    pub metrics: Arc<Metrics>,
+    /// What was enforced on this process, for the trail.
+    pub posture: serde_json::Value,
+}
 
 /// A run to be started, as the control socket asks for it.
 #[derive(Debug, Clone)]
@@ -96,177 +155,191 @@ pub enum Selection {
     All,
 }
 
-/// Why the broker did not do it. `stage`, `reason` and `hint` as everywhere.
-#[derive(Debug, thiserror::Error)]
-pub enum BrokerError {
-    #[error("there is no {what}")]
-    NotFound { what: String },
-    #[error("{message}")]
-    Conflict { message: String },
-    #[error("{message}")]
-    Malformed { message: String },
-    #[error("the broker is shutting down and grants nothing any more")]
-    Draining,
-    #[error("{live} execs of this run are alive, which is the most")]
-    TooManyExecs { live: usize },
-    #[error(transparent)]
-    Run(#[from] crate::run::RunError),
-}
-
-impl BrokerError {
-    pub fn stage(&self) -> &'static str {
-        match self {
-            BrokerError::Run(e) => e.stage(),
-            _ => "request",
-        }
-    }
-
-    pub fn reason(&self) -> &'static str {
-        match self {
-            BrokerError::NotFound { .. } => "not_found",
-            BrokerError::Conflict { .. } => "conflict",
-            BrokerError::Malformed { .. } => "malformed",
-            BrokerError::Draining => "draining",
-            BrokerError::TooManyExecs { .. } => "too_many_execs",
-            BrokerError::Run(e) => e.reason(),
-        }
-    }
-
-    pub fn hint(&self) -> String {
-        match self {
-            BrokerError::Run(e) => e.hint(),
-            BrokerError::Draining => "ask again when the service is up".to_owned(),
-            BrokerError::TooManyExecs { .. } => "wait until one of them has ended".to_owned(),
-            BrokerError::NotFound { .. }
-            | BrokerError::Conflict { .. }
-            | BrokerError::Malformed { .. } => String::new(),
-        }
-    }
-}
-
 /// An exec on its way: first comes whether it may start, then it takes the client's stream.
 pub struct Accepting {
     /// Denied, or its id: everything is recorded, the command starts without waiting for the stream.
     pub accepted: oneshot::Receiver<Result<ExecId, BrokerError>>,
     /// Takes the client's connection, on which frames are spoken from then on. Dropped without one, the
     /// exec is killed.
-    pub stream: std::sync::mpsc::SyncSender<UnixStream>,
+    ///
+    /// Its channel holds one: sending never waits.
+    pub stream: std::sync::mpsc::SyncSender<ClientStream>,
+}
+
+/// A client's connection, taken over from HTTP.
+#[derive(Debug)]
+pub struct ClientStream {
+    /// In blocking mode.
+    pub stream: UnixStream,
+    /// What came behind the request and was read with it: it goes before the stream's bytes.
+    pub read_ahead: Vec<u8>,
 }
 
 impl Broker {
-    pub fn start_run(&self, ask: RunAsk) -> Result<RunView, BrokerError> {
-        let _ = ask;
-        todo!()
+    /// Opens the store, closes what an earlier broker left open, and takes its runs up again.
+    ///
+    /// # Errors
+    /// A store that cannot be written or was cut; clocks that cannot be read.
+    pub fn begin(beginning: Beginning, launcher: &Launcher) -> Result<Self, BrokerError> {
+        let Beginning { host, key, listeners, metrics, posture } = beginning;
+        let now = crate::host::now().map_err(RunError::Clock)?;
+        let store = Arc::new(SharedStore::open(&host.state_dir)?);
+        refuse_a_cut_trail(&store, &host.state_dir, &now.boot_id)?;
+        let signing = crate::audit::key::load_or_create(&host.state_dir, None)?;
+        let heard = Heard::new().map_err(RunError::Settle)?;
+        let (trail, _) = watch::channel(0);
+        let committed = {
+            let (heard, trail) = (heard.clone(), trail.clone());
+            move |heads: crate::store::Heads| {
+                heard.committed(heads);
+                trail.send_if_modified(|seq| {
+                    let has_grown = heads.latest.seq > *seq;
+                    *seq = heads.latest.seq.max(*seq);
+                    has_grown
+                });
+            }
+        };
+        let broker = Self {
+            hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            boot_id: now.boot_id.clone(),
+            host: Arc::new(host),
+            store,
+            shared: Arc::new(Shared { key, committed: Box::new(committed) }),
+            door: launcher.door().map_err(RunError::Settle)?,
+            heard,
+            runs: Mutex::default(),
+            execs: Mutex::default(),
+            listeners,
+            metrics,
+            trail,
+            checkpointed: AtomicU64::new(0),
+            signing,
+            draining: AtomicBool::new(false),
+            stopped: AtomicBool::new(false),
+        };
+        broker.transaction(Durability::Durable, |tx| {
+            entries::close_orphans(tx, &broker.hostname, &now)?;
+            let draft = Draft::new(EventType::BrokerStarted, now.wall, &broker.hostname);
+            tx.append(draft.with("version", env!("CARGO_PKG_VERSION")).with("posture", posture))
+        })?;
+        let filter = RunFilter { state: Some(RunState::Active), ..RunFilter::default() };
+        let active = broker.store.read(|view| view.runs_that(filter))?;
+        for run in active {
+            let run_id = run.run_id.clone();
+            if let Err(e) = broker.admit(run, None) {
+                // It stays active in the record, and is tried again at the next start.
+                tracing::error!(%run_id, error = %e.message(), "could not take a run up again");
+            }
+        }
+        Ok(broker)
     }
 
-    pub fn run(&self, id: &RunId) -> Result<RunView, BrokerError> {
-        let _ = id;
-        todo!()
+    /// Holds the launcher until it is gone, and then lets nothing more begin. To be called on a thread of
+    /// its own.
+    pub fn hold(&self, launcher: &Launcher) {
+        let why = keeper::keep(launcher, &self.heard, &self.boot_id);
+        if !self.stopped.load(Ordering::Acquire) {
+            tracing::error!(error = %why, "the launcher is gone: every exec is dead, and the service ends");
+        }
+        self.draining.store(true, Ordering::Release);
     }
 
-    /// Active ones, and those that ended.
-    pub fn runs(&self) -> Result<Vec<RunView>, BrokerError> {
-        todo!()
+    /// Grants nothing any more; waits for the living execs until `patience` is over, then kills them.
+    pub fn drain(&self, patience: Duration) {
+        self.draining.store(true, Ordering::Release);
+        let end = Instant::now() + patience;
+        while !self.live().is_empty() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.hurry();
+        let end = Instant::now() + LAST_WAIT;
+        while !self.live().is_empty() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
-    /// Ends a run: its leases are revoked, its execs killed, its socket removed.
-    pub fn end_run(&self, id: &RunId) -> Result<RunView, BrokerError> {
-        let _ = id;
-        todo!()
+    /// Kills every living exec.
+    pub fn hurry(&self) {
+        self.mail_execs(|_| true, Mail::Kill("the service ends"));
     }
 
-    /// All are granted, or none is.
-    pub fn request(
-        &self,
-        run: &RunId,
-        asked: Vec<(LeaseFlag, Option<Reason>)>,
-    ) -> Result<Vec<LeaseView>, BrokerError> {
-        let _ = (run, asked);
-        todo!()
-    }
-
-    pub fn leases(&self, scope: &Scope) -> Result<Vec<LeaseView>, BrokerError> {
-        let _ = scope;
-        todo!()
-    }
-
-    pub fn lease(&self, scope: &Scope, id: &LeaseId) -> Result<LeaseView, BrokerError> {
-        let _ = (scope, id);
-        todo!()
-    }
-
-    /// O(1): one look-up by key.
-    pub fn lease_state(&self, id: &LeaseId) -> Result<LeaseState, BrokerError> {
-        let _ = id;
-        todo!()
-    }
-
-    /// The signed envelope, as its JSON text.
-    pub fn envelope(&self, scope: &Scope, id: &LeaseId) -> Result<String, BrokerError> {
-        let _ = (scope, id);
-        todo!()
-    }
-
-    /// The envelope key's public half: a JWKS.
-    pub fn jwks(&self) -> serde_json::Value {
-        todo!()
-    }
-
-    pub fn renew(&self, id: &LeaseId, ttl: Option<Span>) -> Result<LeaseView, BrokerError> {
-        let _ = (id, ttl);
-        todo!()
-    }
-
-    /// Wipes what is in use at once, then records. Returns what was open.
-    pub fn revoke(
-        &self,
-        which: &Selection,
-        reason: Option<Reason>,
-    ) -> Result<Vec<LeaseView>, BrokerError> {
-        let _ = (which, reason);
-        todo!()
-    }
-
-    pub fn execs(&self, scope: &Scope) -> Result<Vec<ExecView>, BrokerError> {
-        let _ = scope;
-        todo!()
-    }
-
-    pub fn exec_of(&self, scope: &Scope, id: &ExecId) -> Result<ExecView, BrokerError> {
-        let _ = (scope, id);
-        todo!()
-    }
-
-    /// Begins an exec on a thread of its own. Does not block.
-    pub fn exec(self: &Arc<Self>, run: &RunId, ask: ExecAsk) -> Result<Accepting, BrokerError> {
-        let _ = (run, ask);
-        todo!()
+    /// The last words in the trail. Leases that are still open are told by the next start.
+    pub fn stop(&self) -> Result<(), BrokerError> {
+        self.stopped.store(true, Ordering::Release);
+        let now = self.now()?;
+        self.transaction(Durability::Durable, |tx| {
+            let revoked = tx.revoke(crate::store::Revoke::All)?;
+            Self::tell_ends(
+                tx,
+                &self.hostname,
+                &now,
+                EventType::LeaseRevoked,
+                "broker_stopped",
+                revoked,
+            )?;
+            tx.append(Draft::new(EventType::BrokerStopped, now.wall, &self.hostname)).map(drop)
+        })?;
+        self.checkpoint(1)
     }
 
     /// At most `limit` events after `seq`, as recorded: one JSON object each.
     pub fn events_since(&self, seq: u64, limit: usize) -> Result<Vec<(u64, String)>, BrokerError> {
-        let _ = (seq, limit);
-        todo!()
+        let events = self.store.read(|view| {
+            view.events_since(seq).take(limit).collect::<Result<Vec<_>, StoreError>>()
+        })?;
+        Ok(events.into_iter().map(|event| (event.seq, event.line())).collect())
     }
 
     /// The trail's last committed number; changes with every commit.
     pub fn trail(&self) -> watch::Receiver<u64> {
-        todo!()
-    }
-
-    /// Whether a peer of this uid may speak on the run's socket: root, the broker itself, who started the
-    /// run, the workspace's owner, or an exec's uid.
-    pub fn may_speak(&self, run: &RunId, uid: u32) -> bool {
-        let _ = (run, uid);
-        todo!()
+        self.trail.subscribe()
     }
 
     /// What `/metrics` shows, in OpenMetrics text.
     pub fn metrics(&self) -> String {
-        todo!()
+        self.metrics.render()
     }
 
     pub fn is_draining(&self) -> bool {
-        todo!()
+        self.draining.load(Ordering::Acquire)
+    }
+
+    fn refuse_while_draining(&self) -> Result<(), BrokerError> {
+        if self.is_draining() { Err(BrokerError::Draining) } else { Ok(()) }
+    }
+
+    fn now(&self) -> Result<Moment, BrokerError> {
+        Ok(crate::host::now().map_err(RunError::Clock)?)
+    }
+
+    fn who<'a>(&'a self, run: &'a Run, now: &'a Moment) -> Who<'a> {
+        Who { run, hostname: &self.hostname, now }
+    }
+
+    fn transaction<T>(
+        &self,
+        durability: Durability,
+        act: impl FnOnce(&mut Tx<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, BrokerError> {
+        let began = Instant::now();
+        let (value, _) = self.store.transaction(durability, act)?;
+        self.metrics.committed(began.elapsed());
+        if let Some(heads) = self.store.heads() {
+            (self.shared.committed)(heads);
+        }
+        Ok(value)
+    }
+
+    /// Signs a checkpoint, if so many events have come since the last.
+    fn checkpoint(&self, every: u64) -> Result<(), BrokerError> {
+        let now = self.now()?;
+        let due = self
+            .store
+            .read(|view| view.due_checkpoint(every, &self.signing, &self.hostname, now.wall))?;
+        if let Some(signed) = due {
+            self.transaction(Durability::Durable, |tx| tx.put_checkpoint(&signed))?;
+            self.checkpointed.store(signed.checkpoint().head.seq, Ordering::Relaxed);
+        }
+        Ok(())
     }
 }

@@ -1,17 +1,28 @@
 //! What the host tells before anything is decided: its configuration, its profiles, its clocks.
 //! Broker and launcher each read for themselves. Never reads a value.
+//!
+//! - [`keyfile`]: keys of the host, for the vault and for signing; the launcher loads none
 #![forbid(unsafe_code)]
 
+mod account;
+pub mod keyfile;
+pub mod limit;
+mod owner;
 mod program;
+mod trusted;
 
+pub use account::{Account, AccountError, AccountFrom};
+pub use owner::OwnerError;
 pub use program::Program;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
 use crate::config::{HostConfig, Located};
+use crate::model::id::RunId;
 use crate::model::moment::Moment;
 use crate::profile::{self, LoadError, Profile, ProfileError};
 use crate::sys::clock;
@@ -50,6 +61,18 @@ pub struct Places {
     pub config: Option<PathBuf>,
     /// `--state-dir`; else the configuration's `[state] dir`; else the default place.
     pub state_dir: Option<PathBuf>,
+    /// `serve --runtime-dir`; else the configuration's; else the default place.
+    pub runtime_dir: Option<PathBuf>,
+}
+
+/// Whose profiles and workspaces are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trust {
+    /// The invoker's: `sublet run` protects against the command, not against who runs it.
+    Invoker,
+    /// The host's alone: profiles that are built in, or that only root or we could have written;
+    /// workspaces below `[host] workspaces`.
+    Host,
 }
 
 /// The host's configuration with the places that it was read from and leads to.
@@ -59,7 +82,10 @@ pub struct Host {
     /// The file, if there is one.
     pub config_file: Option<PathBuf>,
     pub state_dir: PathBuf,
+    /// Where the sockets of `serve` are.
+    pub runtime_dir: PathBuf,
     profiles: Vec<PathBuf>,
+    trust: Trust,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +100,8 @@ pub enum HostError {
     Load(#[from] LoadError),
     #[error(transparent)]
     Profile(#[from] ProfileError),
+    #[error(transparent)]
+    Owner(#[from] OwnerError),
 }
 
 impl Host {
@@ -100,6 +128,10 @@ impl Host {
         };
         let state_dir = std::path::absolute(&state_dir)
             .map_err(|source| HostError::Unreadable { path: state_dir, source })?;
+        let runtime_dir = match places.runtime_dir.as_ref().or(config.host.runtime_dir.as_ref()) {
+            Some(configured) => configured.clone(),
+            None => runtime_dir(&state_dir, default_state_dir().as_deref(), default_runtime_dir()),
+        };
         let beside = file.as_deref().and_then(Path::parent).map(|d| d.join("profiles"));
         let mut profiles: Vec<PathBuf> = beside.into_iter().collect();
         for directory in default_config_directories() {
@@ -108,7 +140,57 @@ impl Host {
                 profiles.push(directory);
             }
         }
-        Ok(Self { config, config_file: file, state_dir, profiles })
+        Ok(Self {
+            config,
+            config_file: file,
+            state_dir,
+            runtime_dir,
+            profiles,
+            trust: Trust::Invoker,
+        })
+    }
+
+    /// From now on takes only what `trust` allows.
+    pub fn trust(&mut self, trust: Trust) {
+        self.trust = trust;
+    }
+
+    /// Why a workspace at this path, with every link resolved, is not taken.
+    pub fn objection_to_workspace(&self, path: &Path) -> Option<String> {
+        // The broker may not be allowed to look; a path without links below one as it is written is below.
+        let below = |root: &PathBuf| {
+            path.starts_with(root) || root.canonicalize().is_ok_and(|root| path.starts_with(root))
+        };
+        match self.trust {
+            Trust::Invoker => None,
+            Trust::Host if self.config.host.workspaces.iter().any(below) => None,
+            Trust::Host => Some(format!(
+                "it lies in none of the `workspaces` of [host] in {}",
+                self.config.called()
+            )),
+        }
+    }
+
+    /// The socket that the broker answers a run on.
+    pub fn agent_socket(&self, run: &RunId) -> PathBuf {
+        self.runtime_dir.join("runs").join(run.as_str()).join("agent.sock")
+    }
+
+    /// The home that `~/` in profiles means: the invoker's, and for the host no one's.
+    pub fn home_for<'a>(&self, invokers: Option<&'a Path>) -> &'a Path {
+        match self.trust {
+            Trust::Invoker => invokers.unwrap_or(Path::new(NO_HOME)),
+            Trust::Host => Path::new(NO_HOME),
+        }
+    }
+
+    /// A profile's text, if it may be taken.
+    fn read_profile(&self, path: &Path) -> Result<String, LoadError> {
+        let unreadable = |source| LoadError::Unreadable { path: path.to_owned(), source };
+        if self.trust == Trust::Host {
+            trusted::refuse_foreign(path).map_err(unreadable)?;
+        }
+        std::fs::read_to_string(path).map_err(unreadable)
     }
 
     /// Reads, resolves and checks a profile. A file in a configuration directory overrides a built-in
@@ -116,11 +198,7 @@ impl Host {
     pub fn profile(&self, which: &ProfileRef) -> Result<Profile, HostError> {
         let (name, text) = match which {
             ProfileRef::Name(name) => (name.clone(), self.profile_text(name)?),
-            ProfileRef::File(path) => {
-                let text = std::fs::read_to_string(path)
-                    .map_err(|source| LoadError::Unreadable { path: path.clone(), source })?;
-                (path.display().to_string(), text)
-            }
+            ProfileRef::File(path) => (path.display().to_string(), self.read_profile(path)?),
         };
         let own = name.clone();
         let mut load = |wanted: &str| {
@@ -157,15 +235,34 @@ impl Host {
         &self.profiles
     }
 
+    /// The user that a broker of this host runs as where it starts as root.
+    ///
+    /// # Errors
+    /// The configuration names a user that there is none of, or that the broker must not be.
+    pub fn broker_account(&self) -> Result<Account, AccountError> {
+        account::of_broker(&self.config.host)
+    }
+
+    /// Before root touches a state that a broker's user, or another, has: becomes that user for good. Does
+    /// nothing for anyone but root, or where the state is root's or not there yet.
+    ///
+    /// Call it in a process of one thread, before any file of the state is opened, and after whatever
+    /// needs root: it cannot be undone.
+    ///
+    /// # Errors
+    /// [`OwnerError`]: then nothing of the state may be touched.
+    pub fn become_state_owner(&self) -> Result<(), HostError> {
+        owner::become_owner_of(&self.state_dir).map_err(HostError::from)
+    }
+
     fn profile_text(&self, name: &str) -> Result<String, LoadError> {
         // A name is a file name here: nothing that could climb out of the directory.
         if name.parse::<crate::model::name::ProfileName>().is_ok() {
             for directory in &self.profiles {
                 let path = directory.join(format!("{name}.toml"));
-                match std::fs::read_to_string(&path) {
-                    Ok(text) => return Ok(text),
-                    Err(e) if is_absent(&e) => {}
-                    Err(source) => return Err(LoadError::Unreadable { path, source }),
+                match self.read_profile(&path) {
+                    Err(LoadError::Unreadable { source, .. }) if is_absent(&source) => {}
+                    other => return other,
                 }
             }
         }
@@ -173,12 +270,15 @@ impl Host {
     }
 }
 
+/// Where nothing is, for `~/` of no one.
+const NO_HOME: &str = "/nonexistent";
+
 /// The invoker's home: HOME, where it is a directory's absolute path.
 pub fn home() -> PathBuf {
     std::env::var_os("HOME")
         .map(PathBuf::from)
         .filter(|p| p.is_absolute() && p != Path::new("/"))
-        .unwrap_or_else(|| PathBuf::from("/nonexistent"))
+        .unwrap_or_else(|| PathBuf::from(NO_HOME))
 }
 
 /// This moment on both clocks.
@@ -186,7 +286,16 @@ pub fn home() -> PathBuf {
 /// # Errors
 /// As [`clock::boot_id`].
 pub fn now() -> io::Result<Moment> {
-    let boot_id = clock::boot_id()?;
+    // Neither a process's boot nor its time namespace changes in its life (time_namespaces(7)), and a
+    // broker that has settled may not look any more.
+    static BOOT_ID: OnceLock<String> = OnceLock::new();
+    let boot_id = match BOOT_ID.get() {
+        Some(known) => known.clone(),
+        None => {
+            let found = clock::boot_id()?;
+            BOOT_ID.get_or_init(|| found).clone()
+        }
+    };
     Ok(Moment { wall: jiff::Timestamp::now(), boot: clock::boottime(), boot_id })
 }
 
@@ -236,9 +345,42 @@ fn default_state_dir() -> Option<PathBuf> {
     }
 }
 
+/// Sockets of a state that is not the default one lie in it, so that two hosts' worth of them never meet.
+fn runtime_dir(
+    state_dir: &Path,
+    default_state_dir: Option<&Path>,
+    default_runtime_dir: Option<PathBuf>,
+) -> PathBuf {
+    default_runtime_dir
+        .filter(|_| Some(state_dir) == default_state_dir)
+        .unwrap_or_else(|| state_dir.join("run"))
+}
+
+fn default_runtime_dir() -> Option<PathBuf> {
+    if is_root() {
+        return Some(PathBuf::from("/run/sublet"));
+    }
+    let set = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    set.filter(|p| p.is_absolute()).map(|d| d.join("sublet"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_default_state_has_its_sockets_in_the_default_place() {
+        #[track_caller]
+        fn check(state: &str, default_runtime: Option<&str>, expected: &str) {
+            let default_state = Some(Path::new("/var/lib/sublet"));
+            let found = runtime_dir(state.as_ref(), default_state, default_runtime.map(Into::into));
+            assert_eq!(found, Path::new(expected));
+        }
+        check("/var/lib/sublet", Some("/run/sublet"), "/run/sublet");
+        check("/srv/state", Some("/run/sublet"), "/srv/state/run");
+        check("/var/lib/sublet", None, "/var/lib/sublet/run");
+        assert_eq!(runtime_dir("/s".as_ref(), None, Some("/r".into())), Path::new("/s/run"));
+    }
 
     #[test]
     fn profiles_are_named_or_files() {

@@ -23,6 +23,7 @@ pub mod cli;
 pub mod config;
 pub mod delivery;
 pub mod doctor;
+pub mod envelope;
 pub mod host;
 pub mod launcher;
 pub mod lease;

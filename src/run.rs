@@ -6,30 +6,42 @@
 #![forbid(unsafe_code)]
 
 mod attend;
+pub mod caller;
 mod deliver;
+pub mod entries;
 mod error;
 mod explained;
-mod ledger;
+pub mod ledger;
+pub mod mailbox;
 mod scene;
 mod value;
 
-use crate::launcher::client::Launcher;
+use std::sync::Arc;
+
+use crate::host::{Host, Trust};
+use crate::launcher::client::{Launcher, Session};
 use crate::launcher::wire::Order;
 use crate::model::report::{Report, Timings};
 use crate::sys::{memory, process};
 
 pub use error::RunError;
 pub use explained::{Explained, LeaseVerdict, explain};
-pub use scene::Asked;
+pub use scene::{Asked, AskedOfRun};
+
+use caller::Caller;
+use ledger::Ledger;
+use scene::Scene;
 
 /// What became of it.
 pub struct Outcome {
     pub report: Report,
     /// The command's own status, 128 and its signal, or 124 for a timeout.
     pub exit_status: u8,
+    /// How it ended, as the trail has it: `exited`, `killed`, `timed_out`, `expired`, `revoked`.
+    pub word: &'static str,
 }
 
-/// Runs one command under zero or more leases, and returns when nothing of it is left.
+/// Runs one command under zero or more leases, and returns when nothing of it is left: `sublet run`.
 ///
 /// # Errors
 /// Before the command ran: then nothing of it did. After: if the launcher died under it, or the trail
@@ -37,48 +49,82 @@ pub struct Outcome {
 pub fn run(asked: Asked) -> Result<Outcome, RunError> {
     let mut watch = Stopwatch::start();
     process::adopt_orphans().map_err(RunError::settle)?;
-    let signals = attend::take_signals()?;
+    let mut caller = Caller::process()?;
     // Before anything secret is loaded: the launcher must never have held it.
-    let launcher = Launcher::fork(&asked.places)?;
+    let launcher = Launcher::fork(&asked.places, Trust::Invoker)?;
     memory::set_dumpable(false).map_err(RunError::Settle)?;
     memory::forbid_core_dumps().map_err(RunError::Settle)?;
-
     let scene = scene::set(asked)?;
+    let ledger = || {
+        // The state may be a broker's: the launcher keeps what only root can do.
+        scene.host.become_state_owner()?;
+        Ledger::open(&scene)
+    };
+    tell(&scene, launcher.root(), &mut caller, ledger, &mut watch)
+}
+
+/// Runs one command of a run of the broker, under leases that were granted before. Returns, as
+/// [`run`] does, when nothing of it is left.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_held(
+    host: &Arc<Host>,
+    asked: AskedOfRun,
+    session: &Session,
+    caller: &mut Caller,
+    ledger: Ledger,
+) -> Result<Outcome, RunError> {
+    let mut watch = Stopwatch::start();
+    let scene = scene::of_run(host, asked)?;
+    tell(&scene, session, caller, || Ok(ledger), &mut watch)
+}
+
+/// The story itself.
+fn tell(
+    scene: &Scene,
+    session: &Session,
+    caller: &mut Caller,
+    ledger: impl FnOnce() -> Result<Ledger, RunError>,
+    watch: &mut Stopwatch,
+) -> Result<Outcome, RunError> {
     // The launcher builds the sandbox while the broker decides and records.
-    launcher.order(&Order::Prepare(Box::new(scene.prepare())))?;
+    session.order(&Order::Prepare(Box::new(scene.prepare())))?;
     watch.lap(|t| &mut t.request);
 
-    let mut ledger = ledger::Ledger::open(&scene)?;
+    let mut ledger = ledger()?;
     scene.refuse_managed_values(&ledger)?;
     watch.lap(|t| &mut t.decide);
 
     // Decided and durable before any value moves: granted, and the use taken.
-    let leased = ledger.grant(&scene)?;
-    ledger.keep_head(&launcher)?;
+    let mut leased = ledger.grant(scene)?;
+    ledger.keep_head(session)?;
+    caller.accepted();
     watch.lap(|t| &mut t.record);
 
-    let prepared = deliver::prepared(&launcher).map_err(|e| ledger.abandon(&scene, &leased, e))?;
-    let values = deliver::resolve(&scene, &ledger, &launcher, &signals, &leased)
-        .map_err(|e| ledger.abandon(&scene, &leased, e))?;
+    let prepared = deliver::prepared(session).map_err(|e| ledger.abandon(scene, &leased, e))?;
+    let values = deliver::resolve(scene, &ledger, session, caller, &leased)
+        .map_err(|e| ledger.abandon(scene, &leased, e))?;
     watch.lap(|t| &mut t.resolve);
 
     let delivered =
-        deliver::fill(prepared, &leased, values).map_err(|e| ledger.abandon(&scene, &leased, e))?;
-    launcher.order(&delivered.start(&scene, &leased))?;
+        deliver::fill(prepared, &leased, values).map_err(|e| ledger.abandon(scene, &leased, e))?;
+    caller.connect().map_err(|e| ledger.abandon(scene, &leased, e))?;
+    session.order(&delivered.start(scene, &leased))?;
     watch.lap(|t| &mut t.deliver);
 
     ledger.tidy();
-    let mut exited =
-        attend::attend(&scene, &mut ledger, &launcher, &leased, delivered, signals, &mut watch)
-            .map_err(|e| ledger.abandon(&scene, &leased, e))?;
+    let attended =
+        attend::attend(scene, &mut ledger, session, caller, &mut leased, delivered, watch);
+    let mut exited = attended.map_err(|e| ledger.abandon(scene, &leased, e))?;
     watch.lap(|t| &mut t.run);
 
     // The kernel takes the namespaces down meanwhile.
-    ledger.close(&scene, &leased, &exited)?;
-    ledger.keep_head(&launcher)?;
-    exited.wait_until_gone(&scene, &launcher)?;
+    ledger.close(scene, &leased, &exited)?;
+    ledger.keep_head(session)?;
+    exited.wait_until_gone(scene, session)?;
     watch.lap(|t| &mut t.scrub);
-    Ok(exited.outcome(&scene, &leased, watch.timings))
+    Ok(exited.outcome(scene, &leased, std::mem::take(&mut watch.timings)))
 }
 
 /// Wall time between laps, in the report's own words.

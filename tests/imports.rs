@@ -15,7 +15,7 @@ const FLOORS: [&[&str]; 14] = [
     &["launcher"],
     &["source", "delivery", "sandbox", "store", "audit", "identity", "relay"],
     &["host"],
-    &["lease"],
+    &["lease", "envelope"],
     &["policy"],
     &["profile"],
     &["config"],

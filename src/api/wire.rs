@@ -8,9 +8,12 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::exec::ExecState;
 use crate::model::id::{ExecId, LeaseId, RunId};
+use crate::model::lease::LeaseState;
 use crate::model::moment::Span;
 use crate::model::name::{AudienceName, CapabilityName, Channel, IdentityName, VariableName};
+use crate::model::run::RunState;
 use crate::policy::{LeaseFlag, Reason};
 
 /// The protocol that `POST /v1/execs` upgrades to.
@@ -71,6 +74,21 @@ pub struct ExecBody {
     pub network: Option<NetworkBody>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
+}
+
+impl ExecBody {
+    /// A command and its arguments, without a lease; the rest is as the profile has it.
+    pub fn of<W: Into<String>>(command: impl IntoIterator<Item = W>) -> Self {
+        Self {
+            lease_ids: Vec::new(),
+            command: command.into_iter().map(Into::into).collect(),
+            environment: BTreeMap::new(),
+            timeout: None,
+            terminal: None,
+            network: None,
+            reason: None,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -141,6 +159,102 @@ pub struct RevocationView {
     pub revoked: bool,
 }
 
+/// A run as a client reads it. Members of a later version are kept in `more`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunObject {
+    pub run_id: RunId,
+    pub socket: PathBuf,
+    pub agent: IdentityName,
+    pub principal: IdentityName,
+    pub profile: String,
+    pub workspace: PathBuf,
+    pub state: RunState,
+    /// RFC 3339, UTC, milliseconds.
+    pub started_at: String,
+    #[serde(flatten)]
+    pub more: Members,
+}
+
+/// A lease as a client reads it: a permission, never a value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseObject {
+    pub lease_id: LeaseId,
+    pub run_id: RunId,
+    pub state: LeaseState,
+    pub capability: CapabilityName,
+    pub audience: AudienceName,
+    pub channel: Channel,
+    /// RFC 3339, UTC, milliseconds.
+    pub issued_at: String,
+    /// RFC 3339, UTC, milliseconds.
+    pub expires_at: String,
+    /// Whole seconds; 0 once the lease has ended.
+    pub expires_in: u64,
+    pub uses: u32,
+    pub uses_left: u32,
+    pub delivery: DeliveryObject,
+    #[serde(flatten)]
+    pub more: Members,
+}
+
+/// Where an exec finds the value: a variable's name, a file's path, or (git) neither.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeliveryObject {
+    pub kind: Channel,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variable: Option<VariableName>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    #[serde(flatten)]
+    pub more: Members,
+}
+
+/// An exec as a client reads it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecObject {
+    pub exec_id: ExecId,
+    pub run_id: RunId,
+    pub lease_ids: Vec<LeaseId>,
+    pub command: Vec<String>,
+    pub state: ExecState,
+    pub exit_status: Option<i32>,
+    #[serde(flatten)]
+    pub more: Members,
+}
+
+/// Members that this version does not know: shown, and otherwise left alone.
+pub type Members = serde_json::Map<String, serde_json::Value>;
+
+/// `GET /v1/runs`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunsObject {
+    pub runs: Vec<RunObject>,
+}
+
+/// `GET /v1/leases`, `POST /v1/leases:batch`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeasesObject {
+    pub leases: Vec<LeaseObject>,
+}
+
+/// `POST /v1/revocations`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevokedObject {
+    pub revoked: Vec<LeaseObject>,
+}
+
+/// `GET /v1/execs`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecsObject {
+    pub execs: Vec<ExecObject>,
+}
+
+/// The payload of a `started` frame.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartedObject {
+    pub exec_id: ExecId,
+}
+
 /// Every answer that is no success.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {
@@ -171,4 +285,43 @@ pub struct ExecAnswer {
     /// Whether more was written than is shown.
     pub truncated: bool,
     pub report: serde_json::Value,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_keeps_what_a_later_broker_says_more() {
+        let text = format!(
+            r#"{{"lease_id":"{}","run_id":"ci-1","state":"granted","capability":"repo.push",
+            "audience":"github.com","channel":"git","issued_at":"2026-11-22T10:00:00.000Z",
+            "expires_at":"2026-11-22T10:05:00.000Z","expires_in":300,"uses":1,"uses_left":1,
+            "delivery":{{"kind":"git","proxy":"http://[::1]:1"}},"later":[1]}}"#,
+            LeaseId::fresh()
+        );
+        let lease: LeaseObject = serde_json::from_str(&text).unwrap();
+        assert_eq!(lease.delivery.kind, Channel::Git);
+        let given: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(serde_json::to_value(&lease).unwrap(), given);
+    }
+
+    #[test]
+    fn a_request_is_what_it_says_or_nothing() {
+        #[track_caller]
+        fn check<T: serde::de::DeserializeOwned>(text: &str, valid: bool) {
+            assert_eq!(serde_json::from_str::<T>(text).is_ok(), valid, "{text}");
+        }
+        check::<LeaseBody>(r#"{"capability":"a.b","audience":"c.d","ttl":300}"#, true);
+        check::<LeaseBody>(r#"{"capability":"a.b","audience":"c.d","ttl":"5m","uses":2}"#, true);
+        check::<LeaseBody>(r#"{"capability":"a.b","audience":"c.d","uses":0}"#, false);
+        check::<LeaseBody>(r#"{"capability":"a.b","audience":"c.d","run_id":"x"}"#, false);
+        check::<LeaseBody>(r#"{"capability":"a.b"}"#, false);
+        check::<ExecBody>(r#"{"command":["true"],"terminal":{"rows":24,"columns":80}}"#, true);
+        check::<ExecBody>(r#"{"command":["true"],"network":"none"}"#, true);
+        check::<ExecBody>(r#"{"command":["true"],"network":"host"}"#, false);
+        check::<ExecBody>(r#"{"command":["true"],"lease_ids":["x"]}"#, false);
+        check::<RevocationBody>(r#"{"all":true}"#, true);
+        check::<RevocationBody>(r#"{"everything":true}"#, false);
+    }
 }

@@ -1,10 +1,21 @@
-//! The trail, read: which events, the whole life of a lease, and whether anything was changed.
+//! The trail, read: which events, the whole life of a lease, and whether anything was changed; and as others
+//! take it: archives, OCSF.
 //!
 //! Receives events in the order of their rows, from wherever they are kept; returns what matches, or
-//! what was found. Touches nothing. Must never believe an event only because it lies there: that is
-//! what [`verify`] is for.
+//! what was found. Touches nothing but the signing key's file. Must never believe an event only because it
+//! lies there: that is what [`verify`] is for.
+//!
+//! - here: [`list`], [`show`]
+//! - [`verify`], [`Finding`]: whether it is whole, and what is not
+//! - [`archive`]: events as lines of a file
+//! - [`ocsf`]: events in the words of the Open Cybersecurity Schema Framework
+//! - [`key`]: the key that signs checkpoints and envelopes
 #![forbid(unsafe_code)]
 
+pub mod archive;
+mod finding;
+pub mod key;
+pub mod ocsf;
 mod verify;
 
 use std::collections::HashSet;
@@ -14,7 +25,8 @@ use serde_json::Value;
 use crate::model::event::{Event, EventType, RecordedEvent};
 use crate::model::id::{ExecId, LeaseId, RunId};
 
-pub use verify::{Finding, HeadOf, Report, verify};
+pub use finding::{Finding, HeadOf};
+pub use verify::{Item, Known, Report, verify};
 
 /// Why the trail cannot be shown; `E` is the keeper's own error.
 #[derive(Debug, thiserror::Error)]

@@ -1,8 +1,11 @@
 use std::convert::Infallible;
 
+use super::archive::Ending;
 use super::*;
+use crate::envelope::{Checkpoint, Cut, SigningKey};
 use crate::model::event::{Draft, Head, KeptHead};
 use crate::model::id::RequestId;
+use crate::model::secret::Secret;
 
 const BOOT: &str = "5a2c7f0e-0000-4000-8000-123456789abc";
 
@@ -38,7 +41,7 @@ fn head_of(trail: &[RecordedEvent], seq: u64) -> Head {
 
 #[track_caller]
 fn check(trail: &[RecordedEvent], expected: Option<Finding>, proven: u64) {
-    let report = verify(read(trail), None, BOOT, None).unwrap();
+    let report = verify(read(trail), Known::trail(&[])).unwrap();
     assert_eq!((report.finding, report.events), (expected, proven));
 }
 
@@ -103,8 +106,14 @@ fn the_end_is_held_against_the_heads_that_are_known() {
         given: Option<Head>,
         expected: Option<Finding>,
     ) {
-        let report = verify(read(trail), kept.as_ref(), BOOT, given.as_ref()).unwrap();
-        assert_eq!(report.finding, expected);
+        let mut known = Known::trail(&[]);
+        if let Some(kept) = &kept {
+            known = known.kept(kept, BOOT);
+        }
+        if let Some(given) = &given {
+            known = known.head(given);
+        }
+        assert_eq!(verify(read(trail), known).unwrap().finding, expected);
     }
     check(&whole, Some(kept(10, 8, BOOT)), Some(head_of(&whole, 10)), None);
     // A head of the past is still one that the trail has passed.
@@ -140,7 +149,7 @@ fn what_a_power_cut_took_is_no_finding() {
         durable: head_of(&whole, 8),
         boot_id: "the boot before".to_owned(),
     };
-    let report = verify(read(&whole[..8]), Some(&kept), BOOT, None).unwrap();
+    let report = verify(read(&whole[..8]), Known::trail(&[]).kept(&kept, BOOT)).unwrap();
     assert_eq!((report.finding, report.lost_with_power), (None, 2));
 
     // Events of this boot stand where the lost ones stood.
@@ -149,7 +158,7 @@ fn what_a_power_cut_took_is_no_finding() {
         let head = head_of(&grown, grown.len() as u64);
         grown.push(draft(EventType::BrokerStarted).seal(&head).record());
     }
-    let report = verify(read(&grown), Some(&kept), BOOT, None).unwrap();
+    let report = verify(read(&grown), Known::trail(&[]).kept(&kept, BOOT)).unwrap();
     assert_eq!((report.finding, report.lost_with_power), (None, 0));
 }
 
@@ -225,4 +234,172 @@ fn an_event_that_cannot_be_read_is_named() {
     let listed: Vec<_> = list(read(&trail), &Filter::default()).collect();
     assert!(matches!(listed[1], Err(AuditError::Unknown { seq: 2, .. })));
     assert!(listed[2].is_ok());
+}
+
+fn signing_key(seed: u8) -> SigningKey {
+    SigningKey::from_seed(Secret::copy_of(&[seed; 32]).unwrap()).unwrap()
+}
+
+fn checkpoint(trail: &[RecordedEvent], seq: u64, first: Option<u64>, key: &SigningKey) -> String {
+    let time = "2026-11-22T10:00:00Z".parse().unwrap();
+    let cut = first.map(|first| Cut { first });
+    let head = head_of(trail, seq);
+    Checkpoint { head, time, host: "host-1".to_owned(), cut }.sign(key).note().to_owned()
+}
+
+#[test]
+fn the_trail_is_held_against_its_checkpoints_and_the_first_contradiction_is_named() {
+    let (key, stranger) = (signing_key(1), signing_key(2));
+    let keys = [key.public().trail_key()];
+    let whole = trail_of(10);
+    let other: Vec<_> = sealed((0..12).map(|_| draft(EventType::RunEnded)).collect())
+        .iter()
+        .map(Event::record)
+        .collect();
+    let note = |seq| (seq, checkpoint(&whole, seq, None, &key));
+    let cut = |seq| (seq, checkpoint(&whole, seq, Some(1), &key));
+    let strange = |seq| (seq, checkpoint(&whole, seq, None, &stranger));
+
+    let check = |trail: &[RecordedEvent], rows: &[(u64, String)], expected: Option<Finding>| {
+        let report = verify(read(trail), Known::trail(&keys).rows(rows.to_vec())).unwrap();
+        assert_eq!(report.finding, expected);
+        (report.from, report.events, report.checkpoints)
+    };
+    let of = HeadOf::Checkpoint;
+    assert_eq!(check(&whole, &[note(3), note(7), note(10)], None), (1, 10, 3));
+    check(&other, &[note(3), note(7)], Some(Finding::Rewritten { seq: 3, of }));
+    check(&whole[..6], &[note(3), note(7)], Some(Finding::Truncated { last: 6, kept: 7, of }));
+    let forged = |finding: Option<Finding>, seq| match finding {
+        Some(Finding::Forged { seq: found, .. }) => assert_eq!(found, seq),
+        other => panic!("{other:?}"),
+    };
+    let found = |trail: &[RecordedEvent], rows: Vec<(u64, String)>| {
+        verify(read(trail), Known::trail(&keys).rows(rows)).unwrap().finding
+    };
+    forged(found(&whole, vec![note(3), strange(7)]), 7);
+    forged(found(&whole, vec![note(3), (7, note(6).1)]), 7);
+    forged(found(&whole, vec![(3, String::new())]), 3);
+    forged(found(&whole, vec![(3, note(3).1.replace("host-1", "host-2"))]), 3);
+    forged(found(&whole, vec![(99, "x".to_owned())]), 99);
+
+    // After a rotation the trail begins behind its checkpoint, and behind no other.
+    assert_eq!(check(&whole[4..], &[cut(4), note(7)], None), (5, 6, 2));
+    check(&whole[4..], &[note(4)], Some(Finding::Removed { first: 1, last: 4 }));
+    check(&whole[4..], &[], Some(Finding::Removed { first: 1, last: 4 }));
+    check(&whole[5..], &[cut(4)], Some(Finding::Removed { first: 5, last: 5 }));
+    check(&whole[3..], &[cut(4)], Some(Finding::Inserted { seq: 4, expected: 5 }));
+    check(&other[4..], &[cut(4)], Some(Finding::Replaced { seq: 4 }));
+    forged(found(&whole[4..], vec![(4, checkpoint(&whole, 4, Some(1), &stranger))]), 4);
+
+    // What is known of an event that was moved away is known, or said not to be.
+    let kept = |seq| KeptHead {
+        latest: head_of(&whole, seq),
+        durable: head_of(&whole, seq),
+        boot_id: BOOT.to_owned(),
+    };
+    let known = || Known::trail(&keys).rows([cut(4)]);
+    let finding = |known| verify(read(&whole[4..]), known).unwrap().finding;
+    assert_eq!(finding(known().kept(&kept(2), BOOT)), None);
+    assert_eq!(finding(known().head(&head_of(&whole, 4))), None);
+    assert_eq!(
+        finding(known().head(&head_of(&whole, 3))),
+        Some(Finding::OutOfReach { seq: 3, from: 5 })
+    );
+    let rewritten = Finding::Rewritten { seq: 4, of: HeadOf::Caller };
+    assert_eq!(finding(known().head(&head_of(&other, 4))), Some(rewritten));
+    let kept = Checkpoint::open(&note(9).1, &keys).unwrap();
+    assert_eq!(finding(known().checkpoint(&kept)), None);
+    let set_back = verify(read(&whole[4..8]), known().checkpoint(&kept)).unwrap().finding;
+    let of = HeadOf::KeptCheckpoint;
+    assert_eq!(set_back, Some(Finding::Truncated { last: 8, kept: 9, of }));
+}
+
+/// Lines of a file, as [`archive::write`] and [`archive::seal`] leave them.
+fn archived(whole: &[RecordedEvent], base: u64, last: u64, key: &SigningKey) -> Vec<String> {
+    let base = if base == 0 { Head::EMPTY } else { head_of(whole, base) };
+    let notes = [2, 6].map(|seq| (seq, checkpoint(whole, seq, None, key)));
+    let events = whole[base.seq as usize..].iter().cloned().map(Ok::<_, Infallible>);
+    let mut out = Vec::new();
+    let head = archive::write(&mut out, &base, last, events, notes).unwrap();
+    let time = "2026-11-22T10:00:00Z".parse().unwrap();
+    let cut = Some(Cut { first: base.seq + 1 });
+    let cut = Checkpoint { head, time, host: "host-1".to_owned(), cut }.sign(key);
+    archive::seal(&mut out, &cut).unwrap();
+    String::from_utf8(out).unwrap().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn an_archive_is_proven_alone_and_what_was_done_to_it_is_named() {
+    let key = signing_key(1);
+    let keys = [key.public().trail_key()];
+    let whole = trail_of(10);
+    let lines = archived(&whole, 0, 4, &key);
+    assert_eq!(lines.len(), 6, "four events, a checkpoint, and the one that ends it");
+
+    let report = |lines: &[String], ending| {
+        let text = lines.join("\n") + "\n";
+        let items = archive::read(text.as_bytes(), "file", ending);
+        verify(items, Known::part(&keys)).unwrap()
+    };
+    let check = |damage: &dyn Fn(&mut Vec<String>), expected: Option<&str>| {
+        let mut lines = lines.clone();
+        damage(&mut lines);
+        let report = report(&lines, Ending::Rotation);
+        assert_eq!(report.finding.as_ref().map(Finding::name), expected, "{:?}", report.finding);
+        report.finding.map_or(0, |finding| finding.seq())
+    };
+    let proven = report(&lines, Ending::Rotation);
+    assert_eq!((proven.from, proven.events, proven.checkpoints), (1, 4, 2));
+    check(&|_| {}, None);
+    assert_eq!(check(&|l| l[3] = l[3].replace("host-1", "host-2"), Some("changed")), 3);
+    assert_eq!(check(&|l| l[3] = l[3].replace("\"seq\":3", "\"seq\":9"), Some("changed")), 3);
+    assert_eq!(check(&|l| drop(l.remove(3)), Some("removed")), 3);
+    // Behind the first line nothing says that there was one before it but the checkpoint at the end.
+    assert_eq!(check(&|l| drop(l.remove(0)), Some("cut_off")), 4);
+    assert_eq!(check(&|l| l.swap(0, 1), Some("inserted")), 1);
+    assert_eq!(check(&|l| l.swap(3, 4), Some("reordered")), 3);
+    assert_eq!(check(&|l| l.insert(1, l[0].clone()), Some("inserted")), 1);
+    assert_eq!(check(&|l| drop(l.remove(5)), Some("cut_off")), 4);
+    assert_eq!(check(&|l| l.truncate(3), Some("cut_off")), 2);
+    assert_eq!(check(&|l| drop(l.remove(4)), Some("forged_checkpoint")), 3);
+    assert_eq!(check(&|l| l[3].push(' '), Some("not_an_event")), 3);
+    assert_eq!(check(&|l| l.insert(2, String::new()), Some("not_an_event")), 3);
+    assert_eq!(check(&|l| l.swap(2, 3), Some("forged_checkpoint")), 3);
+    let strange = archived(&whole, 0, 4, &signing_key(2));
+    assert_eq!(check(&|l| l[5] = strange[5].clone(), Some("forged_checkpoint")), 4);
+    assert_eq!(check(&|l| drop(l.remove(2)), None), 0, "a checkpoint less is no event less");
+
+    // Exported lines need no ending, and say themselves where they begin.
+    let exported: Vec<String> = whole[6..].iter().map(RecordedEvent::line).collect();
+    let report = report(&exported, Ending::Any);
+    assert_eq!((report.finding, report.from, report.events), (None, 7, 4));
+}
+
+#[test]
+fn archives_and_the_trail_join() {
+    let key = signing_key(1);
+    let keys = [key.public().trail_key()];
+    let whole = trail_of(10);
+    let (first, second) = (archived(&whole, 0, 4, &key), archived(&whole, 4, 7, &key));
+    let rows = vec![(7, checkpoint(&whole, 7, Some(5), &key))];
+    let check = |files: &[&Vec<String>], trail: &[RecordedEvent], expected: Option<&str>| {
+        let texts: Vec<String> = files.iter().map(|lines| lines.join("\n") + "\n").collect();
+        let items = texts
+            .iter()
+            .flat_map(|text| archive::read(text.as_bytes(), "file", Ending::Rotation))
+            .chain(trail.iter().cloned().map(|event| Ok(Item::Event(event))));
+        let report = verify(items, Known::part(&keys).rows(rows.clone())).unwrap();
+        assert_eq!(report.finding.as_ref().map(Finding::name), expected, "{:?}", report.finding);
+    };
+    check(&[&first, &second], &whole[7..], None);
+    check(&[&second], &whole[7..], None);
+    check(&[&first], &whole[7..], Some("removed"));
+    check(&[&second, &first], &whole[7..], Some("inserted"));
+    check(&[&first, &second], &whole[8..], Some("removed"));
+    check(&[&first, &second], &[], None);
+    let other = trail_of(10);
+    check(&[&archived(&other, 0, 4, &key), &second], &whole[7..], Some("replaced"));
+    // Another archive of the same numbers, of the same key: the trail's own beginning contradicts it.
+    let third = archived(&other, 4, 7, &key);
+    check(&[&archived(&other, 0, 4, &key), &third], &whole[7..], Some("rewritten"));
 }

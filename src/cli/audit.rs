@@ -1,21 +1,33 @@
-//! `sublet audit`: the trail, read. Nothing is written, and nothing in it is believed before `verify`.
+//! `sublet audit`: the trail, read, signed and moved away. Nothing in it is believed before `verify`, and no
+//! event is changed or lost.
+//!
+//! - here: [`list`], [`show`]; `line`: an event for people
+//! - `verify`, `tail`, `export`: reading only; `checkpoint`: signs; `rotate`: the one that removes
+//! - `fresh`: a file that is written whole or not at all
 #![forbid(unsafe_code)]
+
+mod checkpoint;
+mod export;
+mod fresh;
+mod line;
+mod rotate;
+mod tail;
+mod verify;
 
 use std::time::Duration;
 
 use clap::Subcommand;
-use serde_json::{Value, json};
 
 use super::fail::{Answer, Failure, NO, YES};
 use super::output::Output;
 use super::{Globals, load};
 use crate::audit::{self, AuditError, Filter};
 use crate::host::Host;
-use crate::launcher::serve::HEAD_FILE;
-use crate::model::event::{Event, EventType, Head, KeptHead};
+use crate::model::event::EventType;
 use crate::model::id::{ExecId, LeaseId, RunId};
-use crate::model::moment::{Span, timestamp_text};
+use crate::model::moment::Span;
 use crate::store::{Reader, StoreError};
+use line::tell;
 
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = HELP, arg_required_else_help = true)]
@@ -28,12 +40,15 @@ pub const HELP: &str = "\
 Examples:
   sublet audit list --since 1h
   sublet audit show lse_0199…
+  sublet audit tail --follow
   sublet audit verify
+  sublet audit checkpoint > /mnt/elsewhere/checkpoint
+  sublet audit rotate --keep 10000 --out /var/backups/sublet-trail-1.jsonl
 
 Exit status:
-  0    shown; the trail is whole
+  0    done; the trail is whole
   1    the trail was changed, or does not know the lease
-  2    sublet could not read it";
+  2    sublet could not do it";
 
 const LIST_HELP: &str = "\
 Examples:
@@ -54,16 +69,6 @@ Exit status:
   1    the trail does not know this lease
   2    the trail could not be read";
 
-const VERIFY_HELP: &str = "\
-Examples:
-  sublet audit verify
-  sublet audit verify --head 120:4f1d…
-
-Exit status:
-  0    every event is unchanged and in its place, up to the head that is known
-  1    an event was changed, removed or reordered: the first one is named
-  2    the trail could not be read";
-
 #[derive(Debug, Subcommand)]
 #[command(defer = true)]
 pub enum Action {
@@ -71,8 +76,18 @@ pub enum Action {
     List(ListArgs),
     /// Tell the whole life of a lease
     Show(ShowArgs),
+    /// Print the last events, and with --follow those to come
+    Tail(tail::TailArgs),
     /// Check that no event was changed, removed or reordered
-    Verify(VerifyArgs),
+    Verify(verify::VerifyArgs),
+    /// Sign the trail's head and print it, to be kept elsewhere
+    Checkpoint(checkpoint::CheckpointArgs),
+    /// Print the public half of the key that signs checkpoints and envelopes
+    Key(checkpoint::KeyArgs),
+    /// Move older events to a signed archive; the chain goes on
+    Rotate(rotate::RotateArgs),
+    /// Write events for other tools
+    Export(export::ExportArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -105,14 +120,6 @@ pub struct ShowArgs {
     pub lease: LeaseId,
 }
 
-#[derive(Debug, clap::Args)]
-#[command(after_long_help = VERIFY_HELP)]
-pub struct VerifyArgs {
-    /// A head that was kept elsewhere: what an earlier `verify` printed
-    #[arg(long, value_name = "SEQ:HASH")]
-    pub head: Option<Head>,
-}
-
 /// A point on the wall clock, or a distance back from now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Since {
@@ -130,18 +137,64 @@ fn since(text: &str) -> Result<Since, String> {
     Ok(Since::Ago(span.0))
 }
 
-pub fn execute(globals: &Globals, args: &AuditArgs) -> Answer {
-    let host = load::host(globals)?;
-    let reader = match Reader::open(&host.state_dir) {
-        Ok(reader) => Some(reader),
-        Err(StoreError::NotFound { .. }) => None,
-        Err(e) => return Err(Failure::from(&e)),
-    };
-    match &args.action {
-        Action::List(args) => list(globals, reader.as_ref(), args),
-        Action::Show(args) => show(globals, reader.as_ref(), &args.lease),
-        Action::Verify(args) => verify(globals, &host, reader.as_ref(), args.head.as_ref()),
+impl Since {
+    fn time(self) -> jiff::Timestamp {
+        match self {
+            Since::Time(time) => time,
+            // What lies before the calendar's beginning is since ever.
+            Since::Ago(ago) => {
+                jiff::Timestamp::now().checked_sub(ago).unwrap_or(jiff::Timestamp::MIN)
+            }
+        }
     }
+}
+
+pub fn execute(globals: &Globals, args: &AuditArgs) -> Answer {
+    match &args.action {
+        Action::List(args) => list(globals, reader(&load::host_of_state(globals)?)?.as_ref(), args),
+        Action::Show(args) => {
+            show(globals, reader(&load::host_of_state(globals)?)?.as_ref(), &args.lease)
+        }
+        Action::Tail(args) => tail::execute(globals, &load::host_of_state(globals)?, args),
+        Action::Verify(args) => verify::execute(globals, args),
+        Action::Checkpoint(args) => {
+            checkpoint::execute(globals, &load::host_of_state(globals)?, args)
+        }
+        Action::Key(args) => checkpoint::key(globals, &load::host_of_state(globals)?, args),
+        Action::Rotate(args) => rotate::execute(globals, &load::host_of_state(globals)?, args),
+        Action::Export(args) => export::execute(globals, &load::host_of_state(globals)?, args),
+    }
+}
+
+/// The trail, if there is one.
+fn reader(host: &Host) -> Result<Option<Reader>, Failure> {
+    match Reader::open(&host.state_dir) {
+        Ok(reader) => Ok(Some(reader)),
+        Err(StoreError::NotFound { .. }) => Ok(None),
+        Err(e) => Err(Failure::from(&e)),
+    }
+}
+
+/// The host's signing key, if it has signed anything yet.
+fn signing_key(host: &Host) -> Result<Option<crate::envelope::SigningKey>, Failure> {
+    let credentials = load::credentials_directory();
+    audit::key::load(&host.state_dir, credentials.as_deref()).map_err(|e| key_failure(&e))
+}
+
+/// The same, made on first use. The state directory exists.
+fn signing_key_or_new(host: &Host) -> Result<crate::envelope::SigningKey, Failure> {
+    let credentials = load::credentials_directory();
+    audit::key::load_or_create(&host.state_dir, credentials.as_deref()).map_err(|e| key_failure(&e))
+}
+
+fn key_failure(error: &audit::key::SigningKeyError) -> Failure {
+    Failure::new("audit", "signing_key_unusable", "the signing key of this host cannot be used")
+        .because(error)
+        .hint("to verify without it: --key and the verifier key that `sublet audit key` printed")
+}
+
+fn hostname() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 fn list(globals: &Globals, reader: Option<&Reader>, args: &ListArgs) -> Answer {
@@ -150,13 +203,7 @@ fn list(globals: &Globals, reader: Option<&Reader>, args: &ListArgs) -> Answer {
         lease: args.lease.clone(),
         exec: args.exec.clone(),
         types: args.types.clone(),
-        since: args.since.map(|since| match since {
-            Since::Time(time) => time,
-            // What lies before the calendar's beginning is since ever.
-            Since::Ago(ago) => {
-                jiff::Timestamp::now().checked_sub(ago).unwrap_or(jiff::Timestamp::MIN)
-            }
-        }),
+        since: args.since.map(Since::time),
     };
     let mut output = Output::new(globals.json);
     let Some(reader) = reader else { return Ok(YES) };
@@ -215,104 +262,6 @@ fn show(globals: &Globals, reader: Option<&Reader>, lease: &LeaseId) -> Answer {
     Ok(YES)
 }
 
-fn verify(globals: &Globals, host: &Host, reader: Option<&Reader>, given: Option<&Head>) -> Answer {
-    let kept = kept_head(host)?;
-    let boot_id = load::now()?.boot_id;
-    let report = match reader {
-        Some(reader) => reader
-            .read(|view| audit::verify(view.events(), kept.as_ref(), &boot_id, given))
-            .map_err(|e| Failure::from(&e))?,
-        // A head that is known and a trail that is gone are a removal.
-        None => audit::verify(std::iter::empty::<Result<_, StoreError>>(), None, &boot_id, given)
-            .map_err(|e| Failure::from(&e))?,
-    };
-    let mut output = Output::new(globals.json);
-    let finding = report.finding.as_ref().map(|f| (f.seq(), f.to_string()));
-    if globals.json {
-        output.object(&json!({
-            "whole": finding.is_none(),
-            "events": report.events,
-            "head": report.head.to_string(),
-            "finding": finding.as_ref().map(|(seq, what)| json!({ "seq": seq, "message": what })),
-            "lost_with_power": report.lost_with_power,
-        }))?;
-    } else {
-        match &finding {
-            None => output.line(format_args!("the trail is whole: {} events", report.events))?,
-            Some((_, what)) => {
-                output.line(format_args!("the trail is not whole: {what}"))?;
-                output.line(format_args!("events before that are proven: {}", report.events))?;
-            }
-        }
-        if report.lost_with_power > 0 {
-            let lost = report.lost_with_power;
-            output.line(format_args!("lost in a power cut before they were on disk: {lost}"))?;
-        }
-        output.line(format_args!("head: {}", report.head))?;
-    }
-    output.finish()?;
-    Ok(if finding.is_none() { YES } else { NO })
-}
-
-/// What the launcher keeps outside the database; nothing before the first exec.
-fn kept_head(host: &Host) -> Result<Option<KeptHead>, Failure> {
-    let path = host.state_dir.join(HEAD_FILE);
-    let unusable = || {
-        let message = format!("the record of the trail's head, {}, cannot be used", path.display());
-        Failure::new("audit", "head_unusable", message)
-            .hint("verify with --head and a head kept elsewhere, after moving the record away")
-    };
-    match std::fs::read(&path) {
-        Ok(record) => KeptHead::decode(&record).map(Some).map_err(|e| unusable().because(&e)),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(unusable().because(&e)),
-    }
-}
-
-/// With `--json` the line as it is hashed; else when, what, whose, and the rest as `key=value`.
-fn tell(output: &mut Output, event: &Event) -> Result<(), Failure> {
-    if output.json {
-        return output.bytes(format!("{}\n", event.line()).as_bytes());
-    }
-    let mut words = vec![
-        format!("{:>5}", event.seq),
-        timestamp_text(event.time),
-        format!("{:<17}", event.kind.as_str()),
-    ];
-    let mut say = |key: &str, value: Option<String>| {
-        words.extend(value.map(|value| format!("{key}={}", quoted(&value))));
-    };
-    let asked = match (&event.capability, &event.audience) {
-        (Some(capability), Some(audience)) => Some(format!("{capability}@{audience}")),
-        (capability, _) => capability.as_ref().map(ToString::to_string),
-    };
-    say("asked", asked);
-    say("outcome", event.outcome.clone());
-    say("reason", event.reason.clone());
-    say("channel", event.channel.map(|channel| channel.to_string()));
-    say("ttl", event.ttl_seconds.map(|ttl| format!("{ttl}s")));
-    say("uses", event.uses.map(|uses| uses.to_string()));
-    say("lease", event.lease_id.as_ref().map(ToString::to_string));
-    say("exec", event.exec_id.as_ref().map(ToString::to_string));
-    say("run", event.run_id.as_ref().map(ToString::to_string));
-    say("agent", event.agent.as_ref().map(ToString::to_string));
-    say("principal", event.principal.as_ref().map(ToString::to_string));
-    for (key, value) in &event.detail {
-        let value = match value {
-            Value::String(text) => text.clone(),
-            other => other.to_string(),
-        };
-        say(key, Some(value));
-    }
-    output.line(words.join(" ").replace('\n', "\\n"))
-}
-
-/// Words with spaces are told apart from the next key.
-fn quoted(text: &str) -> String {
-    let is_plain = !text.is_empty() && !text.contains(|c: char| c.is_whitespace() || c == '"');
-    if is_plain { text.to_owned() } else { format!("{text:?}") }
-}
-
 fn unreadable(error: &AuditError<StoreError>) -> Failure {
     Failure::new("audit", "trail_unreadable", "the trail cannot be shown")
         .because(error)
@@ -328,12 +277,5 @@ mod tests {
         assert_eq!(since("90m"), Ok(Since::Ago(Duration::from_secs(5400))));
         assert!(matches!(since("2026-11-22T10:00:00Z"), Ok(Since::Time(_))));
         assert!(since("yesterday").unwrap_err().contains("`yesterday` is no time"));
-    }
-
-    #[test]
-    fn words_with_spaces_are_quoted() {
-        assert_eq!(quoted("plain"), "plain");
-        assert_eq!(quoted("two words"), "\"two words\"");
-        assert_eq!(quoted(""), "\"\"");
     }
 }

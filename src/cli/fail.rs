@@ -21,7 +21,7 @@ pub const YES: u8 = 0;
 pub const NO: u8 = 1;
 /// sublet could not do it: bad usage, a missing file, a store that does not open.
 pub const TROUBLE: u8 = 2;
-/// `run` and `demo`: sublet failed or denied, and the command did not run (as docker-run(1)).
+/// `run`, `exec` and `demo`: sublet failed or denied, and the command did not run (as docker-run(1)).
 pub const NOT_RUN: u8 = 125;
 /// What a shell reports of a program that SIGPIPE ended: 128 + 13.
 const READER_GONE: u8 = 141;
@@ -29,8 +29,8 @@ const READER_GONE: u8 = 141;
 /// Why sublet could not do what was asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
-    /// The part of the story that failed: `usage`, `config`, `decide`, …
-    pub stage: &'static str,
+    /// The part of the story that failed: `usage`, `config`, `decide`, …; a broker's is its own word.
+    pub stage: Box<str>,
     /// A name that programs match on; for a denial the deny reason.
     pub reason: String,
     /// What failed, on what: one line.
@@ -43,9 +43,9 @@ pub struct Failure {
 }
 
 impl Failure {
-    pub fn new(stage: &'static str, reason: &str, message: impl Into<String>) -> Self {
+    pub fn new(stage: impl Into<Box<str>>, reason: &str, message: impl Into<String>) -> Self {
         Self {
-            stage,
+            stage: stage.into(),
             reason: reason.to_owned(),
             message: message.into(),
             causes: Vec::new(),

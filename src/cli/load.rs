@@ -7,19 +7,30 @@ use std::path::PathBuf;
 use super::Globals;
 use super::fail::Failure;
 use crate::config::{HostConfig, SecretSource};
-use crate::host::{Host, HostError, Places, ProfileRef};
+use crate::host::{Host, HostError, OwnerError, Places, ProfileRef};
 use crate::model::moment::Moment;
 use crate::model::name::SecretName;
 use crate::profile::{LoadError, Profile, ProfileError};
 use crate::store::StoreError;
 
 pub fn places(globals: &Globals) -> Places {
-    Places { config: globals.config.clone(), state_dir: globals.state_dir.clone() }
+    Places {
+        config: globals.config.clone(),
+        state_dir: globals.state_dir.clone(),
+        runtime_dir: None,
+    }
 }
 
 /// The configuration, and the places that it leads to.
 pub fn host(globals: &Globals) -> Result<Host, Failure> {
     Host::load(&places(globals)).map_err(|e| Failure::from(&e))
+}
+
+/// As [`host`], for commands that open the state: root becomes the user whom the state belongs to.
+pub fn host_of_state(globals: &Globals) -> Result<Host, Failure> {
+    let host = host(globals)?;
+    host.become_state_owner().map_err(|e| Failure::from(&e))?;
+    Ok(host)
 }
 
 pub fn profile(host: &Host, named: &str) -> Result<Profile, Failure> {
@@ -70,7 +81,24 @@ impl From<&HostError> for Failure {
             }
             HostError::Load(e) => Failure::from(e),
             HostError::Profile(e) => Failure::from(e),
+            HostError::Owner(e) => Failure::from(e),
         }
+    }
+}
+
+impl From<&OwnerError> for Failure {
+    fn from(error: &OwnerError) -> Self {
+        let reason = match error {
+            OwnerError::Foreign { .. } => "state_unsafe",
+            OwnerError::Unreadable { .. }
+            | OwnerError::Become { .. }
+            | OwnerError::Regained { .. } => "state_not_entered",
+        };
+        let text = error.to_string();
+        let (message, hint) = text
+            .split_once("; ")
+            .unwrap_or((&text, "run as root with CAP_SETUID and CAP_SETGID, or as that user"));
+        Failure::new("state", reason, message).because_of_source(error).hint(hint)
     }
 }
 
@@ -106,6 +134,7 @@ impl From<&ProfileError> for Failure {
 impl From<&StoreError> for Failure {
     fn from(error: &StoreError) -> Self {
         let reason = match error {
+            StoreError::Shared(cause) => return cause.as_ref().into(),
             StoreError::NotFound { .. } => "state_not_found",
             StoreError::Unsafe { .. } => "state_unsafe",
             StoreError::Corrupt { .. } => "state_corrupt",

@@ -4,8 +4,10 @@
 //! - [`output`], [`prompt`]: standard output; a value typed at a terminal
 //! - [`load`], [`principal`]: the configuration and what it leads to; who asks
 //! - [`run`], [`demo`]: one command in a sandbox
+//! - [`runs`], [`lease`], [`exec`]: clients of the broker; [`socket`]: which one
 //! - [`secret`], [`profile`], [`policy`], [`audit`]: what the host holds, permits and has recorded
 //! - [`doctor`], [`init`]: what this machine can enforce; a first configuration
+//! - [`verify_envelope`]: `lease verify`
 //! - [`git_credential`]: what git calls inside an exec
 //! - [`completions`], [`man`]: made from the definitions here
 #![forbid(unsafe_code)]
@@ -14,10 +16,12 @@ pub mod audit;
 pub mod completions;
 pub mod demo;
 pub mod doctor;
+pub mod exec;
 pub mod explained;
 pub mod fail;
 pub mod git_credential;
 pub mod init;
+pub mod lease;
 pub mod load;
 pub mod man;
 pub mod output;
@@ -26,7 +30,11 @@ pub mod principal;
 pub mod profile;
 pub mod prompt;
 pub mod run;
+pub mod runs;
 pub mod secret;
+pub mod serve;
+pub mod socket;
+pub mod verify_envelope;
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -78,6 +86,14 @@ pub struct Globals {
 pub enum Command {
     /// Run one command in a sandbox, with the leases that it asks for
     Run(run::RunArgs),
+    /// Run one command under leases of a run of the broker
+    Exec(exec::ExecArgs),
+    /// Start, list and end the runs of the broker
+    Runs(runs::RunsArgs),
+    /// Serve many runs: the broker, its launcher, and their sockets
+    Serve(serve::ServeArgs),
+    /// Ask the broker for leases; list, show, renew and revoke them
+    Lease(lease::LeaseArgs),
     /// Show a leased exec end to end, with a demonstration secret in a temporary state directory
     Demo(demo::DemoArgs),
     /// Write a commented starter configuration
@@ -112,15 +128,17 @@ Exit status:
   0    done; the answer is yes
   1    the answer is no: a denied verdict, a broken trail, a failed check
   2    sublet could not do it: bad usage, a missing file, a store that does not open
-  run and demo answer with the command's own status, and 125 where sublet failed: sublet run --help
+  run, exec and demo answer with the command's own status, and 125 where sublet failed: sublet run --help
 
 Files:
   /etc/sublet/sublet.toml                  the host's configuration
   $XDG_CONFIG_HOME/sublet/sublet.toml      the same for a user
   /var/lib/sublet, $XDG_STATE_HOME/sublet  state: leases, secrets (encrypted), the trail
+  /run/sublet, $XDG_RUNTIME_DIR/sublet     the broker's sockets; elsewhere with another state directory
 
 Environment:
   SUBLET_CONFIG    the configuration, where --config does not name one
+  SUBLET_SOCKET    in a sandbox: the agent's socket, where it is not /run/sublet/agent.sock
   NO_COLOR         set to anything: no colours";
 
 /// The definitions, for completions and manual pages.
@@ -145,10 +163,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
 /// # Errors
 /// Bad usage, and `--help` and `--version`, which clap answers as errors.
 pub fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
-    // The hot path builds the one command that it needs. Whatever it cannot parse is parsed anew below, so
-    // that help, errors and their suggestions know every command.
-    if args.get(1).is_some_and(|word| word == "run")
-        && let Ok(matches) = run_alone().try_get_matches_from(args)
+    // The hot paths build the one command that they need. Whatever it cannot parse is parsed anew below,
+    // so that help, errors and their suggestions know every command.
+    if let Some(alone) = args.get(1).and_then(|word| alone(word.to_str()?))
+        && let Ok(matches) = alone.try_get_matches_from(args)
         && let Ok(cli) = Cli::from_arg_matches(&matches)
     {
         return Ok(cli);
@@ -158,17 +176,25 @@ pub fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
     Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut definitions))
 }
 
-fn run_alone() -> clap::Command {
+fn alone(word: &str) -> Option<clap::Command> {
+    let command = match word {
+        "run" => clap::Command::new("run").defer(run::RunArgs::augment_args),
+        "exec" => clap::Command::new("exec").defer(exec::ExecArgs::augment_args),
+        _ => return None,
+    };
     let top = clap::Command::new("sublet").disable_help_subcommand(true);
-    let run = clap::Command::new("run").defer(run::RunArgs::augment_args);
-    Globals::augment_args(top).subcommand(run)
+    Some(Globals::augment_args(top).subcommand(command))
 }
 
 fn dispatch(cli: Cli) -> Answer {
     let globals = &cli.globals;
     match cli.command {
         Command::Run(args) => run::execute(globals, args).map_err(Failure::beside_a_command),
+        Command::Exec(args) => exec::execute(globals, args).map_err(Failure::beside_a_command),
         Command::Demo(args) => demo::execute(globals, args).map_err(Failure::beside_a_command),
+        Command::Runs(args) => runs::execute(globals, &args),
+        Command::Serve(args) => serve::execute(globals, args),
+        Command::Lease(args) => lease::execute(globals, &args),
         Command::Init(args) => init::execute(globals, &args),
         Command::Secret(args) => secret::execute(globals, &args),
         Command::Profile(args) => profile::execute(globals, &args),
@@ -190,13 +216,18 @@ fn usage(error: &clap::Error, args: &[OsString]) -> u8 {
             Err(e) => Failure::stdout(&e).report(false),
         };
     }
-    let status = if names_a_command_to_run(args) { NOT_RUN } else { TROUBLE };
+    let beside = names_a_command_to_run(args);
+    let status = if beside.is_some() { NOT_RUN } else { TROUBLE };
     let ours: Vec<&OsString> = args.iter().take_while(|a| *a != "--").collect();
     let has_no_dashes = ours.len() == args.len();
-    let hint = if status == NOT_RUN && has_no_dashes {
-        "put the command after `--`: sublet run [OPTIONS] -- COMMAND [ARG…]"
-    } else {
-        "see `--help` of the command"
+    let hint = match beside {
+        Some("exec") if has_no_dashes => {
+            "put the command after `--`: sublet exec [OPTIONS] -- COMMAND [ARG…]"
+        }
+        Some(_) if has_no_dashes => {
+            "put the command after `--`: sublet run [OPTIONS] -- COMMAND [ARG…]"
+        }
+        _ => "see `--help` of the command",
     };
     if ours.iter().any(|a| *a == "--json") {
         let whole = error.render().to_string();
@@ -214,17 +245,19 @@ fn usage(error: &clap::Error, args: &[OsString]) -> u8 {
     status
 }
 
-fn names_a_command_to_run(args: &[OsString]) -> bool {
+fn names_a_command_to_run(args: &[OsString]) -> Option<&'static str> {
     let mut words = args.iter().skip(1).map(|word| word.to_string_lossy());
     while let Some(word) = words.next() {
         match &*word {
             "--config" | "--state-dir" => drop(words.next()),
-            "run" | "demo" => return true,
+            "run" => return Some("run"),
+            "exec" => return Some("exec"),
+            "demo" => return Some("demo"),
             _ if word.starts_with('-') => {}
-            _ => return false,
+            _ => return None,
         }
     }
-    false
+    None
 }
 
 #[cfg(test)]
@@ -240,7 +273,8 @@ mod tests {
                 let matches = definitions.try_get_matches_from(&args).ok()?;
                 Some(format!("{:?}", Cli::from_arg_matches(&matches).ok()?))
             };
-            let (short, long) = (told(run_alone()), told(Cli::command()));
+            let (short, long) =
+                (told(alone(args[1].to_str().unwrap()).unwrap()), told(Cli::command()));
             assert_eq!(short, long, "{line}");
             assert_eq!(short.is_some(), is_valid, "{line}");
         }
@@ -253,19 +287,23 @@ mod tests {
         check("sublet run", false);
         check("sublet run --help", false);
         check("sublet run --nope -- x", false);
+        check("sublet exec -- true", true);
+        check("sublet exec --json --run r --socket s --env A=1 --timeout 5s -t -- x -y", true);
+        check("sublet exec --network host -- x", false);
+        check("sublet exec", false);
     }
 
     #[test]
     fn the_command_to_run_is_found_behind_global_flags() {
         #[track_caller]
-        fn check(line: &str, expected: bool) {
+        fn check(line: &str, expected: Option<&str>) {
             let args: Vec<OsString> = line.split(' ').map(OsString::from).collect();
             assert_eq!(names_a_command_to_run(&args), expected, "{line}");
         }
-        check("sublet run", true);
-        check("sublet -v --json --config run run", true);
-        check("sublet --state-dir=run demo", true);
-        check("sublet --config run doctor", false);
-        check("sublet doctor run", false);
+        check("sublet run", Some("run"));
+        check("sublet -v --json --config run exec", Some("exec"));
+        check("sublet --state-dir=run demo", Some("demo"));
+        check("sublet --config run doctor", None);
+        check("sublet doctor run", None);
     }
 }

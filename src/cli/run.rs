@@ -177,14 +177,14 @@ impl RunArgs {
     }
 }
 
-fn not_given(error: &EnvironmentError) -> Failure {
+pub(super) fn not_given(error: &EnvironmentError) -> Failure {
     Failure::new("environment", "environment_invalid", "cannot make the command's environment")
         .because(error)
         .hint("a variable of the invoker's own is passed with --pass-env NAME")
 }
 
 /// A value may be any bytes: it comes from an argument, which cannot hold a NUL.
-fn assignment(text: &OsStr) -> Option<(VariableName, OsString)> {
+pub(super) fn assignment(text: &OsStr) -> Option<(VariableName, OsString)> {
     let bytes = text.as_bytes();
     let at = bytes.iter().position(|&b| b == b'=')?;
     let name = std::str::from_utf8(&bytes[..at]).ok()?.parse().ok()?;
@@ -249,7 +249,7 @@ pub fn execute(globals: &Globals, args: RunArgs) -> Answer {
     Ok(outcome.exit_status)
 }
 
-fn create_report(path: &Path) -> Result<std::fs::File, Failure> {
+pub(super) fn create_report(path: &Path) -> Result<std::fs::File, Failure> {
     std::fs::OpenOptions::new()
         .write(true)
         .create(true)
@@ -259,7 +259,7 @@ fn create_report(path: &Path) -> Result<std::fs::File, Failure> {
         .map_err(|e| no_report(path, &e))
 }
 
-fn no_report(path: &Path, error: &std::io::Error) -> Failure {
+pub(super) fn no_report(path: &Path, error: &std::io::Error) -> Failure {
     Failure::new("output", "report_failed", format!("cannot write {}", path.display()))
         .because(error)
         .hint("name a file in a directory that exists and is yours")
@@ -290,7 +290,7 @@ fn asked(globals: &Globals, args: RunArgs) -> Result<Asked, Failure> {
 }
 
 /// Absolute, with every link resolved: where the command will start.
-fn workspace(named: Option<&Path>) -> Result<PathBuf, Failure> {
+pub(super) fn workspace(named: Option<&Path>) -> Result<PathBuf, Failure> {
     let path = named.unwrap_or(Path::new("."));
     let failed = |e: std::io::Error| {
         let message = format!("{} cannot be the workspace", path.display());

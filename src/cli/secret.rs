@@ -132,7 +132,7 @@ pub fn vault_failure(error: &VaultError) -> Failure {
 }
 
 pub fn execute(globals: &Globals, args: &SecretArgs) -> Answer {
-    let host = load::host(globals)?;
+    let host = load::host_of_state(globals)?;
     match &args.action {
         Action::Set(value) => put(globals, &host, value, EventType::SecretSet),
         Action::Rotate(value) => put(globals, &host, value, EventType::SecretRotated),

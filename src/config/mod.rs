@@ -71,12 +71,25 @@ pub struct State {
 pub struct Host {
     /// Absolute; where `serve` may take workspaces from.
     pub workspaces: Vec<PathBuf>,
-    /// The broker's user. Nothing: a uid of the pool.
+    /// The broker's user, by name or number; never root. Nothing: the pool's last uid.
     pub user: Option<String>,
     pub uid_pool: UidPool,
+    /// Absolute; where the sockets are. Nothing: `/run/sublet`, for a user `$XDG_RUNTIME_DIR/sublet`.
+    pub runtime_dir: Option<PathBuf>,
+    /// Walls of the broker that this host may lack.
+    pub waive: Vec<BrokerWall>,
 }
 
-/// Host uids for execs, written `first:count`. Never holds 0, 65534 (nobody) or 4294967295.
+/// A wall around the broker that an old kernel lacks, and that the host's owner may do without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BrokerWall {
+    /// Files, TCP, signals and abstract sockets: Landlock, Linux 5.13.
+    Landlock,
+}
+
+/// Host uids of sublet's own, written `first:count`: the last is the broker's, all others are for execs.
+/// Never holds 0, 65534 (nobody) or 4294967295.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct UidPool {
@@ -85,9 +98,14 @@ pub struct UidPool {
 }
 
 impl UidPool {
-    /// The uid of a slot; nothing past the end.
-    pub fn uid(self, slot: u32) -> Option<u32> {
-        (slot < self.count.get()).then(|| self.first + slot)
+    /// The broker's, where the configuration names no user. No exec ever has it.
+    pub fn broker_uid(self) -> u32 {
+        self.first + self.exec_uids()
+    }
+
+    /// How many uids there are for execs, from the first on.
+    pub fn exec_uids(self) -> u32 {
+        self.count.get() - 1
     }
 
     pub fn contains(self, uid: u32) -> bool {
@@ -121,6 +139,9 @@ impl FromStr for UidPool {
             .split_once(':')
             .and_then(|(first, count)| Some((number(first)?, NonZeroU32::new(number(count)?)?)))
             .ok_or_else(|| invalid("expected `first:count`, as `1879048192:65536`"))?;
+        if count.get() < 2 {
+            return Err(invalid("it must hold two at least: the last one is the broker's"));
+        }
         if first < 1000 {
             return Err(invalid("uids below 1000 belong to the system"));
         }

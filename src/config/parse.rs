@@ -10,8 +10,8 @@ use toml::Spanned;
 
 use crate::config::place::{self, Located};
 use crate::config::{
-    AllowPattern, Ceilings, Host, HostConfig, Leases, SOURCE_TIMEOUT, SecretEntry, SecretSource,
-    State, UidPool,
+    AllowPattern, BrokerWall, Ceilings, Host, HostConfig, Leases, SOURCE_TIMEOUT, SecretEntry,
+    SecretSource, State, UidPool,
 };
 use crate::model::moment::Span;
 use crate::model::name::{IdentityName, Permission, SecretName};
@@ -47,6 +47,9 @@ struct RawHost {
     workspaces: Vec<Spanned<PathBuf>>,
     user: Option<Spanned<String>>,
     uid_pool: Option<UidPool>,
+    runtime_dir: Option<Spanned<PathBuf>>,
+    #[serde(default)]
+    waive: Vec<BrokerWall>,
 }
 
 #[derive(Default, Deserialize)]
@@ -112,6 +115,12 @@ pub(super) fn parse(text: &str, origin: &str) -> Result<HostConfig, Box<Located>
                 .collect::<Result<_, _>>()?,
             user: raw.host.user.map(|user| at.user(user)).transpose()?,
             uid_pool: raw.host.uid_pool.unwrap_or_default(),
+            runtime_dir: raw
+                .host
+                .runtime_dir
+                .map(|dir| at.absolute(dir, "host.runtime_dir"))
+                .transpose()?,
+            waive: raw.host.waive,
         },
         ceilings: {
             let default = Ceilings::default();
@@ -171,11 +180,11 @@ impl At<'_> {
     fn user(&self, user: Spanned<String>) -> Checked<String> {
         let name = user.get_ref();
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
-        if name == "root" {
+        if name == "root" || name.bytes().all(|b| b == b'0') && !name.is_empty() {
             return Err(self.error(&user, "`host.user` is the broker's, which must not be root"));
         }
         if name.is_empty() || name.len() > 32 || name.starts_with('-') || !name.bytes().all(plain) {
-            return Err(self.error(&user, "`host.user` needs the name of a user"));
+            return Err(self.error(&user, "`host.user` needs the name or the number of a user"));
         }
         Ok(user.into_inner())
     }

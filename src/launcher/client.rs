@@ -13,18 +13,23 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::serve;
 use super::wire::{self, Notice, Order, WireError};
-use crate::host::Places;
+use crate::host::{Places, Trust};
 use crate::sys::process::{self, Forked};
 use crate::sys::socket;
 
 /// How long the launcher has to end its execs: longer than it waits for them itself.
 const LAST_WAIT: Timespec = Timespec { tv_sec: 6, tv_nsec: 0 };
 
-/// The launcher as the broker has it. Dropping it ends the launcher, and every exec with it; where one
-/// still lives, not before it is gone.
+/// The launcher as the broker has it. Dropping it ends the launcher, and every exec with it; where one of
+/// the root session still lives, not before it is gone.
 pub struct Launcher {
-    socket: OwnedFd,
+    root: Session,
     pid: i32,
+}
+
+/// One session with the launcher: orders go, notices come. Dropped, its execs die.
+pub struct Session {
+    socket: OwnedFd,
     /// Execs that were ordered and have not ended.
     live: Cell<u32>,
     passed_over: RefCell<VecDeque<(Notice, Vec<OwnedFd>)>>,
@@ -36,26 +41,52 @@ pub struct ForkError(#[from] io::Error);
 
 impl Launcher {
     /// Forks the launcher: before any secret is loaded, and before any thread exists.
-    pub fn fork(places: &Places) -> Result<Self, ForkError> {
+    pub fn fork(places: &Places, trust: Trust) -> Result<Self, ForkError> {
         let (ours, theirs) = socket::packet_pair().map_err(io::Error::from)?;
         match process::fork()? {
             Forked::Child => {
                 drop(ours);
-                process::exit_now(serve::run(theirs, places))
+                process::exit_now(serve::run(theirs, places, trust))
             }
             Forked::Parent { pid } => {
                 // Only speed hangs on it, and a cpuset may forbid it.
                 match process::start_elsewhere(pid) {
                     Ok(()) | Err(_) => {}
                 }
-                Ok(Self {
-                    socket: ours,
-                    pid,
-                    live: Cell::default(),
-                    passed_over: RefCell::default(),
-                })
+                Ok(Self { root: Session::new(ours), pid })
             }
         }
+    }
+
+    /// The session that lasts as long as the launcher.
+    pub fn root(&self) -> &Session {
+        &self.root
+    }
+
+    /// What opens further sessions, from any thread.
+    pub fn door(&self) -> io::Result<Door> {
+        Ok(Door(self.root.socket.try_clone()?))
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+}
+
+/// Opens sessions.
+pub struct Door(OwnedFd);
+
+impl Door {
+    pub fn open(&self) -> Result<Session, WireError> {
+        let (ours, theirs) = socket::packet_pair().map_err(|e| WireError::Send(e.into()))?;
+        wire::send(self.0.as_fd(), &Order::Session, &[theirs.as_fd()])?;
+        Ok(Session::new(ours))
+    }
+}
+
+impl Session {
+    fn new(socket: OwnedFd) -> Self {
+        Self { socket, live: Cell::default(), passed_over: RefCell::default() }
     }
 
     pub fn order(&self, order: &Order) -> Result<(), WireError> {
@@ -120,18 +151,14 @@ impl Launcher {
     pub fn socket(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
-
-    pub fn pid(&self) -> i32 {
-        self.pid
-    }
 }
 
 impl Drop for Launcher {
     fn drop(&mut self) {
-        if self.live.get() == 0 {
+        if self.root.live.get() == 0 {
             return;
         }
-        let waited = rustix::net::shutdown(&self.socket, Shutdown::Both).and_then(|()| {
+        let waited = rustix::net::shutdown(&self.root.socket, Shutdown::Both).and_then(|()| {
             let pid = Pid::from_raw(self.pid).ok_or(Errno::SRCH)?;
             let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
             poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&LAST_WAIT))

@@ -1,5 +1,7 @@
 //! The plan of one exec, compiled by the launcher itself: from the profile that it reads, the workspace
 //! that it opens, and what the broker asks for. Decides nothing about credentials.
+//!
+//! In two parts: the sandbox, which is the same for every exec of a run, and the command in it.
 #![forbid(unsafe_code)]
 
 use std::ffi::CString;
@@ -15,33 +17,68 @@ use rustix::io::Errno;
 use super::guard::Guard;
 use super::wire::{DeliverySpec, Prepare, Refusal, RefusalKind};
 use crate::delivery::git;
-use crate::host::Host;
+use crate::host::{Host, ProfileRef};
+use crate::model::id::RunId;
 use crate::model::name::Channel;
 use crate::profile::{NetworkMode, Profile, WorkspaceAccess};
 use crate::sandbox::cgroup::CgroupLimits;
-use crate::sandbox::identity::{Identity, Mode, ORDINARY_UID};
+use crate::sandbox::identity::{Mode, ORDINARY_UID};
 use crate::sandbox::layout::{self, Access, Entry, HostPath, Layout, View};
-use crate::sandbox::plan::Handed;
+use crate::sandbox::plan::lists;
 use crate::sandbox::seccomp::{self, Filter};
 
 /// The first descriptor number that a memfd delivery gets.
 const FIRST_DELIVERY: i32 = 3;
 
-/// What the child is given, before anything of it is made.
+/// What an order says of the sandbox: two with the same get the same one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spec {
+    pub run_id: RunId,
+    pub profile: ProfileRef,
+    pub workspace: PathBuf,
+    pub without_network: bool,
+    pub home: Option<PathBuf>,
+    /// This sublet is shown inside, for a command that asks it for credentials.
+    pub binary: bool,
+    /// The broker's socket for this run is shown inside, if there is one.
+    pub agent: bool,
+}
+
+impl Spec {
+    pub fn of(prepare: &Prepare) -> Self {
+        Self {
+            run_id: prepare.run_id.clone(),
+            profile: prepare.profile.clone(),
+            workspace: prepare.workspace.clone(),
+            without_network: prepare.without_network,
+            home: prepare.home.clone(),
+            binary: prepare.deliveries.iter().any(|d| d.channel == Channel::Git),
+            agent: prepare.agent,
+        }
+    }
+}
+
+/// A sandbox, before anything of it is made.
 pub struct Compiled {
     pub profile: Profile,
     pub workspace: Option<Workspace>,
-    pub identity: Identity,
+    /// The uid and gid that the exec sees for itself.
+    pub inside: (u32, u32),
     pub layout: Layout,
-    pub handed: Vec<Handed>,
-    /// Parallel to the deliveries: which arrive with the go.
-    pub environment: Vec<CString>,
-    pub programs: Vec<CString>,
-    pub argv: Vec<CString>,
+    pub home: PathBuf,
     pub working_directory: PathBuf,
     pub cgroup_limits: CgroupLimits,
     pub filter: Filter,
     pub init_filter: Filter,
+}
+
+/// The command, before it is given to a sandbox.
+pub struct Command {
+    /// Of each delivery that is a descriptor: the number that it gets, or [`lists::ENVIRONMENT`].
+    pub handed: Vec<i32>,
+    pub environment: Vec<CString>,
+    pub programs: Vec<CString>,
+    pub argv: Vec<CString>,
 }
 
 /// The workspace, opened once: nothing can be swapped for it afterwards.
@@ -51,55 +88,90 @@ pub struct Workspace {
     pub uid: u32,
     pub gid: u32,
     pub access: Access,
+    /// Device and inode.
+    identity: (u64, u64),
+}
+
+impl Compiled {
+    /// Whether a sandbox that was made of one is what would be made of the other. All that was read for
+    /// it is compared, not the names of it.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        let Self {
+            profile,
+            workspace,
+            inside,
+            layout,
+            home,
+            working_directory,
+            // These three follow from the profile.
+            cgroup_limits: _,
+            filter: _,
+            init_filter: _,
+        } = self;
+        *profile == other.profile
+            && workspace.as_ref().map(Workspace::facts)
+                == other.workspace.as_ref().map(Workspace::facts)
+            && *inside == other.inside
+            && *layout == other.layout
+            && *home == other.home
+            && *working_directory == other.working_directory
+    }
+}
+
+impl Workspace {
+    fn facts(&self) -> (&Path, u32, u32, Access, (u64, u64)) {
+        (&self.path, self.uid, self.gid, self.access, self.identity)
+    }
 }
 
 fn invalid(message: String, hint: &str) -> Refusal {
     Refusal { kind: RefusalKind::Invalid, message, hint: hint.to_owned() }
 }
 
-/// The uid that the exec gets outside is known only when it is taken from the pool: `outside`.
-pub fn compile(
-    prepare: &Prepare,
-    host: &Host,
-    mode: Mode,
-    outside: impl FnOnce() -> Result<(u32, u32), Refusal>,
-) -> Result<Compiled, Refusal> {
+/// Reads the profile, opens the workspace, and lays out what there will be.
+pub fn sandbox(spec: &Spec, host: &Host, mode: Mode) -> Result<Compiled, Refusal> {
     let mut profile = host
-        .profile(&prepare.profile)
+        .profile(&spec.profile)
         .map_err(|e| invalid(chain(&e), "`sublet profile list` names the profiles"))?;
-    if prepare.without_network {
+    if spec.without_network {
         profile
             .narrow_network(NetworkMode::None)
             .map_err(|e| invalid(e.to_string(), "name a mode that is no wider"))?;
     }
-    let home = prepare.home.clone().unwrap_or_else(|| PathBuf::from("/nonexistent"));
+    let home = host.home_for(spec.home.as_deref()).to_owned();
     let guard = Guard::of(host);
+    if profile.filesystem.workspace != WorkspaceAccess::None
+        && let Some(why) = host.objection_to_workspace(&spec.workspace)
+    {
+        return Err(invalid(
+            format!("{} cannot be a workspace: {why}", spec.workspace.display()),
+            "name one that the host permits, or add its directory to `workspaces` of [host]",
+        ));
+    }
     let workspace = match profile.filesystem.workspace {
         WorkspaceAccess::None => None,
         WorkspaceAccess::Rw => {
-            Some(open_workspace(&prepare.workspace, Access::ReadWrite, &guard, &home)?)
+            Some(open_workspace(&spec.workspace, Access::ReadWrite, &guard, &home)?)
         }
         WorkspaceAccess::Ro => {
-            Some(open_workspace(&prepare.workspace, Access::ReadOnly, &guard, &home)?)
+            Some(open_workspace(&spec.workspace, Access::ReadOnly, &guard, &home)?)
         }
     };
-    let identity = identify(mode, workspace.as_ref(), outside)?;
-    let home_inside = profile.filesystem.home.resolve(&home);
-    let layout = layout::layout(&view(prepare, &profile, workspace.as_ref(), &identity, &home)?);
+    let inside = inside(mode, workspace.as_ref());
+    let mut view = view(spec, &profile, workspace.as_ref(), inside, &home)?;
+    if spec.agent {
+        view.agent_socket = Some(host.agent_socket(&spec.run_id)).filter(|socket| socket.exists());
+        view.binary |= view.agent_socket.is_some();
+    }
+    let layout = layout::layout(&view);
     refuse_guarded(&layout, &guard)?;
-    let (handed, environment) = environment(prepare, &profile, &home, &home_inside)?;
-    let working_directory =
-        workspace.as_ref().map_or_else(|| home_inside.clone(), |w| w.path.clone());
+    let working_directory = workspace
+        .as_ref()
+        .map_or_else(|| profile.filesystem.home.resolve(&home), |w| w.path.clone());
     let filter_name = profile.seccomp.filter.as_str();
     Ok(Compiled {
-        handed,
-        environment,
-        programs: programs(prepare, &profile, &home)?,
-        argv: prepare
-            .argv
-            .iter()
-            .map(|a| c_string(a.clone(), "an argument"))
-            .collect::<Result<_, _>>()?,
+        inside,
+        layout,
         working_directory,
         cgroup_limits: CgroupLimits {
             memory: profile.limits.memory.map(|s| s.0),
@@ -108,10 +180,24 @@ pub fn compile(
         },
         filter: builtin_filter(filter_name)?,
         init_filter: builtin_filter("init")?,
-        profile,
+        home,
         workspace,
-        identity,
-        layout,
+        profile,
+    })
+}
+
+/// The command for a sandbox.
+pub fn command(prepare: &Prepare, sandbox: &Compiled) -> Result<Command, Refusal> {
+    let (handed, environment) = environment(prepare, sandbox)?;
+    Ok(Command {
+        handed,
+        environment,
+        programs: programs(prepare, &sandbox.profile, &sandbox.home)?,
+        argv: prepare
+            .argv
+            .iter()
+            .map(|a| c_string(a.clone(), "an argument"))
+            .collect::<Result<_, _>>()?,
     })
 }
 
@@ -175,7 +261,14 @@ fn open_workspace(
     if let Some(why) = guard.objection_to(path, &found) {
         return Err(refuse(why));
     }
-    Ok(Workspace { directory, path: path.to_owned(), uid: found.uid(), gid: found.gid(), access })
+    Ok(Workspace {
+        directory,
+        path: path.to_owned(),
+        uid: found.uid(),
+        gid: found.gid(),
+        access,
+        identity: (found.dev(), found.ino()),
+    })
 }
 
 /// A profile shows nothing that may not be a workspace's either.
@@ -199,43 +292,24 @@ fn same_directory(path: &Path, found: &std::fs::Metadata) -> bool {
     path.metadata().is_ok_and(|m| m.dev() == found.dev() && m.ino() == found.ino())
 }
 
-fn identify(
-    mode: Mode,
-    workspace: Option<&Workspace>,
-    outside: impl FnOnce() -> Result<(u32, u32), Refusal>,
-) -> Result<Identity, Refusal> {
+/// The workspace owner's ids, so that the exec's user namespace serves for the mapping as well; never
+/// root's.
+fn inside(mode: Mode, workspace: Option<&Workspace>) -> (u32, u32) {
     let ordinary = |id: u32| if id == 0 { ORDINARY_UID } else { id };
-    Ok(match mode {
-        Mode::Privileged => {
-            let (outside_uid, outside_gid) = outside()?;
-            let (uid, gid) = workspace.map_or((ORDINARY_UID, ORDINARY_UID), |w| (w.uid, w.gid));
-            Identity {
-                inside_uid: ordinary(uid),
-                inside_gid: ordinary(gid),
-                outside_uid,
-                outside_gid,
-                drop_groups: true,
-            }
-        }
+    let (uid, gid) = match mode {
+        Mode::Privileged => workspace.map_or((ORDINARY_UID, ORDINARY_UID), |w| (w.uid, w.gid)),
         Mode::Rootless => {
-            let uid = rustix::process::geteuid().as_raw();
-            let gid = rustix::process::getegid().as_raw();
-            Identity {
-                inside_uid: ordinary(uid),
-                inside_gid: ordinary(gid),
-                outside_uid: uid,
-                outside_gid: gid,
-                drop_groups: false,
-            }
+            (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
         }
-    })
+    };
+    (ordinary(uid), ordinary(gid))
 }
 
 fn view(
-    prepare: &Prepare,
+    spec: &Spec,
     profile: &Profile,
     workspace: Option<&Workspace>,
-    identity: &Identity,
+    inside: (u32, u32),
     home: &Path,
 ) -> Result<View, Refusal> {
     let resolve = |entries: &[crate::profile::BindEntry]| {
@@ -276,21 +350,18 @@ fn view(
         image,
         workspace: workspace.map(|w| (w.path.clone(), w.access)),
         home: profile.filesystem.home.resolve(home),
-        uid: identity.inside_uid,
-        gid: identity.inside_gid,
+        uid: inside.0,
+        gid: inside.1,
         hostname: "sublet".to_owned(),
         resolver,
-        binary: prepare.deliveries.iter().any(|d| d.channel == Channel::Git),
+        binary: spec.binary,
+        agent_socket: None,
     })
 }
 
 /// The environment but for values, and what the child does with each delivery.
-fn environment(
-    prepare: &Prepare,
-    profile: &Profile,
-    home: &Path,
-    home_inside: &Path,
-) -> Result<(Vec<Handed>, Vec<CString>), Refusal> {
+fn environment(prepare: &Prepare, sandbox: &Compiled) -> Result<(Vec<i32>, Vec<CString>), Refusal> {
+    let Compiled { profile, home, .. } = sandbox;
     let mut variables: Vec<(String, Vec<u8>)> = Vec::new();
     let mut set = |name: &str, value: &[u8]| {
         variables.retain(|(n, _)| n != name);
@@ -299,12 +370,16 @@ fn environment(
     let path: Vec<_> =
         profile.environment.path.iter().map(|p| p.resolve(home).display().to_string()).collect();
     set("PATH", path.join(":").as_bytes());
-    set("HOME", home_inside.as_os_str().as_bytes());
+    set("HOME", profile.filesystem.home.resolve(home).as_os_str().as_bytes());
     for (name, value) in &profile.environment.set {
         set(name.as_str(), value.as_bytes());
     }
     for (name, value) in &prepare.environment {
         set(name.as_str(), value);
+    }
+
+    if sandbox.layout.entries.contains_key(Path::new(layout::AGENT_SOCKET)) {
+        set("SUBLET_SOCKET", layout::AGENT_SOCKET.as_bytes());
     }
 
     let mut handed = Vec::new();
@@ -313,7 +388,7 @@ fn environment(
         match channel {
             Channel::Memfd => {
                 set(&format!("{variable}_FD"), number.to_string().as_bytes());
-                handed.push(Handed::Descriptor { number });
+                handed.push(number);
                 number += 1;
             }
             Channel::File => {
@@ -321,7 +396,7 @@ fn environment(
                 set(&format!("{variable}_FILE"), path.as_bytes());
                 set("CREDENTIALS_DIRECTORY", layout::SECRETS.as_bytes());
             }
-            Channel::Env => handed.push(Handed::Environment),
+            Channel::Env => handed.push(lists::ENVIRONMENT),
             Channel::Git => {}
             Channel::Token => {
                 return Err(invalid(

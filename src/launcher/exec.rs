@@ -1,53 +1,41 @@
-//! One exec in the launcher: prepared, started, ended. Owns what must be given back: containers,
-//! cgroup, uid, lifeline, the process itself.
+//! One exec in the launcher: prepared, started, ended. A sandbox (`sandbox.rs`), which may have been
+//! built before it was asked for (`warm.rs`), with a command, its streams and its deliveries.
 #![forbid(unsafe_code)]
 
 mod make;
 mod parts;
+mod sandbox;
+mod warm;
 mod words;
 
 pub use make::ownership;
 pub use parts::{limit_name, limits, namespace_names, proc_is_masked};
+pub use warm::{Pool, Warm};
 
-use make::{make_deliveries, make_streams, workspace_tree};
-use parts::{inner_rules, keep_only_planned, namespaces};
-use words::{clone_refusal, end_text};
+use make::{make_deliveries, make_streams};
+use sandbox::Sandbox;
+use words::end_text;
 
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::fs::Mode as FileMode;
 use rustix::io::Errno;
 
-use super::compile::{self, Compiled, Workspace};
-use super::posture::{self, Facts, Ownership};
+use super::compile::{self, Spec};
+use super::posture::{self, Facts};
 use super::wire::{Ending, ExecNumber, FilledSpec, Prepare, Refusal, RefusalKind};
-use crate::delivery::container::{Empty, Filled, Owner, SecretsMount};
+use crate::delivery::container::{Empty, Filled};
 use crate::host::Host;
 use crate::model::report::Posture;
-use crate::profile::{NetworkMode, Profile};
-use crate::sandbox::cgroup::{Cgroup, Cgroups, Held};
-use crate::sandbox::child;
-use crate::sandbox::identity::{self, Identity, Mode};
-use crate::sandbox::landlock::{self, Feature, TcpPorts};
-use crate::sandbox::layout::Access;
-use crate::sandbox::plan::{Handed, Plan, ProcMount};
-use crate::sandbox::root::{self, Place, PlaceKind, Root};
+use crate::profile::Profile;
+use crate::sandbox::cgroup::Cgroups;
+use crate::sandbox::identity::Mode;
 use crate::sandbox::step::{self, Said, Told};
-use crate::sys::clock;
-use crate::sys::exec::StringVector;
-use crate::sys::process::{self, CloneArgs, Cloned};
-use crate::sys::socket;
+use crate::sys::{clock, process};
 
 /// Between SIGTERM at the deadline and SIGKILL.
 pub const KILL_AFTER: Duration = Duration::from_secs(2);
-/// For the command's process until it executes; touched only a little, so it costs its address space.
-const STACK: usize = 64 << 10;
-/// Room in the root's tmpfs for what is synthesised, beside what the profile grants.
-const SYNTHESISED: u64 = 1 << 20;
-
 /// The launcher's own facts, the same for every exec.
 pub struct Setting {
     pub host: Host,
@@ -86,19 +74,12 @@ enum Delivery {
 
 pub struct Exec {
     pub number: ExecNumber,
-    pid: i32,
-    pidfd: OwnedFd,
-    socket: OwnedFd,
-    /// Init polls the other end; closing this, by death too, ends the tree.
-    _lifeline: OwnedFd,
+    sandbox: Sandbox,
     deliveries: Vec<Delivery>,
-    secrets: Option<SecretsMount>,
-    cgroup: Option<Cgroup>,
-    uid_lock: Option<OwnedFd>,
-    attached_at: Vec<PathBuf>,
     names: Names,
     profile: Profile,
-    facts: FactsKept,
+    /// Of the deliveries' memory, where there are any.
+    never_swaps: Option<bool>,
     /// The child has built everything and waits for the go.
     ready: bool,
     start: Option<(Vec<FilledSpec>, Option<Duration>)>,
@@ -107,27 +88,11 @@ pub struct Exec {
     kill_at: Option<Duration>,
     wait_status: Option<i32>,
     refusal: Option<Refusal>,
-    pending_maps: Option<Pending>,
 }
 
 struct Names {
     command: String,
     path: String,
-}
-
-struct FactsKept {
-    cgroup: Result<Held, String>,
-    ownership: Ownership,
-    landlock_missing: Vec<Feature>,
-    never_swaps: Option<bool>,
-}
-
-/// What follows once the child stands in its user namespace.
-struct Pending {
-    identity: Identity,
-    places: Vec<Place>,
-    workspace: Option<Workspace>,
-    ports: Option<TcpPorts>,
 }
 
 fn refuse(message: String, hint: &str) -> Refusal {
@@ -151,152 +116,42 @@ pub enum Happened {
 }
 
 impl Exec {
-    /// Compiles, makes the containers, hands their broker ends to `prepared` at once, then builds the
-    /// root and clones the child.
+    /// Compiles, takes the warm sandbox if it is what would be built now, else builds one; makes the
+    /// containers, hands their broker ends to `prepared`, and gives the sandbox its command.
     pub fn prepare(
         order: Prepare,
         setting: &Setting,
+        warm: Option<Warm>,
         prepared: impl FnOnce(BrokerEnds),
     ) -> Result<Self, Refusal> {
-        let mut uid_lock = None;
-        let compiled = compile::compile(&order, &setting.host, setting.mode, || {
-            let (uid, lock) = identity::take_uid(setting.host.config.host.uid_pool)
-                .map_err(|e| refuse_error(&e, "check /run/sublet and [host] uid_pool"))?;
-            uid_lock = Some(lock);
-            Ok((uid, uid))
-        })?;
-        let Compiled { profile, workspace, mut identity, layout, handed, .. } = compiled;
-        let ownership = ownership(setting.mode, workspace.as_ref(), &mut identity)?;
-        let owner = Owner { uid: identity.outside_uid, gid: identity.outside_gid };
+        let compiled = compile::sandbox(&Spec::of(&order), &setting.host, setting.mode)?;
+        let command = compile::command(&order, &compiled)?;
+        let mut sandbox = match warm.and_then(|warm| warm.into_sandbox(&compiled)) {
+            Some(sandbox) => sandbox,
+            None => Sandbox::build(&compiled, &order.exec_id, setting)?,
+        };
 
-        let size = profile.filesystem.tmp.0.saturating_add(SYNTHESISED);
-        let root = root::build(&layout, size, setting.mode, &identity).map_err(|e| {
-            refuse_error(&e, "correct the profile's [filesystem], or run `sublet doctor`")
-        })?;
-
-        let (streams, stream_ends) = make_streams(&order, owner)?;
+        let owner = sandbox.owner();
+        let mut streams = make_streams(&order, owner)?;
         let (deliveries, secrets, delivery_ends) =
-            make_deliveries(&order.deliveries, owner, &root, &identity)?;
-        let mut fds = stream_ends;
+            make_deliveries(&order.deliveries, owner, sandbox.root()?)?;
+        let mut fds = std::mem::take(&mut streams.outside);
         fds.extend(delivery_ends);
-        prepared(BrokerEnds { fds, uid: identity.outside_uid });
+        prepared(BrokerEnds { fds, uid: owner.uid });
+        sandbox.give(&command, order.terminal, &streams, secrets.as_ref())?;
 
-        let cgroup = setting.cgroups.as_ref().map_err(Clone::clone).and_then(|cgroups| {
-            cgroups.make(&order.exec_id, compiled.cgroup_limits).map_err(|e| compile::chain(&e))
-        });
-        let (cgroup, held) = match cgroup {
-            Ok(cgroup) => {
-                let held = cgroup.held;
-                (Some(cgroup), Ok(held))
-            }
-            Err(why) => (None, Err(why)),
-        };
-        let facts = FactsKept {
-            landlock_missing: landlock::missing(setting.landlock_abi),
-            never_swaps: (!order.deliveries.is_empty())
-                .then(|| secrets.as_ref().is_none_or(|s| s.never_swaps)),
-            cgroup: held,
-            ownership,
-        };
-
-        let (ours, theirs) = socket::packet_pair().map_err(|e| refuse_error(&e, ""))?;
-        let (lifeline_read, lifeline_write) = io::pipe().map_err(|e| refuse_error(&e, ""))?;
-        let workspace_at = match &workspace {
-            Some(w) => Some(root::c_path(&w.path).map_err(|e| refuse_error(&e, ""))?),
-            None => None,
-        };
-        let Root { tmpfs, attachments, attachments_in_workspace, attached_at, places } = root;
-        let network = profile.network.mode;
-        let mut plan = Plan {
-            namespaces: namespaces(network),
-            late_namespaces: 0,
-            proc_mount: ProcMount::Inside,
-            identity,
-            root: tmpfs,
-            attachments,
-            workspace_at,
-            attachments_in_workspace,
-            hostname: c"sublet".to_owned(),
-            loopback: network == NetworkMode::None,
-            limits: limits(&profile, facts.cgroup.as_ref().ok().copied().unwrap_or_default()),
-            working_directory: root::c_path(&compiled.working_directory)
-                .map_err(|e| refuse_error(&e, ""))?,
-            programs: compiled.programs,
-            argv: StringVector::new(compiled.argv),
-            envp: StringVector::with_reserve(
-                compiled.environment,
-                handed.iter().filter(|h| **h == Handed::Environment).count(),
-            ),
-            streams,
-            deliveries: handed,
-            inner_rules: inner_rules(setting.landlock_abi),
-            filter: compiled.filter,
-            init_filter: compiled.init_filter,
-            socket: theirs,
-            lifeline: lifeline_read.into(),
-            close_before: Vec::new(),
-            close_after: Vec::new(),
-            stack: vec![0; STACK],
-            umask: setting.umask,
-            uid_lock: None,
-        };
-        if setting.mode == Mode::Privileged && setting.proc_is_masked {
-            // The kernel refuses a new /proc from inside the user namespace there.
-            plan.proc_mount = ProcMount::BeforeUserNamespace;
-            plan.late_namespaces = plan.namespaces & !(libc::CLONE_NEWPID as u64);
-            plan.namespaces = libc::CLONE_NEWPID as u64;
-        }
-        plan.uid_lock = match &uid_lock {
-            Some(lock) => Some(lock.try_clone().map_err(|e| refuse_error(&e, ""))?),
-            None => None,
-        };
-        keep_only_planned(&mut plan);
-
-        // Rootless, the child's maps can be written only while it is dumpable (proc(5)).
-        let dumpable = setting.mode == Mode::Rootless;
-        if dumpable {
-            set_dumpable(true)?;
-        }
-        let args = CloneArgs {
-            namespaces: plan.namespaces,
-            cgroup: cgroup.as_ref().map(Cgroup::directory),
-        };
-        let cloned = match process::clone3(&args) {
-            Ok(Cloned::Child) => child::run(&mut plan),
-            Ok(Cloned::Parent { pid, pidfd }) => Ok((pid, pidfd)),
-            Err(e) => Err(clone_refusal(&e, setting.mode)),
-        };
-        if dumpable {
-            set_dumpable(false)?;
-        }
-        let (pid, pidfd) = cloned?;
-        let ports = (network == NetworkMode::Host).then(|| TcpPorts {
-            connect: profile.network.connect_ports.clone(),
-            bind: profile.network.bind_ports.clone(),
-        });
-        let mut exec = Self {
+        let path = compiled.profile.environment.path.iter().map(ToString::to_string);
+        Ok(Self {
             number: order.exec,
-            pid,
-            pidfd,
-            socket: ours,
-            _lifeline: lifeline_write.into(),
-            deliveries,
-            secrets,
-            cgroup,
-            uid_lock,
-            attached_at,
+            sandbox,
             names: Names {
                 command: String::from_utf8_lossy(&order.argv[0]).into_owned(),
-                path: profile
-                    .environment
-                    .path
-                    .iter()
-                    .map(ToString::to_string)
-                    .collect::<Vec<_>>()
-                    .join(":"),
+                path: path.collect::<Vec<_>>().join(":"),
             },
-            profile,
-            facts,
+            profile: compiled.profile,
+            never_swaps: (!order.deliveries.is_empty())
+                .then(|| secrets.as_ref().is_none_or(|s| s.never_swaps)),
+            deliveries,
             ready: false,
             start: None,
             started: false,
@@ -304,66 +159,15 @@ impl Exec {
             kill_at: None,
             wait_status: None,
             refusal: None,
-            pending_maps: Some(Pending { identity, places, workspace, ports }),
-        };
-        if plan.proc_mount == ProcMount::Inside
-            && let Err(refusal) = exec.follow(setting)
-        {
-            // Killed by it. What goes back now, its cgroup and its uid, must be nobody's any more.
-            return match process::wait_for(exec.pid) {
-                Ok(_) | Err(Errno::CHILD) => Err(refusal),
-                Err(e) => Err(refuse(format!("{refusal}; its init was not reaped: {e}"), "")),
-            };
-        }
-        Ok(exec)
-    }
-
-    /// Writes the child's maps, then makes what it needs meanwhile: the workspace's tree and the
-    /// landlock ruleset. The child builds its root in parallel.
-    fn follow(&mut self, setting: &Setting) -> Result<(), Refusal> {
-        let Some(Pending { identity, places, workspace, ports }) = self.pending_maps.take() else {
-            return Err(refuse("the child asked for its maps twice".into(), ""));
-        };
-        let mut places = places;
-        let result = (|| {
-            identity::write_maps(self.pid, &identity).map_err(|e| {
-                refuse_error(&e, "run `sublet doctor`: it says who blocks user namespaces")
-            })?;
-            tell(self.socket.as_fd(), Told::Maps, &[])?;
-
-            let tree = match &workspace {
-                None => None,
-                Some(workspace) => {
-                    let tree =
-                        workspace_tree(workspace, &identity, self.pid, &self.facts.ownership)?;
-                    let kind = match workspace.access {
-                        Access::ReadOnly => PlaceKind::ReadOnlyTree,
-                        Access::ReadWrite => PlaceKind::WritableTree,
-                    };
-                    let fd = tree.try_clone().map_err(|e| refuse_error(&e, ""))?;
-                    places.push(Place { fd, kind });
-                    Some(tree)
-                }
-            };
-            let built = landlock::build(setting.landlock_abi, &places, ports.as_ref())
-                .map_err(|e| refuse_error(&e, "run `sublet doctor`"))?;
-            let fds: Vec<BorrowedFd<'_>> =
-                built.ruleset.iter().chain(&tree).map(AsFd::as_fd).collect();
-            let told = Told::Places { ruleset: built.ruleset.is_some(), workspace: tree.is_some() };
-            tell(self.socket.as_fd(), told, &fds)
-        })();
-        if result.is_err() {
-            self.kill();
-        }
-        result
+        })
     }
 
     pub fn socket(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.sandbox.socket.as_fd()
     }
 
     pub fn pidfd(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
+        self.sandbox.pidfd.as_fd()
     }
 
     /// The broker has filled the deliveries. They go in as soon as the child is ready.
@@ -410,19 +214,19 @@ impl Exec {
                 other => other,
             };
         }
-        let mut fds: Vec<BorrowedFd<'_>> = readers.iter().map(AsFd::as_fd).collect();
-        fds.extend(self.secrets.as_ref().map(SecretsMount::fd));
+        let readers: Vec<BorrowedFd<'_>> = readers.iter().map(AsFd::as_fd).collect();
         self.deadline = deadline;
-        tell(self.socket.as_fd(), Told::Go { secrets: self.secrets.is_some() }, &fds)
+        self.sandbox.go(&readers)
     }
 
     /// The child has something to say.
     pub fn hear(&mut self, setting: &Setting) -> Result<Happened, Refusal> {
         let mut fds = Vec::new();
         let said =
-            step::hear(self.socket.as_fd(), |fd| fds.push(fd)).map_err(|e| refuse_error(&e, ""))?;
+            step::hear(self.socket(), |fd| fds.push(fd)).map_err(|e| refuse_error(&e, ""))?;
         match said {
-            Some(Said::NeedsMaps) => self.follow(setting).map(|()| Happened::Nothing),
+            // Answered before the exec was made of it.
+            Some(Said::NeedsMaps) => Ok(Happened::Nothing),
             Some(Said::Ready) => {
                 self.ready = true;
                 let posture = posture::posture(&self.facts(setting))?;
@@ -452,18 +256,29 @@ impl Exec {
         Facts {
             mode: setting.mode,
             profile: &self.profile,
-            landlock_missing: &self.facts.landlock_missing,
+            landlock_missing: &self.sandbox.facts.landlock_missing,
             landlock_abi: setting.landlock_abi,
-            cgroup: self.facts.cgroup.clone(),
-            ownership: self.facts.ownership.clone(),
+            cgroup: self.sandbox.facts.cgroup.clone(),
+            ownership: self.sandbox.facts.ownership.clone(),
             cpus: setting.cpus,
-            never_swaps: self.facts.never_swaps,
+            never_swaps: self.never_swaps,
         }
     }
 
     /// Forwards a signal to the command's process group.
     pub fn signal(&self, signal: i32) -> Result<(), Refusal> {
-        if self.started { tell(self.socket.as_fd(), Told::Signal { signal }, &[]) } else { Ok(()) }
+        if self.started { tell(self.socket(), Told::Signal { signal }, &[]) } else { Ok(()) }
+    }
+
+    /// A renewed lease: its delivery stays for longer. One that was wiped stays wiped.
+    pub fn extend(&mut self, delivery: usize, until: Duration) {
+        match self.deliveries.get_mut(delivery) {
+            Some(Delivery::Filled { filled, expires, .. }) if !filled.is_wiped() => {
+                *expires = until.max(*expires);
+            }
+            Some(Delivery::Git { expires: Some(expires), .. }) => *expires = until.max(*expires),
+            Some(_) | None => {}
+        }
     }
 
     /// Wipes one delivery at once, and kills the exec if its lease was granted so.
@@ -492,15 +307,7 @@ impl Exec {
 
     /// Kills the tree, and wipes at once: a process that is stuck in the kernel delays nothing.
     pub fn kill(&mut self) {
-        if let Some(cgroup) = &self.cgroup
-            && let Err(e) = cgroup.kill()
-        {
-            eprintln!("sublet: {}", compile::chain(&e));
-        }
-        match process::signal_pidfd(&self.pidfd, libc::SIGKILL) {
-            Ok(()) | Err(Errno::SRCH) => {}
-            Err(e) => eprintln!("sublet: could not kill the init of an exec: {e}"),
-        }
+        self.sandbox.kill();
         self.wipe();
     }
 
@@ -555,7 +362,7 @@ impl Exec {
             self.deadline = None;
             self.kill_at = Some(now + KILL_AFTER);
             timed_out = true;
-            tell(self.socket.as_fd(), Told::SignalAll { signal: libc::SIGTERM }, &[])?;
+            tell(self.socket(), Told::SignalAll { signal: libc::SIGTERM }, &[])?;
         }
         if self.kill_at.is_some_and(|k| k <= now) {
             self.kill_at = None;
@@ -568,7 +375,7 @@ impl Exec {
     pub fn end(mut self) -> Result<(Ending, Vec<(u64, bool)>), Refusal> {
         // What init said last may not have been heard yet.
         while self.wait_status.is_none() && self.refusal.is_none() {
-            match step::hear(self.socket.as_fd(), drop) {
+            match step::hear(self.socket(), drop) {
                 Ok(Some(Said::Ended { wait_status })) => self.wait_status = Some(wait_status),
                 Ok(Some(Said::Failed { step, errno, which })) => {
                     self.refusal = Some(self.explain(step, Errno::from_raw_os_error(errno), which));
@@ -578,10 +385,11 @@ impl Exec {
             }
         }
         self.wipe();
-        let init = process::wait_for(self.pid);
+        let init = process::wait_for(self.sandbox.pid);
+        self.sandbox.reaped = true;
         let scrubbed = self.scrubbed();
-        self.cgroup = None;
-        self.uid_lock = None;
+        self.sandbox.cgroup = None;
+        self.sandbox.uid_lock = None;
         match (self.refusal.take(), self.wait_status) {
             (Some(refusal), _) => Err(refusal),
             (None, Some(wait_status)) => Ok((Ending::Command { wait_status }, scrubbed)),
@@ -606,8 +414,4 @@ fn tell(socket: BorrowedFd<'_>, told: Told, fds: &[BorrowedFd<'_>]) -> Result<()
         Ok(()) | Err(Errno::PIPE | Errno::CONNRESET) => Ok(()),
         Err(e) => Err(refuse(format!("could not reach the exec's init: {e}"), "")),
     }
-}
-
-fn set_dumpable(dumpable: bool) -> Result<(), Refusal> {
-    crate::sys::memory::set_dumpable(dumpable).map_err(|e| refuse_error(&e, ""))
 }

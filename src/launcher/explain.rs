@@ -1,21 +1,24 @@
 //! What `--explain` shows: the plan as it would be, of the same compilation, with nothing made or run.
 #![forbid(unsafe_code)]
 
-use super::compile::{self, Compiled};
+use super::compile::{self, Command, Compiled, Spec};
 use super::exec::{self, Setting};
 use super::posture::{self, Facts};
 use super::wire::{Explanation, Prepare, Refusal};
-use crate::sandbox::identity::Mode;
+use crate::sandbox::identity::{Identity, Mode};
 use crate::sandbox::landlock;
 use crate::sandbox::layout::{Access, Entry};
 use crate::sandbox::seccomp;
 
 pub fn explain(prepare: &Prepare, setting: &Setting) -> Result<Explanation, Refusal> {
     let pool = setting.host.config.host.uid_pool;
-    let outside = || Ok((pool.first, pool.first));
-    let compiled = compile::compile(prepare, &setting.host, setting.mode, outside)?;
+    let compiled = compile::sandbox(&Spec::of(prepare), &setting.host, setting.mode)?;
+    let Command { environment, argv, .. } = compile::command(prepare, &compiled)?;
     let Compiled { profile, workspace, layout, .. } = &compiled;
-    let mut identity = compiled.identity;
+    let mut identity = match setting.mode {
+        Mode::Privileged => Identity::pooled(compiled.inside, pool.first),
+        Mode::Rootless => Identity::of_caller(compiled.inside),
+    };
     let ownership = exec::ownership(setting.mode, workspace.as_ref(), &mut identity)?;
     let cgroup = setting.cgroups.as_ref().map_err(Clone::clone).and_then(|cgroups| {
         let made = cgroups.make(&prepare.exec_id, compiled.cgroup_limits);
@@ -54,6 +57,7 @@ pub fn explain(prepare: &Prepare, setting: &Setting) -> Result<Explanation, Refu
             }
             Entry::Workspace { access } => format!("{at}  workspace, {}", mode_text(*access)),
             Entry::Binary => format!("{at}  this sublet, read-only"),
+            Entry::AgentSocket { .. } => format!("{at}  the run's socket of the broker"),
             Entry::Inner => format!("{at}  the exec's own"),
             Entry::Secrets => format!("{at}  file deliveries, read-only"),
         }
@@ -61,9 +65,9 @@ pub fn explain(prepare: &Prepare, setting: &Setting) -> Result<Explanation, Refu
     let rules = layout.entries.iter().filter_map(|(at, entry)| {
         let at = at.display();
         match entry {
-            Entry::Bind { access: Access::ReadOnly, .. } | Entry::Binary => {
-                Some(format!("{at}  read, execute"))
-            }
+            Entry::Bind { access: Access::ReadOnly, .. }
+            | Entry::Binary
+            | Entry::AgentSocket { .. } => Some(format!("{at}  read, execute")),
             Entry::Bind { .. } | Entry::Scratch { .. } => {
                 Some(format!("{at}  read, write, make, execute"))
             }
@@ -127,12 +131,8 @@ pub fn explain(prepare: &Prepare, setting: &Setting) -> Result<Explanation, Refu
             .iter()
             .map(|l| format!("{} {}", exec::limit_name(l.resource), l.hard))
             .collect(),
-        environment: compiled
-            .environment
-            .iter()
-            .map(|e| e.to_string_lossy().into_owned())
-            .collect(),
-        command: compiled.argv.iter().map(|a| a.to_string_lossy().into_owned()).collect(),
+        environment: environment.iter().map(|e| e.to_string_lossy().into_owned()).collect(),
+        command: argv.iter().map(|a| a.to_string_lossy().into_owned()).collect(),
         posture,
     })
 }

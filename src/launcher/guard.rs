@@ -39,7 +39,10 @@ pub struct Guard(Vec<Guarded>);
 
 impl Guard {
     pub fn of(host: &Host) -> Self {
-        let mut guarded = vec![Guarded::new("sublet's state".to_owned(), &host.state_dir, true)];
+        let mut guarded = vec![
+            Guarded::new("sublet's state".to_owned(), &host.state_dir, true),
+            Guarded::new("sublet's sockets".to_owned(), &host.runtime_dir, true),
+        ];
         let configuration = || "sublet's configuration".to_owned();
         guarded
             .extend(host.config_file.as_deref().map(|f| Guarded::new(configuration(), f, false)));

@@ -1,5 +1,6 @@
-//! The launcher's loop: one thread, one epoll, orders in, notices out. When the broker is gone, every
-//! exec dies, every delivery is wiped, and the launcher ends.
+//! The launcher's loop: one thread, one epoll, orders in, notices out, on one session or on many. When a
+//! session ends, its execs die and their deliveries are wiped; when the root session ends, the broker is
+//! gone: everything dies, and the launcher ends.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -21,7 +22,7 @@ use super::exec::{Exec, Happened, Setting};
 use super::explain;
 use super::source::{self, Helper};
 use super::wire::{self, ExecNumber, Notice, Order, Refusal, RefusalKind, WireError};
-use crate::host::{Host, Places};
+use crate::host::{Host, Places, Trust};
 use crate::sandbox::cgroup::Cgroups;
 use crate::sandbox::identity::{self, Mode};
 use crate::sys::{clock, landlock, memory, process};
@@ -33,43 +34,59 @@ const LAST_WAIT: Duration = Duration::from_secs(5);
 /// Where the trail's head is kept, in the state directory.
 pub const HEAD_FILE: &str = "trail.head";
 
-/// What an epoll entry stands for: an exec's number, shifted, and which of its descriptors.
+/// A number of this launcher's own, for what it watches.
+type Key = u32;
+
+/// The session that was there first: its end is the broker's.
+const ROOT: Key = 0;
+
+/// The most sessions at once: one a live exec. Beyond it is a broker that leaks.
+const MAX_SESSIONS: usize = 8192;
+
+/// What an epoll entry stands for: a key, shifted, and what it is the key of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Token {
-    Broker,
-    Socket(ExecNumber),
-    Process(ExecNumber),
-    Helper(ExecNumber),
+    Session(Key),
+    Socket(Key),
+    Process(Key),
+    Helper(Key),
     Alarm,
 }
 
 impl Token {
     fn encode(self) -> u64 {
-        match self {
-            Token::Broker => 0,
-            Token::Alarm => !3,
-            Token::Socket(n) => u64::from(n) << 2 | 1,
-            Token::Process(n) => u64::from(n) << 2 | 2,
-            Token::Helper(n) => u64::from(n) << 2 | 3,
-        }
+        let (key, kind) = match self {
+            Token::Alarm => (0, 0),
+            Token::Session(key) => (key, 1),
+            Token::Socket(key) => (key, 2),
+            Token::Process(key) => (key, 3),
+            Token::Helper(key) => (key, 4),
+        };
+        u64::from(key) << 3 | kind
     }
 
     fn decode(word: u64) -> Self {
-        let number = (word >> 2) as ExecNumber;
-        match word & 3 {
-            1 => Token::Socket(number),
-            2 => Token::Process(number),
-            3 => Token::Helper(number),
-            _ if word == Token::Alarm.encode() => Token::Alarm,
-            _ => Token::Broker,
+        let key = (word >> 3) as Key;
+        match word & 7 {
+            1 => Token::Session(key),
+            2 => Token::Socket(key),
+            3 => Token::Process(key),
+            4 => Token::Helper(key),
+            _ => Token::Alarm,
         }
     }
 }
 
+/// An exec, and the session that ordered it.
+struct Live {
+    exec: Exec,
+    session: Key,
+}
+
 /// Runs as the launcher until the broker is gone. The status to exit with.
-pub fn run(broker: OwnedFd, places: &Places) -> i32 {
+pub fn run(broker: OwnedFd, places: &Places, trust: Trust) -> i32 {
     let voice = broker.try_clone();
-    match Launcher::settle(broker, places) {
+    match Launcher::settle(broker, places, trust) {
         Ok(mut launcher) => status(launcher.serve()),
         // The broker reads the same configuration and says what is wrong with it.
         Err(LauncherError::Host(_)) => 125,
@@ -123,19 +140,19 @@ fn refuse_foreign_proc() -> io::Result<()> {
 }
 
 struct Launcher {
-    broker: OwnedFd,
+    sessions: BTreeMap<Key, OwnedFd>,
     epoll: OwnedFd,
     setting: Setting,
-    execs: BTreeMap<ExecNumber, Exec>,
-    helpers: BTreeMap<ExecNumber, Helper>,
-    next_helper: ExecNumber,
+    execs: BTreeMap<Key, Live>,
+    helpers: BTreeMap<Key, (Helper, Key)>,
+    next_key: Key,
     alarm: Option<OwnedFd>,
     /// What the alarm is set to.
     alarm_set: Option<Duration>,
 }
 
 impl Launcher {
-    fn settle(broker: OwnedFd, places: &Places) -> Result<Self, LauncherError> {
+    fn settle(root: OwnedFd, places: &Places, trust: Trust) -> Result<Self, LauncherError> {
         let failed = |doing| move |source| LauncherError::Settle { doing, source };
         let errno = |doing| move |e: Errno| LauncherError::Settle { doing, source: e.into() };
         // Blocked for the launcher; the command unblocks them, and finds default actions.
@@ -144,7 +161,8 @@ impl Launcher {
         refuse_foreign_proc().map_err(failed(
             "find ourselves in /proc: it must be the one of our pid namespace, mount it anew",
         ))?;
-        let host = Host::load(places)?;
+        let mut host = Host::load(places)?;
+        host.trust(trust);
         // Everything that the environment decides is decided: it may hold anything.
         process::wipe_argv_and_environ().map_err(failed("wipe argv and environ"))?;
         // With the caller's 077 the exec could not read the root that is made for it.
@@ -171,17 +189,27 @@ impl Launcher {
             cgroups: Cgroups::open(mode).map_err(|e| compile::chain(&e)),
         };
         let launcher = Self {
-            broker,
+            sessions: BTreeMap::from([(ROOT, root)]),
             epoll,
             setting,
             execs: BTreeMap::new(),
             helpers: BTreeMap::new(),
-            next_helper: 0,
+            next_key: ROOT + 1,
             alarm: None,
             alarm_set: None,
         };
-        launcher.watch(launcher.broker.as_fd(), Token::Broker)?;
+        launcher.watch(launcher.sessions[&ROOT].as_fd(), Token::Session(ROOT))?;
         Ok(launcher)
+    }
+
+    fn fresh_key(&mut self) -> Key {
+        let key = self.next_key;
+        // Comes round after 2^32 execs; what lives that long keeps its key.
+        self.next_key = self.next_key.wrapping_add(1).max(ROOT + 1);
+        let taken = self.sessions.contains_key(&key)
+            || self.execs.contains_key(&key)
+            || self.helpers.contains_key(&key);
+        if taken { self.fresh_key() } else { key }
     }
 
     fn watch(&self, fd: BorrowedFd<'_>, token: Token) -> Result<(), Errno> {
@@ -219,15 +247,15 @@ impl Launcher {
         };
         for event in &events[..count] {
             match Token::decode(event.data.u64()) {
-                Token::Broker => match wire::receive::<Order>(self.broker.as_fd()) {
-                    Ok((order, _fds)) => self.obey(order)?,
-                    Err(WireError::Gone) => return Ok(false),
-                    Err(e) => return Err(e.into()),
-                },
+                Token::Session(session) => {
+                    if !self.listen(session)? {
+                        return Ok(false);
+                    }
+                }
                 Token::Alarm => self.clear_alarm()?,
-                Token::Socket(number) => self.hear(number)?,
-                Token::Process(number) => self.ended(number)?,
-                Token::Helper(number) => self.helper_ended(number)?,
+                Token::Socket(key) => self.hear(key)?,
+                Token::Process(key) => self.ended(key)?,
+                Token::Helper(key) => self.helper_ended(key)?,
             }
         }
         self.on_time()?;
@@ -272,27 +300,80 @@ impl Launcher {
     }
 
     fn next_time(&self) -> Option<Duration> {
-        let execs = self.execs.values().filter_map(Exec::next_time);
-        execs.chain(self.helpers.values().map(|h| h.deadline)).min()
+        let execs = self.execs.values().filter_map(|live| live.exec.next_time());
+        execs.chain(self.helpers.values().map(|(helper, _)| helper.deadline)).min()
     }
 
-    fn obey(&mut self, order: Order) -> Result<(), LauncherError> {
-        match order {
-            Order::Prepare(prepare) => self.prepare(*prepare),
-            Order::Start { exec, deliveries, deadline } => {
-                self.with(exec, |e| e.start(deliveries, deadline))
+    /// The next order of a session. False when it was the root's last.
+    fn listen(&mut self, session: Key) -> Result<bool, LauncherError> {
+        let Some(socket) = self.sessions.get(&session) else { return Ok(true) };
+        match wire::receive::<Order>(socket.as_fd()) {
+            Ok((order, fds)) => self.obey(session, order, fds).map(|()| true),
+            Err(WireError::Gone) if session == ROOT => Ok(false),
+            Err(e) if session == ROOT => Err(e.into()),
+            Err(WireError::Gone) => self.end_session(session).map(|()| true),
+            Err(e) => {
+                eprintln!("sublet: launcher: a session ends: {}", compile::chain(&e));
+                self.end_session(session).map(|()| true)
             }
-            Order::Signal { exec, signal } => self.with(exec, |e| e.signal(signal)),
-            Order::Revoke { exec, delivery } => self.with(exec, |e| {
+        }
+    }
+
+    /// Whoever gave the orders is gone: nothing of theirs lives on.
+    fn end_session(&mut self, session: Key) -> Result<(), LauncherError> {
+        let Some(socket) = self.sessions.remove(&session) else { return Ok(()) };
+        epoll::delete(&self.epoll, &socket)?;
+        for live in self.execs.values_mut().filter(|live| live.session == session) {
+            live.exec.kill();
+        }
+        for (helper, of) in self.helpers.values() {
+            if *of == session {
+                helper.kill()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn open_session(&mut self, mut fds: Vec<OwnedFd>) -> Result<(), LauncherError> {
+        let (Some(socket), true) = (fds.pop(), self.sessions.len() < MAX_SESSIONS) else {
+            // Closed again: its other end sees that.
+            return Ok(());
+        };
+        // Whoever does not read the few notices of an exec must not stop those of the others.
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        let key = self.fresh_key();
+        self.watch(socket.as_fd(), Token::Session(key))?;
+        self.sessions.insert(key, socket);
+        Ok(())
+    }
+
+    fn key_of(&self, session: Key, exec: ExecNumber) -> Option<Key> {
+        let of = |(_, live): &(&Key, &Live)| live.session == session && live.exec.number == exec;
+        self.execs.iter().find(of).map(|(key, _)| *key)
+    }
+
+    fn obey(&mut self, session: Key, order: Order, fds: Vec<OwnedFd>) -> Result<(), LauncherError> {
+        match order {
+            Order::Prepare(prepare) => self.prepare(session, *prepare),
+            Order::Start { exec, deliveries, deadline } => {
+                self.with(session, exec, |e| e.start(deliveries, deadline))
+            }
+            Order::Signal { exec, signal } => self.with(session, exec, |e| e.signal(signal)),
+            Order::Extend { exec, delivery, expires } => self.with(session, exec, |e| {
+                e.extend(delivery as usize, expires);
+                Ok(())
+            }),
+            Order::Revoke { exec, delivery } => self.with(session, exec, |e| {
                 e.revoke(delivery as usize);
                 Ok(())
             }),
-            Order::Kill { exec } => self.with(exec, |e| {
+            Order::Kill { exec } => self.with(session, exec, |e| {
                 e.kill();
                 Ok(())
             }),
-            Order::OpenSource { secret } => self.open_source(&secret),
-            Order::KeepHead { head } => {
+            Order::OpenSource { secret } => self.open_source(session, &secret),
+            Order::Session if session == ROOT => self.open_session(fds),
+            Order::KeepHead { head } if session == ROOT => {
                 let refusal = self.keep_head(&head).err().map(|e| Refusal {
                     kind: RefusalKind::Launch,
                     message: format!(
@@ -301,76 +382,79 @@ impl Launcher {
                     ),
                     hint: "check the space and the mode of the state directory".to_owned(),
                 });
-                self.notify(&Notice::HeadKept { refusal }, &[])
+                self.notify(session, &Notice::HeadKept { refusal }, &[])
+            }
+            Order::Session | Order::KeepHead { .. } => {
+                eprintln!("sublet: launcher: a session ends: its orders are the root session's");
+                self.end_session(session)
             }
             Order::Explain(prepare) => {
                 let explanation = explain::explain(&prepare, &self.setting);
-                self.notify(&Notice::Explained { explanation }, &[])
+                self.notify(session, &Notice::Explained { explanation }, &[])
             }
         }
     }
 
-    fn notify(&self, notice: &Notice, fds: &[BorrowedFd<'_>]) -> Result<(), LauncherError> {
-        match wire::send(self.broker.as_fd(), notice, fds) {
-            // Its end shows on the socket.
-            Ok(()) | Err(WireError::Gone) => Ok(()),
-            Err(e) => Err(e.into()),
-        }
+    fn notify(
+        &self,
+        session: Key,
+        notice: &Notice,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(), LauncherError> {
+        let Some(socket) = self.sessions.get(&session) else { return Ok(()) };
+        tell(socket.as_fd(), session, notice, fds)
     }
 
-    fn prepare(&mut self, prepare: wire::Prepare) -> Result<(), LauncherError> {
+    fn prepare(&mut self, session: Key, prepare: wire::Prepare) -> Result<(), LauncherError> {
         let number = prepare.exec;
-        if self.execs.contains_key(&number) || prepare.argv.is_empty() {
+        let Some(socket) = self.sessions.get(&session) else { return Ok(()) };
+        if self.key_of(session, number).is_some() || prepare.argv.is_empty() {
             let refusal = Refusal {
                 kind: RefusalKind::Invalid,
                 message: "an exec needs a number of its own and a command".to_owned(),
                 hint: String::new(),
             };
-            return self.notify(&Notice::Refused { exec: number, refusal }, &[]);
+            return self.notify(session, &Notice::Refused { exec: number, refusal }, &[]);
         }
-        let broker = self.broker.as_fd();
         let prepared = |ends: super::exec::BrokerEnds| {
             let fds: Vec<_> = ends.fds.iter().map(AsFd::as_fd).collect();
-            // If the broker is gone its socket says so in the next turn.
-            match wire::send(broker, &Notice::Prepared { exec: number, uid: ends.uid }, &fds) {
-                Ok(()) | Err(WireError::Gone) => {}
-                Err(e) => eprintln!("sublet: launcher: {}", compile::chain(&e)),
+            let notice = Notice::Prepared { exec: number, uid: ends.uid };
+            // A broker that is gone is seen in the next turn.
+            if let Err(e) = tell(socket.as_fd(), session, &notice, &fds) {
+                eprintln!("sublet: launcher: {}", compile::chain(&e));
             }
         };
-        match Exec::prepare(prepare, &self.setting, prepared) {
+        match Exec::prepare(prepare, &self.setting, None, prepared) {
             Ok(exec) => {
-                self.watch(exec.socket(), Token::Socket(number))?;
-                self.watch(exec.pidfd(), Token::Process(number))?;
-                self.execs.insert(number, exec);
+                let key = self.fresh_key();
+                self.watch(exec.socket(), Token::Socket(key))?;
+                self.watch(exec.pidfd(), Token::Process(key))?;
+                self.execs.insert(key, Live { exec, session });
                 Ok(())
             }
-            Err(refusal) => self.notify(&Notice::Refused { exec: number, refusal }, &[]),
+            Err(refusal) => self.notify(session, &Notice::Refused { exec: number, refusal }, &[]),
         }
     }
 
     /// Does something with an exec; what cannot be done ends it.
     fn with(
         &mut self,
+        session: Key,
         number: ExecNumber,
         act: impl FnOnce(&mut Exec) -> Result<(), Refusal>,
     ) -> Result<(), LauncherError> {
         // It may have ended while the order was under way.
-        let Some(exec) = self.execs.get_mut(&number) else { return Ok(()) };
-        match act(exec) {
-            Ok(()) => Ok(()),
-            Err(refusal) => self.give_up(number, refusal),
-        }
-    }
-
-    fn give_up(&mut self, number: ExecNumber, refusal: Refusal) -> Result<(), LauncherError> {
-        if let Some(exec) = self.execs.get_mut(&number) {
-            exec.refuse(refusal);
+        let Some(key) = self.key_of(session, number) else { return Ok(()) };
+        let Some(live) = self.execs.get_mut(&key) else { return Ok(()) };
+        if let Err(refusal) = act(&mut live.exec) {
+            live.exec.refuse(refusal);
         }
         Ok(())
     }
 
-    fn hear(&mut self, number: ExecNumber) -> Result<(), LauncherError> {
-        let Some(exec) = self.execs.get_mut(&number) else { return Ok(()) };
+    fn hear(&mut self, key: Key) -> Result<(), LauncherError> {
+        let Some(Live { exec, session }) = self.execs.get_mut(&key) else { return Ok(()) };
+        let (number, session) = (exec.number, *session);
         match exec.hear(&self.setting) {
             Ok(Happened::Nothing) => Ok(()),
             Ok(Happened::Silence) => {
@@ -379,85 +463,86 @@ impl Launcher {
             }
             Ok(Happened::Ready(posture, terminal)) => {
                 let fds: Vec<_> = terminal.iter().map(AsFd::as_fd).collect();
-                self.notify(&Notice::Ready { exec: number, posture }, &fds)
+                self.notify(session, &Notice::Ready { exec: number, posture }, &fds)
             }
             Ok(Happened::Ending(ending, deliveries)) => {
-                self.notify(&Notice::Ending { exec: number, ending, deliveries }, &[])
+                self.notify(session, &Notice::Ending { exec: number, ending, deliveries }, &[])
             }
-            Ok(Happened::Started) => self.notify(&Notice::Started { exec: number }, &[]),
-            Err(refusal) => self.give_up(number, refusal),
+            Ok(Happened::Started) => self.notify(session, &Notice::Started { exec: number }, &[]),
+            Err(refusal) => {
+                exec.refuse(refusal);
+                Ok(())
+            }
         }
     }
 
-    fn ended(&mut self, number: ExecNumber) -> Result<(), LauncherError> {
-        let Some(exec) = self.execs.remove(&number) else { return Ok(()) };
+    fn ended(&mut self, key: Key) -> Result<(), LauncherError> {
+        let Some(Live { exec, session }) = self.execs.remove(&key) else { return Ok(()) };
         for fd in [exec.socket(), exec.pidfd()] {
             match epoll::delete(&self.epoll, fd) {
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(e) => return Err(e.into()),
             }
         }
+        let number = exec.number;
         let notice = match exec.end() {
             Ok((ending, deliveries)) => Notice::Ended { exec: number, ending, deliveries },
             Err(refusal) => Notice::Refused { exec: number, refusal },
         };
-        self.notify(&notice, &[])
+        self.notify(session, &notice, &[])
     }
 
     fn open_source(
         &mut self,
+        session: Key,
         secret: &crate::model::name::SecretName,
     ) -> Result<(), LauncherError> {
         match source::open(&self.setting.host.config, secret) {
-            Err(refusal) => self.notify(&Notice::SourceRefused { refusal }, &[]),
+            Err(refusal) => self.notify(session, &Notice::SourceRefused { refusal }, &[]),
             Ok(opened) => {
                 let notice = Notice::Source { helper: opened.helper.is_some() };
-                self.notify(&notice, &[opened.reader.as_fd()])?;
+                self.notify(session, &notice, &[opened.reader.as_fd()])?;
                 if let Some(helper) = opened.helper {
-                    let number = self.next_helper;
-                    self.next_helper = self.next_helper.wrapping_add(1);
-                    self.watch(helper.pidfd.as_fd(), Token::Helper(number))?;
-                    self.helpers.insert(number, helper);
+                    let key = self.fresh_key();
+                    self.watch(helper.pidfd.as_fd(), Token::Helper(key))?;
+                    self.helpers.insert(key, (helper, session));
                 }
                 Ok(())
             }
         }
     }
 
-    fn helper_ended(&mut self, number: ExecNumber) -> Result<(), LauncherError> {
-        let Some(helper) = self.helpers.remove(&number) else { return Ok(()) };
+    fn helper_ended(&mut self, key: Key) -> Result<(), LauncherError> {
+        let Some((helper, session)) = self.helpers.remove(&key) else { return Ok(()) };
         epoll::delete(&self.epoll, helper.pidfd.as_fd())?;
         let refusal = helper.reap(clock::boottime());
-        self.notify(&Notice::SourceEnded { refusal }, &[])
+        self.notify(session, &Notice::SourceEnded { refusal }, &[])
     }
 
     fn on_time(&mut self) -> Result<(), LauncherError> {
         let now = clock::boottime();
-        for helper in self.helpers.values().filter(|h| h.deadline <= now) {
+        for (helper, _) in self.helpers.values().filter(|(h, _)| h.deadline <= now) {
             helper.kill()?;
         }
         let mut notices = Vec::new();
-        let mut failed = Vec::new();
-        for (&number, exec) in &mut self.execs {
+        for Live { exec, session } in self.execs.values_mut() {
             if exec.next_time().is_none_or(|at| at > now) {
                 continue;
             }
+            let number = exec.number;
             match exec.on_time(now) {
                 Ok((expired, timed_out)) => {
                     let expired = expired
                         .into_iter()
                         .map(|delivery| Notice::Expired { exec: number, delivery });
-                    notices.extend(expired);
-                    notices.extend(timed_out.then_some(Notice::TimedOut { exec: number }));
+                    let timed_out = timed_out.then_some(Notice::TimedOut { exec: number });
+                    notices.extend(expired.chain(timed_out).map(|notice| (*session, notice)));
                 }
-                Err(refusal) => failed.push((number, refusal)),
+                Err(refusal) => exec.refuse(refusal),
             }
         }
-        for notice in notices {
-            self.notify(&notice, &[])?;
-        }
-        for (number, refusal) in failed {
-            self.give_up(number, refusal)?;
+        for (session, notice) in notices {
+            self.notify(session, &notice, &[])?;
         }
         Ok(())
     }
@@ -470,7 +555,8 @@ impl Launcher {
             .write(true)
             .create(true)
             .truncate(false)
-            .mode(0o600)
+            // A broker that is not root compares the trail with it. A number and a hash are no secret.
+            .mode(0o644)
             .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
             .open(path)?;
         file.write_all(head)
@@ -478,16 +564,16 @@ impl Launcher {
 
     /// The broker is gone: nothing lives on.
     fn leave(&mut self) {
-        for exec in self.execs.values_mut() {
-            exec.kill();
+        for live in self.execs.values_mut() {
+            live.exec.kill();
         }
-        for helper in self.helpers.values() {
+        for (helper, _) in self.helpers.values() {
             if let Err(e) = helper.kill() {
                 eprintln!("sublet: launcher: could not kill a source's command: {e}");
             }
         }
         let until = clock::boottime() + LAST_WAIT;
-        while let Some((_, exec)) = self.execs.pop_first() {
+        while let Some((_, Live { exec, .. })) = self.execs.pop_first() {
             let left = until.saturating_sub(clock::boottime());
             let timeout =
                 Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
@@ -508,6 +594,26 @@ impl Launcher {
         // The one-shot caller has gone on meanwhile: nothing waits for this.
         if let (Ok(cgroups), Mode::Privileged) = (&self.setting.cgroups, self.setting.mode) {
             cgroups.sweep();
+        }
+    }
+}
+
+/// A session that takes no notice, or is gone, shows that on its socket: it ends in a later turn.
+fn tell(
+    socket: BorrowedFd<'_>,
+    session: Key,
+    notice: &Notice,
+    fds: &[BorrowedFd<'_>],
+) -> Result<(), LauncherError> {
+    match wire::send(socket, notice, fds) {
+        Ok(()) | Err(WireError::Gone) => Ok(()),
+        Err(e) if session == ROOT => Err(e.into()),
+        Err(e) => {
+            eprintln!("sublet: launcher: a session ends: {}", compile::chain(&e));
+            match rustix::net::shutdown(socket, rustix::net::Shutdown::Both) {
+                Ok(()) | Err(Errno::NOTCONN) => Ok(()),
+                Err(e) => Err(e.into()),
+            }
         }
     }
 }

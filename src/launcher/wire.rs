@@ -61,6 +61,8 @@ pub struct Prepare {
     /// Rows and columns of a new pseudo-terminal.
     pub terminal: Option<(u16, u16)>,
     pub deliveries: Vec<DeliverySpec>,
+    /// The command is an agent's: it may ask the broker of its run, if there is one.
+    pub agent: bool,
     /// The invoker's home, for `~/` in profiles.
     pub home: Option<PathBuf>,
 }
@@ -84,13 +86,18 @@ pub enum Order {
     Start { exec: ExecNumber, deliveries: Vec<FilledSpec>, deadline: Option<Duration> },
     /// Forward a signal to the command.
     Signal { exec: ExecNumber, signal: i32 },
+    /// A lease was renewed: its delivery stays until this `CLOCK_BOOTTIME`.
+    Extend { exec: ExecNumber, delivery: u32, expires: Duration },
     /// Wipe one delivery now; kill the exec with it if it was started so.
     Revoke { exec: ExecNumber, delivery: u32 },
     /// Kill the exec, whatever it is at.
     Kill { exec: ExecNumber },
     /// Open a `file` source, or run a `command` source and give its standard output.
     OpenSource { secret: SecretName },
-    /// Keep the trail's head, encoded, outside the database.
+    /// Root session only: open a further session on the descriptor that comes along. It has execs of
+    /// its own numbers, and they live no longer than it.
+    Session,
+    /// Root session only: keep the trail's head, encoded, outside the database.
     KeepHead { head: Vec<u8> },
     /// Compile the plan and describe it; build and run nothing.
     Explain(Box<Prepare>),

@@ -46,6 +46,21 @@ pub enum EndError {
     NotExpired { lease_id: LeaseId, left: Duration },
 }
 
+/// The lease gets no more time. It lasts as long as it did.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RenewError {
+    #[error("lease {lease_id} is {}", state.as_str())]
+    WrongState { lease_id: LeaseId, state: LeaseState },
+    #[error("lease {lease_id} was granted before this machine was started")]
+    OtherBoot { lease_id: LeaseId },
+    #[error("lease {lease_id} expired {} s ago", late.as_secs())]
+    Expired { lease_id: LeaseId, late: Duration },
+    #[error("lease {lease_id} already lasts the {} s that it may last in all", max_ttl.as_secs())]
+    AtMaximum { lease_id: LeaseId, max_ttl: Duration },
+    #[error("lease {lease_id} lasts {} s more, which is no less than asked for", left.as_secs())]
+    NoLonger { lease_id: LeaseId, left: Duration },
+}
+
 impl Lease {
     /// What was granted, from `now` on.
     pub fn granted(grant: &Grant, lease_id: LeaseId, now: &Moment) -> Self {
@@ -111,6 +126,52 @@ impl Lease {
         Ok(())
     }
 
+    /// Gives it `ttl` from `now` on, but no more than `max_ttl` from its grant. The caller makes it durable.
+    /// That the capability is renewable is the caller's to know.
+    ///
+    /// # Errors
+    /// If the lease has ended, is past its time or of another boot, or would not last longer than it does.
+    /// It is then unchanged.
+    pub fn renew(
+        &mut self,
+        ttl: Duration,
+        max_ttl: Duration,
+        now: &Moment,
+    ) -> Result<(), RenewError> {
+        let record = &mut self.record;
+        let lease_id = || record.lease_id.clone();
+        if !record.state.is_open() {
+            return Err(RenewError::WrongState { lease_id: lease_id(), state: record.state });
+        }
+        if record.boot_id != now.boot_id {
+            return Err(RenewError::OtherBoot { lease_id: lease_id() });
+        }
+        if is_expired(record, now) {
+            let late = now.boot.saturating_sub(record.expires_boot);
+            return Err(RenewError::Expired { lease_id: lease_id(), late });
+        }
+        // Both clocks were read once, at the grant, and both ends are moved alike.
+        let lifetime = record.expires_at.duration_since(record.issued_at).unsigned_abs();
+        let issued_boot = record.expires_boot.saturating_sub(lifetime);
+        let latest = issued_boot.saturating_add(max_ttl);
+        // What is shown has come to the end of time, and no longer says when the grant was.
+        let is_endless = record.expires_at == jiff::Timestamp::MAX;
+        if latest <= record.expires_boot || is_endless {
+            return Err(RenewError::AtMaximum { lease_id: lease_id(), max_ttl });
+        }
+        let expires_boot = now.boot.saturating_add(ttl).min(latest);
+        if expires_boot <= record.expires_boot {
+            let left = remaining(record, now);
+            return Err(RenewError::NoLonger { lease_id: lease_id(), left });
+        }
+        record.expires_boot = expires_boot;
+        record.expires_at = record
+            .issued_at
+            .saturating_add(expires_boot.saturating_sub(issued_boot))
+            .unwrap_or(jiff::Timestamp::MAX);
+        Ok(())
+    }
+
     /// Its exec is over, or its uses are spent.
     ///
     /// # Errors
@@ -170,6 +231,14 @@ pub fn remaining(record: &LeaseRecord, now: &Moment) -> Duration {
     } else {
         Duration::ZERO
     }
+}
+
+/// Whether a lease that is in use should be renewed now: open, in time, and with no more than
+/// `renew_before_expiry` left. That must be less than a renewal gives, or it is due again at once.
+pub fn renewal_due(record: &LeaseRecord, now: &Moment, renew_before_expiry: Duration) -> bool {
+    record.state.is_open()
+        && !is_expired(record, now)
+        && remaining(record, now) <= renew_before_expiry
 }
 
 #[cfg(test)]

@@ -168,3 +168,74 @@ fn the_agents_view() {
     let view = LeaseView::new(lease.record(), None, &at(1001, 0));
     assert_eq!((view.expires_in, view.delivery.variable), (0, None));
 }
+
+#[test]
+fn a_renewal_prolongs_it_up_to_the_most_it_may_last() {
+    /// Granted at 1000 for 60 s; renewed at `now` for `ttl`, of at most `max_ttl` in all.
+    #[track_caller]
+    fn check(now: u64, ttl: u64, max_ttl: u64, expected: Option<u64>) {
+        let mut lease = granted(",ttl=60s");
+        let before = lease.clone();
+        let seconds = Duration::from_secs;
+        // A wall clock that was set meanwhile changes nothing.
+        let renewed = lease.renew(seconds(ttl), seconds(max_ttl), &at(now, 5));
+        match expected {
+            Some(until) => {
+                assert_eq!(renewed, Ok(()));
+                assert_eq!(lease.record().expires_boot, seconds(until));
+                let shown = 1_700_000_000 + (until as i64 - 1000);
+                assert_eq!(lease.record().expires_at.as_second(), shown);
+                assert!(!is_expired(lease.record(), &at(until - 1, 0)));
+                assert!(is_expired(lease.record(), &at(until, 0)));
+            }
+            None => {
+                assert!(renewed.is_err());
+                assert_eq!(lease, before);
+            }
+        }
+    }
+    check(1030, 60, 3600, Some(1090));
+    check(1030, 60, 80, Some(1080));
+    check(1059, 3600, 90, Some(1090));
+    // No longer than before, past the most, past its time.
+    check(1000, 60, 3600, None);
+    check(1010, 20, 3600, None);
+    check(1030, 60, 60, None);
+    check(1030, 60, 30, None);
+    check(1060, 60, 3600, None);
+}
+
+#[test]
+fn renewals_do_not_add_up_beyond_the_most() {
+    let mut lease = granted(",ttl=60s");
+    let (ttl, most) = (Duration::from_secs(60), Duration::from_secs(150));
+    lease.consume(&at(1001, 0)).unwrap();
+    lease.renew(ttl, most, &at(1050, 0)).unwrap();
+    lease.renew(ttl, most, &at(1100, 0)).unwrap();
+    assert_eq!(lease.record().expires_boot, Duration::from_secs(1150));
+    let refused = lease.renew(ttl, most, &at(1149, 0)).unwrap_err();
+    assert!(matches!(refused, RenewError::AtMaximum { max_ttl, .. } if max_ttl == most));
+    assert!(matches!(lease.renew(ttl, most, &at(1150, 0)), Err(RenewError::Expired { .. })));
+    let rebooted = Moment { boot_id: "boot-b".into(), ..at(1100, 0) };
+    assert!(matches!(lease.renew(ttl, most, &rebooted), Err(RenewError::OtherBoot { .. })));
+    lease.revoke().unwrap();
+    let refused = lease.renew(ttl, most, &at(1100, 0)).unwrap_err();
+    assert!(matches!(refused, RenewError::WrongState { state: LeaseState::Revoked, .. }));
+}
+
+#[test]
+fn a_renewal_is_due_shortly_before_the_end() {
+    #[track_caller]
+    fn check(change: fn(&mut LeaseRecord), now: u64, due: bool) {
+        let mut record = granted(",ttl=60s").into_record();
+        change(&mut record);
+        assert_eq!(renewal_due(&record, &at(now, 0), Duration::from_secs(20)), due);
+    }
+    check(|_| {}, 1039, false);
+    check(|_| {}, 1040, true);
+    check(|_| {}, 1059, true);
+    check(|_| {}, 1060, false);
+    check(|r| r.state = LeaseState::Consumed, 1040, true);
+    check(|r| r.state = LeaseState::Revoked, 1040, false);
+    check(|r| r.boot_id = "boot-b".into(), 1040, false);
+}

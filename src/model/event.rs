@@ -270,7 +270,37 @@ pub enum LinkFault {
     Unlinked { seq: u64 },
 }
 
+/// The members that make the chain.
+#[derive(Deserialize)]
+struct Link {
+    seq: u64,
+    prev_hash: EventHash,
+}
+
 impl RecordedEvent {
+    /// An exported line taken apart again, byte for byte: the line's end is its hash, what stands before
+    /// it the body. Nothing if the line is not of that form. `seq` is what the body says, which nothing
+    /// vouches for before [`RecordedEvent::verify_link`].
+    pub fn from_line(line: &str) -> Option<Self> {
+        let cut = line.len().checked_sub(HASH_MEMBER)?;
+        let (open, hash) = (line.get(..cut)?, line.get(cut..)?);
+        let hash = hash.strip_prefix(r#","hash":""#)?.strip_suffix(r#""}"#)?;
+        let body = format!("{open}}}");
+        let Link { seq, .. } = serde_json::from_str(&body).ok()?;
+        Some(Self { seq, hash: hash.to_owned(), body })
+    }
+
+    /// What it says stands before it. Nothing if its body says nothing of the kind.
+    pub fn predecessor(&self) -> Option<Head> {
+        let Link { seq, prev_hash } = serde_json::from_str(&self.body).ok()?;
+        Some(Head { seq: seq.checked_sub(1)?, hash: prev_hash })
+    }
+
+    /// Whether the body is the one that was hashed. Says nothing of its place.
+    pub fn fits_its_hash(&self) -> bool {
+        self.hash.parse().is_ok_and(|hash: EventHash| hash == EventHash::of_body(&self.body))
+    }
+
     /// Checks that it is unchanged and follows `head`.
     ///
     /// Only the members that make the chain are read, so that the trail of a later version can be
@@ -279,11 +309,6 @@ impl RecordedEvent {
     /// # Errors
     /// [`LinkFault`]: the first thing that does not fit.
     pub fn verify_link(&self, head: &Head) -> Result<Head, LinkFault> {
-        #[derive(Deserialize)]
-        struct Link {
-            seq: u64,
-            prev_hash: EventHash,
-        }
         let seq = self.seq;
         if head.seq.checked_add(1) != Some(seq) {
             return Err(LinkFault::Gap { expected: head.seq.saturating_add(1), found: seq });

@@ -1,6 +1,9 @@
 //! The frames of an exec's stream between broker and client, as docker's attach has them: one byte of
 //! kind, three zeros, the payload's length as four bytes big endian, the payload.
 //!
+//! Bytes and JSON that are longer than one frame may be go in several of the same kind; a JSON text is
+//! whole with the first of its frames that is shorter than [`MAX_PAYLOAD`].
+//!
 //! Pure. A header that is none, or a payload beyond [`MAX_PAYLOAD`], ends the stream: nothing is skipped.
 #![forbid(unsafe_code)]
 
@@ -15,7 +18,10 @@ pub const MAX_PAYLOAD: usize = 64 << 10;
 pub enum Kind {
     /// To the command's standard input; an empty one is its end.
     Stdin = 0,
+    /// From the command's standard output. From the client, and then empty: nobody reads it any more, the
+    /// command shall meet a closed pipe.
     Stdout = 1,
+    /// As [`Kind::Stdout`], for standard error.
     Stderr = 2,
     /// One byte: the signal's number.
     Signal = 3,
@@ -64,21 +70,26 @@ pub fn header(kind: Kind, length: usize) -> [u8; HEADER] {
 
 /// Appends `payload` as one frame, or as several where it is longer than one may be.
 pub fn push(kind: Kind, payload: &[u8], out: &mut Vec<u8>) {
-    if payload.is_empty() {
-        out.extend_from_slice(&header(kind, 0));
-    }
+    let is_json = matches!(kind, Kind::Started | Kind::Exit | Kind::Error);
+    let fills_its_frames = payload.len().is_multiple_of(MAX_PAYLOAD);
     for chunk in payload.chunks(MAX_PAYLOAD) {
         out.extend_from_slice(&header(kind, chunk.len()));
         out.extend_from_slice(chunk);
     }
+    if payload.is_empty() || (is_json && fills_its_frames) {
+        out.extend_from_slice(&header(kind, 0));
+    }
 }
+
+/// A frame's kind and payload, and how many bytes it took with its header.
+pub type Taken<'a> = (Kind, &'a [u8], usize);
 
 /// Takes the first whole frame of `bytes`: its kind, its payload, and how many bytes it took. `None` if
 /// more must be read first.
 ///
 /// # Errors
 /// [`FrameError`] as soon as the header tells it.
-pub fn take(bytes: &[u8]) -> Result<Option<(Kind, &[u8], usize)>, FrameError> {
+pub fn take(bytes: &[u8]) -> Result<Option<Taken<'_>>, FrameError> {
     let Some((head, rest)) = bytes.split_first_chunk::<HEADER>() else { return Ok(None) };
     let &[byte, z1, z2, z3, a, b, c, d] = head;
     let kind = match (Kind::of(byte), [z1, z2, z3]) {

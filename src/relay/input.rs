@@ -10,9 +10,15 @@ use rustix::io::Errno;
 
 const CHUNK: usize = 64 << 10;
 
+/// Bytes that wait for a command that reads nothing, before the client has to.
+const MOST_WAITING: usize = 256 << 10;
+
 /// The command's standard input.
 pub struct Input<'a> {
+    /// Nothing: it is fed.
     from: Option<BorrowedFd<'a>>,
+    /// A fed one ends when what waits is written.
+    is_ending: bool,
     to: Option<OwnedFd>,
     pending: Vec<u8>,
     written: usize,
@@ -25,15 +31,41 @@ impl<'a> Input<'a> {
     /// `to` is made non-blocking: a command that reads nothing must not stop us. It is ours alone (a
     /// terminal's master with [`super::output::Output`], which takes it so).
     pub fn new(from: BorrowedFd<'a>, to: OwnedFd, keep_open: bool) -> io::Result<Self> {
+        Ok(Self { from: Some(from), ..Self::fed(to, keep_open)? })
+    }
+
+    /// Takes what [`Input::feed`] is given, until [`Input::end_feed`].
+    pub fn fed(to: OwnedFd, keep_open: bool) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&to, true)?;
         Ok(Self {
-            from: Some(from),
+            from: None,
+            is_ending: false,
             to: Some(to),
             pending: Vec::new(),
             written: 0,
             keep_open,
             buffer: Vec::new(),
         })
+    }
+
+    pub fn feed(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.to.is_some() && !self.is_ending {
+            self.pending.extend_from_slice(bytes);
+        }
+        self.write()
+    }
+
+    pub fn end_feed(&mut self) -> io::Result<()> {
+        if !self.is_ending {
+            self.is_ending = true;
+            self.end();
+        }
+        self.write()
+    }
+
+    /// Whether more may be fed.
+    pub fn has_room(&self) -> bool {
+        self.to.is_none() || self.pending.len() - self.written < MOST_WAITING
     }
 
     /// What to wait for. `POLLERR` on the command's end says that it closed it.
@@ -70,7 +102,7 @@ impl<'a> Input<'a> {
         if self.keep_open {
             // What Ctrl-D is for a terminal's reader.
             self.pending.push(4);
-        } else {
+        } else if self.pending.is_empty() {
             self.to = None;
         }
     }
@@ -86,6 +118,9 @@ impl<'a> Input<'a> {
                 if self.written == self.pending.len() {
                     self.pending.clear();
                     self.written = 0;
+                    if self.is_ending && !self.keep_open {
+                        self.to = None;
+                    }
                 }
             }
             Err(Errno::INTR | Errno::AGAIN) => {}

@@ -2,10 +2,11 @@
 //!
 //! - [`output`]: from the command to our own standard output or error
 //! - [`input`]: from our standard input to the command
-//! - [`frames`]: the stream of an exec of the broker
+//! - [`connection`], [`frames`]: the stream of an exec of the broker
 //! - [`terminal`]: our own terminal in raw mode, and its size
 #![forbid(unsafe_code)]
 
+pub mod connection;
 pub mod frames;
 pub mod input;
 pub mod output;

@@ -2,6 +2,7 @@
 //! that a slow reader slows the command and never us; masks what leased values it knows.
 #![forbid(unsafe_code)]
 
+use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
@@ -10,6 +11,8 @@ use std::time::{Duration, Instant};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 
+use super::connection::{Connection, ConnectionError};
+use super::frames::Kind;
 use crate::redact::{Patterns, Redactor};
 
 /// How long a tail that could begin a value is held: a prompt without a newline shows at once.
@@ -18,18 +21,29 @@ const CHUNK: usize = 64 << 10;
 /// What a pipe takes without blocking once it is writable. pipe(7) PIPE_BUF.
 const WRITE_AT_ONCE: usize = 4096;
 
+/// Where a stream goes.
+enum Sink<'a> {
+    /// `at_once`: how much is written at a time. A regular file never blocks: all.
+    Descriptor {
+        fd: BorrowedFd<'a>,
+        at_once: usize,
+    },
+    Frames {
+        connection: Rc<RefCell<Connection>>,
+        kind: Kind,
+    },
+}
+
 /// A stream of the command's output.
 pub struct Output<'a> {
     from: Option<OwnedFd>,
-    to: BorrowedFd<'a>,
+    to: Sink<'a>,
     pending: Vec<u8>,
     written: usize,
     redactor: Option<Redactor>,
     masked_before: u64,
     held_since: Option<Instant>,
     buffer: Vec<u8>,
-    /// A regular file never blocks: written whole.
-    at_once: usize,
     reader_gone: bool,
     /// Once every process of the exec is dead: the most that can still lie in the pipe.
     left: Option<usize>,
@@ -40,7 +54,16 @@ impl<'a> Output<'a> {
         let kind = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(to)?.st_mode);
         let at_once =
             if kind == rustix::fs::FileType::RegularFile { usize::MAX } else { WRITE_AT_ONCE };
-        Ok(Self {
+        Ok(Self::into_sink(from, Sink::Descriptor { fd: to, at_once }))
+    }
+
+    /// To a client, as frames of this kind. Whoever polls sends what is left unsent.
+    pub fn framed(from: OwnedFd, connection: &Rc<RefCell<Connection>>, kind: Kind) -> Self {
+        Self::into_sink(from, Sink::Frames { connection: Rc::clone(connection), kind })
+    }
+
+    fn into_sink(from: OwnedFd, to: Sink<'a>) -> Self {
+        Self {
             from: Some(from),
             to,
             pending: Vec::new(),
@@ -49,10 +72,9 @@ impl<'a> Output<'a> {
             masked_before: 0,
             held_since: None,
             buffer: vec![0; CHUNK],
-            at_once,
             reader_gone: false,
             left: None,
-        })
+        }
     }
 
     /// Masks these values from now on. What was held for the old ones goes out.
@@ -78,10 +100,12 @@ impl<'a> Output<'a> {
 
     /// What to wait for.
     pub fn interest(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
-        if !self.pending.is_empty() {
-            Some((self.to, PollFlags::OUT))
-        } else {
-            self.from.as_ref().map(|from| (from.as_fd(), PollFlags::IN))
+        match &self.to {
+            Sink::Descriptor { fd, .. } if !self.pending.is_empty() => Some((*fd, PollFlags::OUT)),
+            Sink::Frames { connection, .. } if connection.borrow().is_full() => None,
+            Sink::Descriptor { .. } | Sink::Frames { .. } => {
+                self.from.as_ref().map(|from| (from.as_fd(), PollFlags::IN))
+            }
         }
     }
 
@@ -105,7 +129,11 @@ impl<'a> Output<'a> {
     }
 
     fn has_last_words(&self) -> bool {
-        self.left.is_some() && self.from.is_some() && self.pending.is_empty()
+        let is_full = match &self.to {
+            Sink::Descriptor { .. } => false,
+            Sink::Frames { connection, .. } => connection.borrow().is_full(),
+        };
+        self.left.is_some() && self.from.is_some() && self.pending.is_empty() && !is_full
     }
 
     /// How long until there is something to do that no descriptor tells of.
@@ -174,7 +202,8 @@ impl<'a> Output<'a> {
     }
 
     fn write_if_writable(&mut self) -> io::Result<()> {
-        let mut fds = [rustix::event::PollFd::from_borrowed_fd(self.to, PollFlags::OUT)];
+        let Sink::Descriptor { fd, .. } = self.to else { return self.write() };
+        let mut fds = [rustix::event::PollFd::from_borrowed_fd(fd, PollFlags::OUT)];
         match rustix::event::poll(&mut fds, Some(&rustix::event::Timespec::default())) {
             Ok(0) | Err(Errno::INTR) => Ok(()),
             Ok(_) => self.write(),
@@ -184,9 +213,17 @@ impl<'a> Output<'a> {
 
     fn write(&mut self) -> io::Result<()> {
         let rest = &self.pending[self.written..];
-        let now = &rest[..rest.len().min(self.at_once)];
-        let result =
-            if self.reader_gone { Ok(rest.len()) } else { rustix::io::write(self.to, now) };
+        let result = match &self.to {
+            _ if self.reader_gone => Ok(rest.len()),
+            Sink::Descriptor { fd, at_once } => {
+                rustix::io::write(fd, &rest[..rest.len().min(*at_once)])
+            }
+            Sink::Frames { connection, kind } => match connection.borrow_mut().push(*kind, rest) {
+                Ok(()) => Ok(rest.len()),
+                Err(ConnectionError::Gone) => Err(Errno::PIPE),
+                Err(e) => return Err(io::Error::other(e)),
+            },
+        };
         match result {
             Ok(n) => {
                 self.written += n;

@@ -50,3 +50,10 @@ pub fn follow_size(ours: &[BorrowedFd<'_>], master: impl AsFd) -> Result<(), Err
     let Some(size) = ours.iter().find_map(|fd| tcgetwinsize(fd).ok()) else { return Ok(()) };
     tcsetwinsize(master, size)
 }
+
+/// Gives the command's terminal this size; the kernel tells the command (SIGWINCH).
+pub fn set_size(master: impl AsFd, rows: u16, columns: u16) -> Result<(), Errno> {
+    let size =
+        rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    tcsetwinsize(master, size)
+}

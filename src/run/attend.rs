@@ -8,7 +8,7 @@ mod exited;
 pub use exited::Exited;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::rc::Rc;
 use std::time::Duration;
@@ -18,24 +18,26 @@ use rustix::io::Errno;
 use rustix::stdio::{stderr, stdin, stdout};
 
 use super::Stopwatch;
+use super::caller::Caller;
 use super::deliver::{Delivered, Delivery};
+use super::entries::Leased;
 use super::error::RunError;
-use super::ledger::{Leased, Ledger};
+use super::ledger::Ledger;
+use super::mailbox::Mail;
 use super::scene::{EXEC, Scene};
-use crate::launcher::client::Launcher;
+use crate::launcher::client::Session;
 use crate::launcher::wire::{Ending, Notice, Order};
+use crate::model::id::LeaseId;
 use crate::model::report::Posture;
 use crate::model::secret::Secret;
 use crate::redact::Patterns;
+use crate::relay::connection::{Connection, ConnectionError, Said};
+use crate::relay::frames::Kind;
 use crate::relay::input::Input;
 use crate::relay::output::Output;
 use crate::relay::terminal::{self, RawMode};
 use crate::sandbox::cgroup;
-use crate::sys::process;
-
-/// Forwarded to the command. SIGWINCH is for the terminal's size.
-const FORWARDED: [i32; 6] =
-    [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2];
+use crate::sys::{clock, process};
 
 /// How many refused `get`s of one exec are told in the trail: it could ask without end.
 const TOLD_REFUSALS: u64 = 5;
@@ -43,41 +45,12 @@ const TOLD_REFUSALS: u64 = 5;
 /// How long the tree of a dead launcher has to die: its init sees the lifeline end at once.
 const LAST_WAIT: Duration = Duration::from_secs(5);
 
-/// Signals of this process, read from a descriptor from now on.
-pub struct Signals(OwnedFd);
-
-impl Signals {
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-
-    /// The next one that ends a wait. A change of the window's size does not.
-    pub fn ending(&self) -> Result<Option<i32>, RunError> {
-        loop {
-            match process::read_signal(&self.0).map_err(RunError::Relay)? {
-                Some(libc::SIGWINCH) => {}
-                other => return Ok(other),
-            }
-        }
-    }
-}
-
-pub fn take_signals() -> Result<Signals, RunError> {
-    let mut signals = vec![libc::SIGWINCH];
-    for signal in FORWARDED {
-        // A blocked signal reaches its descriptor even where nohup(1) has it ignored.
-        if !process::is_ignored(signal).map_err(RunError::Settle)? {
-            signals.push(signal);
-        }
-    }
-    Ok(Signals(process::signalfd(&signals).map_err(RunError::Settle)?))
-}
-
 struct Attendant<'a> {
     scene: &'a Scene,
     ledger: &'a mut Ledger,
-    launcher: &'a Launcher,
-    leased: &'a [Leased],
+    session: &'a Session,
+    caller: &'a Caller,
+    leased: &'a mut [Leased],
     deliveries: Vec<Delivery>,
     uid: u32,
     input: Option<Input<'a>>,
@@ -93,6 +66,9 @@ struct Attendant<'a> {
     started: bool,
     timed_out: bool,
     expired: BTreeSet<u32>,
+    revoked: BTreeSet<u32>,
+    /// The client of this exec is gone, or has broken the protocol.
+    lost: bool,
     git_uses: BTreeMap<u32, u32>,
     git_refused: u64,
     ended: Option<(Ending, Vec<(u64, bool)>)>,
@@ -103,20 +79,25 @@ struct Attendant<'a> {
 pub fn attend(
     scene: &Scene,
     ledger: &mut Ledger,
-    launcher: &Launcher,
-    leased: &[Leased],
+    session: &Session,
+    caller: &mut Caller,
+    leased: &mut [Leased],
     delivered: Delivered,
-    signals: Signals,
     watch: &mut Stopwatch,
 ) -> Result<Exited, RunError> {
     let Delivered { mut streams, deliveries, uid } = delivered;
+    let parent = caller.parent();
+    let caller: &Caller = caller;
     let (mut input, mut outputs) = (None, Vec::new());
     if streams.len() == 3 {
         let (err, out, inn) = (streams.pop(), streams.pop(), streams.pop());
         if let (Some(inn), Some(out), Some(err)) = (inn, out, err) {
-            input = Some(Input::new(stdin(), inn, false).map_err(RunError::Relay)?);
-            outputs.push(Output::new(out, stdout()).map_err(RunError::Relay)?);
-            outputs.push(Output::new(err, stderr()).map_err(RunError::Relay)?);
+            input = Some(match caller.connection() {
+                None => Input::new(stdin(), inn, false).map_err(RunError::Relay)?,
+                Some(_) => Input::fed(inn, false).map_err(RunError::Relay)?,
+            });
+            outputs.push(output(caller, out, Kind::Stdout)?);
+            outputs.push(output(caller, err, Kind::Stderr)?);
         }
     }
     let git = deliveries.iter().find_map(|d| match d {
@@ -127,7 +108,8 @@ pub fn attend(
     let mut attendant = Attendant {
         scene,
         ledger,
-        launcher,
+        session,
+        caller,
         leased,
         deliveries,
         uid,
@@ -143,59 +125,98 @@ pub fn attend(
         started: false,
         timed_out: false,
         expired: BTreeSet::new(),
+        revoked: BTreeSet::new(),
+        lost: false,
         git_uses: BTreeMap::new(),
         git_refused: 0,
         ended: None,
         gone: false,
     };
     attendant.mask()?;
-    let result = attendant.stay(&signals, watch);
+    let result = attendant.stay(parent, watch);
     if matches!(result, Err(RunError::LauncherDied)) {
         attendant.outlive_the_launcher();
     }
     result
 }
 
+fn output<'a>(caller: &Caller, from: OwnedFd, kind: Kind) -> Result<Output<'a>, RunError> {
+    match caller.connection() {
+        Some(connection) => Ok(Output::framed(from, connection, kind)),
+        None => {
+            let to = if kind == Kind::Stdout { stdout() } else { stderr() };
+            Output::new(from, to).map_err(RunError::Relay)
+        }
+    }
+}
+
 impl Attendant<'_> {
-    fn stay(&mut self, signals: &Signals, watch: &mut Stopwatch) -> Result<Exited, RunError> {
-        let mut caller = caller();
+    fn stay(
+        &mut self,
+        mut parent: Option<OwnedFd>,
+        watch: &mut Stopwatch,
+    ) -> Result<Exited, RunError> {
         loop {
-            while self.launcher.has_passed_over() {
+            while self.session.has_passed_over() {
                 self.hear(watch)?;
             }
             if self.ended.is_some() && self.outputs.iter().all(Output::is_done) {
                 return Ok(self.exited());
             }
-            match self.wait(signals, caller.as_ref())? {
+            self.renew_what_is_due()?;
+            match self.wait(parent.as_ref())? {
                 Woken::Launcher => self.hear(watch)?,
-                Woken::Signal => self.forward(signals)?,
-                Woken::Caller => {
-                    // Whoever asked for it is gone: so is the exec (kill -9 of the caller included).
-                    caller = None;
-                    self.launcher.order(&Order::Kill { exec: EXEC })?;
+                Woken::Interrupt => {
+                    self.forward()?;
+                    self.read_mail()?;
                 }
+                Woken::Parent => {
+                    // Whoever asked for it is gone: so is the exec (kill -9 of the caller included).
+                    parent = None;
+                    self.session.order(&Order::Kill { exec: EXEC })?;
+                }
+                Woken::Client => self.listen()?,
                 Woken::Git => self.answer_git()?,
                 Woken::Streams => {}
             }
         }
     }
 
-    /// Waits, and serves the streams on the way.
-    fn wait(&mut self, signals: &Signals, caller: Option<&OwnedFd>) -> Result<Woken, RunError> {
-        let patience = self.outputs.iter().filter_map(Output::patience).min();
-        let mut watched = vec![(signals.0.as_fd(), PollFlags::IN, Of::Woken(Woken::Signal))];
+    /// Waits for what has something to say or takes something.
+    fn ready(&self, parent: Option<&OwnedFd>) -> Result<Vec<Of>, RunError> {
+        let patience = self.outputs.iter().filter_map(Output::patience);
+        let renewal = self.next_renewal().map(|at| at.saturating_sub(clock::boottime()));
+        let patience = patience.chain(renewal).min();
+        let connection = match self.lost {
+            true => None,
+            false => self.caller.connection(),
+        };
+        let connection = connection.map(|connection| connection.borrow());
+        let mut watched =
+            vec![(self.caller.interrupt(), PollFlags::IN, Of::Woken(Woken::Interrupt))];
         if !self.gone {
             // Afterwards the launcher has said its last word on this exec.
-            watched.push((self.launcher.socket(), PollFlags::IN, Of::Woken(Woken::Launcher)));
+            watched.push((self.session.socket(), PollFlags::IN, Of::Woken(Woken::Launcher)));
         }
-        if let Some(caller) = caller {
-            watched.push((caller.as_fd(), PollFlags::IN, Of::Woken(Woken::Caller)));
+        if let Some(parent) = parent {
+            watched.push((parent.as_fd(), PollFlags::IN, Of::Woken(Woken::Parent)));
         }
         if let Some(git) = &self.git {
             watched.push((git.as_fd(), PollFlags::IN, Of::Woken(Woken::Git)));
         }
         if let Some((fd, flags)) = self.input.as_ref().and_then(Input::interest) {
             watched.push((fd, flags, Of::Input));
+        }
+        if let Some(connection) = &connection {
+            // A command that reads nothing stops its client's input, but never hides its leaving.
+            let mut flags = PollFlags::RDHUP;
+            if self.has_room() {
+                flags |= PollFlags::IN;
+            }
+            if connection.has_unsent() {
+                flags |= PollFlags::OUT;
+            }
+            watched.push((connection.fd(), flags, Of::Woken(Woken::Client)));
         }
         for (index, output) in self.outputs.iter().enumerate() {
             if let Some((fd, flags)) = output.interest() {
@@ -210,13 +231,13 @@ impl Attendant<'_> {
             Ok(_) | Err(Errno::INTR) => {}
             Err(e) => return Err(RunError::relay(e)),
         }
-        let ready: Vec<Of> = fds
-            .iter()
-            .zip(&watched)
-            .filter(|(fd, _)| !fd.revents().is_empty())
-            .map(|(_, &(_, _, of))| of)
-            .collect();
+        let ready = fds.iter().zip(&watched).filter(|(fd, _)| !fd.revents().is_empty());
+        Ok(ready.map(|(_, &(_, _, of))| of).collect())
+    }
 
+    /// Waits, and serves the streams on the way.
+    fn wait(&mut self, parent: Option<&OwnedFd>) -> Result<Woken, RunError> {
+        let ready = self.ready(parent)?;
         let mut woken = Woken::Streams;
         for owner in ready {
             match owner {
@@ -237,8 +258,126 @@ impl Attendant<'_> {
         Ok(woken)
     }
 
+    /// Whether what the client sends can be taken: what is typed ahead waits for its terminal.
+    fn has_room(&self) -> bool {
+        match &self.input {
+            Some(input) => input.has_room(),
+            None => self.ended.is_some() || self.scene.terminal.is_none() || self.master.is_some(),
+        }
+    }
+
+    /// The client has sent something, takes something, or is gone.
+    fn listen(&mut self) -> Result<(), RunError> {
+        let Some(connection) = self.caller.connection() else { return Ok(()) };
+        let (mut heard, mut failed) = (Vec::new(), None);
+        let has_room = self.has_room();
+        {
+            let mut connection = connection.borrow_mut();
+            if let Err(e) = connection.flush() {
+                failed = Some(e);
+            }
+            let input = &mut self.input;
+            let received = match (&failed, has_room) {
+                (Some(_), _) => Ok(()),
+                (None, true) => connection.receive(|said| heard.push(self::heard(said, input))),
+                // Only its leaving wakes us while there is no room.
+                (None, false) if is_hung_up(&connection) => Err(ConnectionError::Gone),
+                (None, false) => Ok(()),
+            };
+            failed = failed.or(received.err());
+        }
+        for heard in heard {
+            match heard.map_err(RunError::Relay)? {
+                Heard::Nothing => {}
+                Heard::Signal(signal) => self.pass_on(signal)?,
+                Heard::Window { rows, columns } => {
+                    if let Some(master) = &self.master {
+                        terminal::set_size(master, rows, columns).map_err(RunError::relay)?;
+                    }
+                }
+            }
+        }
+        if failed.is_some() {
+            // A client that is gone, or that speaks no sense, is a caller that died.
+            self.lost = true;
+            self.outputs.iter_mut().for_each(Output::give_up);
+            self.session.order(&Order::Kill { exec: EXEC })?;
+        }
+        Ok(())
+    }
+
+    fn read_mail(&mut self) -> Result<(), RunError> {
+        for mail in self.caller.mail()? {
+            match mail {
+                Mail::Kill(_) => self.session.order(&Order::Kill { exec: EXEC })?,
+                Mail::Revoke(id) => {
+                    if let Some(index) = self.index_of(&id) {
+                        self.revoke(index)?;
+                    }
+                }
+                Mail::RevokeAll => {
+                    for index in 0..self.leased.len() {
+                        self.revoke(index)?;
+                    }
+                }
+                Mail::Renewed { lease, expires_at, expires_boot } => {
+                    if let Some(index) = self.index_of(&lease) {
+                        self.leased[index].extend(expires_at, expires_boot, self.scene);
+                        self.extend(index)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn index_of(&self, id: &LeaseId) -> Option<usize> {
+        self.leased.iter().position(|lease| lease.record.lease_id == *id)
+    }
+
+    /// Wiped by us at once, and by the launcher, which kills the exec if the capability says so.
+    fn revoke(&mut self, index: usize) -> Result<(), RunError> {
+        if let Some(Delivery::Held(held)) = self.deliveries.get_mut(index) {
+            held.wipe();
+        }
+        self.revoked.insert(index as u32);
+        self.session.order(&Order::Revoke { exec: EXEC, delivery: index as u32 })?;
+        Ok(())
+    }
+
+    /// When the next lease of this exec shall be renewed by itself.
+    fn next_renewal(&self) -> Option<Duration> {
+        if self.ended.is_some() || !self.started {
+            return None;
+        }
+        self.leased.iter().filter_map(|lease| lease.renew_at).min()
+    }
+
+    fn renew_what_is_due(&mut self) -> Result<(), RunError> {
+        if self.next_renewal().is_none_or(|at| at > clock::boottime()) {
+            return Ok(());
+        }
+        let now = clock::boottime();
+        for index in 0..self.leased.len() {
+            if self.leased[index].renew_at.is_none_or(|at| at > now) {
+                continue;
+            }
+            if self.ledger.renew(self.scene, &mut self.leased[index])? {
+                self.extend(index)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The delivery of a renewed lease stays for longer.
+    fn extend(&self, index: usize) -> Result<(), RunError> {
+        let expires = self.leased[index].record.expires_boot;
+        let order = Order::Extend { exec: EXEC, delivery: index as u32, expires };
+        Ok(self.session.order(&order)?)
+    }
+
     fn hear(&mut self, watch: &mut Stopwatch) -> Result<(), RunError> {
-        let (notice, mut fds) = self.launcher.notice()?;
+        let (notice, mut fds) = self.session.notice()?;
         match notice {
             Notice::Ready { posture, .. } => {
                 self.posture = posture;
@@ -248,9 +387,14 @@ impl Attendant<'_> {
             }
             Notice::Started { .. } => {
                 self.started = true;
+                if let Some(connection) = self.caller.connection() {
+                    let text = serde_json::json!({ "exec_id": self.scene.exec_id }).to_string();
+                    // A client that is gone shows in the next turn.
+                    drop(connection.borrow_mut().push(Kind::Started, text.as_bytes()));
+                }
                 watch.lap(|t| &mut t.launch);
                 for signal in std::mem::take(&mut self.waiting_signals) {
-                    self.launcher.order(&Order::Signal { exec: EXEC, signal })?;
+                    self.session.order(&Order::Signal { exec: EXEC, signal })?;
                 }
             }
             Notice::Expired { delivery, .. } => {
@@ -298,29 +442,40 @@ impl Attendant<'_> {
 
     fn take_terminal(&mut self, master: OwnedFd) -> Result<(), RunError> {
         let dup = || master.try_clone().map_err(RunError::Relay);
-        self.raw_mode = RawMode::enter(stdin()).map_err(RunError::relay)?;
-        self.input = Some(Input::new(stdin(), dup()?, true).map_err(RunError::Relay)?);
-        self.outputs.push(Output::new(dup()?, stdout()).map_err(RunError::Relay)?);
-        terminal::follow_size(&[stdin(), stdout(), stderr()], &master).map_err(RunError::relay)?;
+        self.outputs.push(output(self.caller, dup()?, Kind::Stdout)?);
+        if self.caller.connection().is_some() {
+            self.input = Some(Input::fed(dup()?, true).map_err(RunError::Relay)?);
+        } else {
+            self.raw_mode = RawMode::enter(stdin()).map_err(RunError::relay)?;
+            self.input = Some(Input::new(stdin(), dup()?, true).map_err(RunError::Relay)?);
+            terminal::follow_size(&[stdin(), stdout(), stderr()], &master)
+                .map_err(RunError::relay)?;
+        }
         self.master = Some(master);
         self.mask()
     }
 
-    fn forward(&mut self, signals: &Signals) -> Result<(), RunError> {
-        while let Some(signal) = process::read_signal(&signals.0).map_err(RunError::Relay)? {
-            if signal == libc::SIGWINCH {
-                if let Some(master) = &self.master {
-                    let ours = [stdin(), stdout(), stderr()];
-                    terminal::follow_size(&ours, master).map_err(RunError::relay)?;
-                }
-            } else if self.ended.is_some() {
-                // Only a reader of ours that takes nothing keeps us.
-                self.outputs.iter_mut().for_each(Output::give_up);
-            } else if self.started {
-                self.launcher.order(&Order::Signal { exec: EXEC, signal })?;
-            } else {
-                self.waiting_signals.push(signal);
+    /// The signals of this process.
+    fn forward(&mut self) -> Result<(), RunError> {
+        while let Some(signal) = self.caller.signal()? {
+            if signal != libc::SIGWINCH {
+                self.pass_on(signal)?;
+            } else if let Some(master) = &self.master {
+                let ours = [stdin(), stdout(), stderr()];
+                terminal::follow_size(&ours, master).map_err(RunError::relay)?;
             }
+        }
+        Ok(())
+    }
+
+    fn pass_on(&mut self, signal: i32) -> Result<(), RunError> {
+        if self.ended.is_some() {
+            // Only a reader that takes nothing keeps us.
+            self.outputs.iter_mut().for_each(Output::give_up);
+        } else if self.started {
+            self.session.order(&Order::Signal { exec: EXEC, signal })?;
+        } else {
+            self.waiting_signals.push(signal);
         }
         Ok(())
     }
@@ -365,6 +520,7 @@ impl Attendant<'_> {
             posture: std::mem::take(&mut self.posture),
             timed_out: self.timed_out,
             expired: std::mem::take(&mut self.expired),
+            revoked: std::mem::take(&mut self.revoked),
             redacted: self.outputs.iter().map(Output::masked).sum(),
             unmasked: self.unmasked,
             git_uses: std::mem::take(&mut self.git_uses),
@@ -383,8 +539,9 @@ struct Given {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Woken {
     Launcher,
-    Signal,
-    Caller,
+    Interrupt,
+    Parent,
+    Client,
     Git,
     Streams,
 }
@@ -396,18 +553,34 @@ enum Of {
     Output(usize),
 }
 
-/// What the launcher would have waited for and removed.
+/// What a client said, beyond its input.
+enum Heard {
+    Nothing,
+    Signal(i32),
+    Window { rows: u16, columns: u16 },
+}
+
+fn heard(said: Said<'_>, input: &mut Option<Input<'_>>) -> std::io::Result<Heard> {
+    match (said, input) {
+        (Said::Stdin(bytes), Some(input)) => input.feed(bytes).map(|()| Heard::Nothing),
+        (Said::EndOfInput, Some(input)) => input.end_feed().map(|()| Heard::Nothing),
+        // The command has ended, or its terminal does not stand yet.
+        (Said::Stdin(_) | Said::EndOfInput, None) => Ok(Heard::Nothing),
+        (Said::Signal(signal), _) => Ok(Heard::Signal(signal)),
+        (Said::Window { rows, columns }, _) => Ok(Heard::Window { rows, columns }),
+    }
+}
+
+fn is_hung_up(connection: &Connection) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(connection.fd(), PollFlags::RDHUP)];
+    poll(&mut fds, Some(&Timespec::default())).is_ok() && !fds[0].revents().is_empty()
+}
+
+/// What the launcher would have waited for and removed. In the broker, the other execs' threads do the
+/// same, and the service ends.
 fn outlive_the_launcher(scene: &Scene) {
-    if !process::reap_all_within(LAST_WAIT) {
+    if scene.is_one_shot() && !process::reap_all_within(LAST_WAIT) {
         eprintln!("sublet: a process of {} is stuck in the kernel\r", scene.exec_id);
     }
     cgroup::remove_left(&scene.exec_id);
-}
-
-/// The process that asked for this, to end with it. None where it is outside of our pid namespace.
-fn caller() -> Option<OwnedFd> {
-    let parent = rustix::process::getppid()?;
-    let pidfd = rustix::process::pidfd_open(parent, rustix::process::PidfdFlags::empty()).ok()?;
-    // It may have ended between the two calls, and its number been given away.
-    (rustix::process::getppid() == Some(parent)).then_some(pidfd)
 }

@@ -4,13 +4,14 @@
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 
-use super::attend::Signals;
+use super::caller::Caller;
+use super::entries::Leased;
 use super::error::RunError;
-use super::ledger::{Leased, Ledger};
+use super::ledger::Ledger;
 use super::scene::{EXEC, Scene};
 use super::value::{self, Value};
 use crate::delivery::fill::{self, Held};
-use crate::launcher::client::Launcher;
+use crate::launcher::client::Session;
 use crate::launcher::wire::{FilledSpec, Notice, Order, Refusal, RefusalKind};
 use crate::model::name::Channel;
 use crate::profile::{OnRevoke, Place};
@@ -41,8 +42,8 @@ pub struct Delivered {
 }
 
 /// Waits for the launcher's containers.
-pub fn prepared(launcher: &Launcher) -> Result<Prepared, RunError> {
-    let (notice, mut fds) = launcher.notice_of(|n| {
+pub fn prepared(session: &Session) -> Result<Prepared, RunError> {
+    let (notice, mut fds) = session.notice_of(|n| {
         matches!(n, Notice::Prepared { exec: EXEC, .. } | Notice::Refused { exec: EXEC, .. })
     })?;
     match notice {
@@ -60,15 +61,15 @@ pub fn prepared(launcher: &Launcher) -> Result<Prepared, RunError> {
 pub fn resolve(
     scene: &Scene,
     ledger: &Ledger,
-    launcher: &Launcher,
-    signals: &Signals,
+    session: &Session,
+    caller: &Caller,
     leased: &[Leased],
 ) -> Result<Vec<Option<Value>>, RunError> {
     leased
         .iter()
         .map(|lease| match lease.record.channel {
             Channel::Git => Ok(None),
-            _ => value::resolve(scene, ledger, launcher, Some(signals), &lease.grant).map(Some),
+            _ => value::resolve(scene, ledger, session, Some(caller), &lease.grant).map(Some),
         })
         .collect()
 }

@@ -55,6 +55,12 @@ pub enum RunError {
     Id(#[from] InvalidId),
     #[error("interrupted by signal {0} before the command ran")]
     Interrupted(i32),
+    #[error("stopped before the command ran: {0}")]
+    Stopped(&'static str),
+    #[error("{message}")]
+    Unusable { name: &'static str, message: String },
+    #[error("whoever asked for the exec left before it was started")]
+    CallerGone,
 }
 
 impl From<WireError> for RunError {
@@ -91,6 +97,16 @@ impl RunError {
         RunError::Denied(Denial { asked: asked.join(" "), reason, message, hint })
     }
 
+    /// A lease of the caller's that cannot be used, and why by name.
+    pub(crate) fn unusable(name: &'static str, message: String) -> Self {
+        RunError::Unusable { name, message }
+    }
+
+    /// Whether the answer was no: a denial, or a lease that is not what it was.
+    pub fn is_denial(&self) -> bool {
+        matches!(self, RunError::Denied(_) | RunError::Unusable { .. })
+    }
+
     /// The part of the story that stopped.
     pub fn stage(&self) -> &'static str {
         match self {
@@ -98,7 +114,7 @@ impl RunError {
             RunError::Host(_) => "config",
             RunError::Environment(_) | RunError::ManagedValue { .. } => "environment",
             RunError::WouldWiden(_) | RunError::OtherRun { .. } | RunError::Id(_) => "request",
-            RunError::Denied(_) => "decide",
+            RunError::Denied(_) | RunError::Unusable { .. } => "decide",
             RunError::Trail(_) | RunError::TrailCut { .. } => "record",
             RunError::Delivery(_) | RunError::Container(_) => "deliver",
             RunError::Refused(refusal) => match refusal.kind {
@@ -112,7 +128,8 @@ impl RunError {
             },
             RunError::Wire(_) | RunError::LauncherDied => "launch",
             RunError::Relay(_) => "run",
-            RunError::Interrupted(_) => "resolve",
+            RunError::Interrupted(_) | RunError::Stopped(_) => "resolve",
+            RunError::CallerGone => "run",
         }
     }
 
@@ -147,6 +164,9 @@ impl RunError {
             RunError::LauncherDied => "launcher_died",
             RunError::Relay(_) => "relay_failed",
             RunError::Interrupted(_) => "interrupted",
+            RunError::Stopped(_) => "stopped",
+            RunError::Unusable { name, .. } => name,
+            RunError::CallerGone => "caller_gone",
         }
     }
 
@@ -187,6 +207,7 @@ impl RunError {
             RunError::Settle(_) | RunError::Fork(_) | RunError::Clock(_) | RunError::Wire(_) => {
                 "`sublet doctor` shows what this host can and cannot do".to_owned()
             }
+            RunError::Unusable { .. } => "ask for a new lease".to_owned(),
             RunError::LauncherDied => {
                 "look for the kernel's out-of-memory killer; the lease is closed as interrupted".to_owned()
             }
@@ -196,6 +217,8 @@ impl RunError {
             | RunError::WouldWiden(_)
             | RunError::Relay(_)
             | RunError::Interrupted(_)
+            | RunError::Stopped(_)
+            | RunError::CallerGone
             | RunError::Id(_) => String::new(),
         }
     }

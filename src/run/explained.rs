@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::error::RunError;
 use super::scene::{self, Asked};
+use crate::host::Trust;
 use crate::launcher::client::Launcher;
 use crate::launcher::wire::{Explanation, Notice, Order};
 use crate::model::run::Counters;
@@ -35,9 +36,11 @@ pub struct Explained {
 }
 
 pub fn explain(asked: Asked) -> Result<Explained, RunError> {
-    let launcher = Launcher::fork(&asked.places)?;
+    let launcher = Launcher::fork(&asked.places, Trust::Invoker)?;
+    let session = launcher.root();
     let scene = scene::set(asked)?;
-    launcher.order(&Order::Explain(Box::new(scene.prepare())))?;
+    session.order(&Order::Explain(Box::new(scene.prepare())))?;
+    scene.host.become_state_owner()?;
 
     let counters = match Reader::open(&scene.host.state_dir) {
         Ok(reader) => reader
@@ -78,7 +81,7 @@ pub fn explain(asked: Asked) -> Result<Explained, RunError> {
             }
         })
         .collect();
-    let (notice, _) = launcher.notice_of(|n| matches!(n, Notice::Explained { .. }))?;
+    let (notice, _) = session.notice_of(|n| matches!(n, Notice::Explained { .. }))?;
     match notice {
         Notice::Explained { explanation } => Ok(Explained {
             profile: scene.run.profile.clone(),

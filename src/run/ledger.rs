@@ -2,65 +2,75 @@
 //! a value moves; relaxed where nothing rests on it.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::attend::Exited;
+use super::entries::{self, Leased, Who};
 use super::error::RunError;
 use super::scene::Scene;
-use crate::launcher::client::Launcher;
+use crate::launcher::client::Session;
 use crate::launcher::wire::Order;
-use crate::lease::Lease;
+use crate::lease::{Lease, UseError};
 use crate::model::digest::ValueDigest;
-use crate::model::event::{Draft, EventType, Head, KeptHead, recorded_command};
+use crate::model::event::{EventType, KeptHead, recorded_command};
 use crate::model::exec::{ExecRecord, ExecState};
 use crate::model::id::LeaseId;
-use crate::model::lease::{LeaseRecord, LeaseState};
-use crate::model::moment::Moment;
+use crate::model::lease::LeaseState;
 use crate::model::name::{Channel, SecretName};
-use crate::model::run::Run;
+use crate::model::run::{Counters, Run};
 use crate::model::verdict::{Denial, DenyReason};
-use crate::policy::{self, Grant, Policy, Request};
-use crate::sandbox::cgroup;
-use crate::store::{Durability, SealedSecret, Store, StoreError, Tx, UseRefused};
+use crate::policy::{self, Policy};
+use crate::source::vault::{KeySource, VaultError, VaultKey};
+use crate::store::{Durability, Heads, SealedSecret, SharedStore, StoreError, Tx, UseRefused};
 
 /// The store, open for this exec.
 pub struct Ledger {
-    store: Store,
-    head: Option<KeptHead>,
+    store: Arc<SharedStore>,
     boot_id: String,
+    /// The vault's key, and that this is one exec of many.
+    shared: Option<Arc<Shared>>,
 }
 
-/// One granted lease of this exec: what was granted, and its record.
-pub struct Leased {
-    pub grant: Grant,
-    pub record: LeaseRecord,
+/// What the execs of a broker have in common.
+pub struct Shared {
+    /// Opened while there were the rights to.
+    pub key: KeySource,
+    /// Told after each commit.
+    pub committed: Box<dyn Fn(Heads) + Send + Sync>,
 }
 
 impl Ledger {
+    /// For this process's one exec.
     pub fn open(scene: &Scene) -> Result<Self, RunError> {
-        let store = Store::open(&scene.host.state_dir).map_err(RunError::Trail)?;
-        let ledger = Self { store, head: None, boot_id: scene.now.boot_id.clone() };
-        ledger.refuse_a_cut_trail(scene)?;
-        Ok(ledger)
+        let state_dir = &scene.host.state_dir;
+        let store = SharedStore::open_single(state_dir).map_err(RunError::Trail)?;
+        refuse_a_cut_trail(&store, state_dir, &scene.now.boot_id)?;
+        Ok(Self { store: Arc::new(store), boot_id: scene.now.boot_id.clone(), shared: None })
     }
 
-    /// A database that was removed would otherwise begin a new trail in silence.
-    fn refuse_a_cut_trail(&self, scene: &Scene) -> Result<(), RunError> {
-        let path = scene.host.state_dir.join(crate::launcher::serve::HEAD_FILE);
-        let Ok(bytes) = std::fs::read(path) else { return Ok(()) };
-        // A torn head is what `audit verify` is for: the trail itself is whole.
-        let Ok(kept) = KeptHead::decode(&bytes) else { return Ok(()) };
-        let found = self.store.read(|view| view.head()).map_err(RunError::Trail)?;
-        let must_be = if kept.boot_id == self.boot_id { kept.latest.seq } else { kept.durable.seq };
-        if found.seq < must_be {
-            return Err(RunError::TrailCut { found: found.seq, kept: must_be });
+    /// For one exec of many: the broker checks the trail, keeps its head, and tidies.
+    pub fn shared(store: Arc<SharedStore>, shared: Arc<Shared>) -> Self {
+        Self { store, boot_id: String::new(), shared: Some(shared) }
+    }
+
+    /// The vault's key, read anew: it is not kept.
+    pub fn vault_key(&self, scene: &Scene) -> Result<VaultKey, VaultError> {
+        match &self.shared {
+            Some(shared) => shared.key.load(),
+            None => {
+                let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+                VaultKey::load(&scene.host.state_dir, credentials.as_deref())
+            }
         }
-        Ok(())
     }
 
     /// Keeps the log short, so that the next start is fast. For the time in which the launcher works and
     /// the broker waits.
     pub fn tidy(&mut self) {
+        if self.shared.is_some() {
+            return;
+        }
         // Nothing is lost by a log that stays long, and the next exec tries again.
         if let Err(e) = self.store.tidy() {
             eprintln!("sublet: could not tidy the trail's log: {e}");
@@ -81,35 +91,33 @@ impl Ledger {
     pub fn grant(&mut self, scene: &Scene) -> Result<Vec<Leased>, RunError> {
         let durability =
             if scene.requests.is_empty() { Durability::Relaxed } else { Durability::Durable };
-        self.transaction(durability, |tx| {
-            let recorded = begin(tx, scene)?;
-            let run = match recorded {
+        let mut leased = self.transaction(durability, |tx| {
+            let run = match begin(tx, scene, self.shared.is_some())? {
                 None => scene.run.clone(),
                 Some(recorded) => match same_run(&scene.run, recorded) {
                     Ok(run) => run,
                     Err(e) => return Ok(Err(e)),
                 },
             };
-            let counters = tx.requests_counted(&run.run_id, &scene.now)?;
-            let policy = Policy { profile: &scene.profile, config: &scene.host.config };
-            let resolved = scene.resolved();
-            match policy::decide_all(policy, &scene.requests, &run, counters, resolved.as_ref()) {
-                Err(denial) => {
-                    record_denial(tx, scene, &denial)?;
-                    Ok(Err(denial.into()))
+            let who = Who { run: &run, ..scene.who() };
+            let leased = match &scene.held {
+                None => grant_fresh(tx, scene, who)?,
+                Some(ids) => redeem(tx, scene, who, ids)?,
+            };
+            let leased = match leased {
+                Ok(leased) => leased,
+                Err(why) => {
+                    end_own_run(tx, scene, who)?;
+                    return Ok(Err(why));
                 }
-                Ok(grants) => record_grants(tx, scene, grants).map(|granted| {
-                    granted.map_err(|refused| {
-                        RunError::Denied(Denial {
-                            asked: scene.requests.first().map(Request::asked).unwrap_or_default(),
-                            reason: DenyReason::DeliveryUnavailable,
-                            message: refused.to_string(),
-                            hint: "ask for a new lease".to_owned(),
-                        })
-                    })
-                }),
-            }
-        })?
+            };
+            record_start(tx, scene, who, &leased)?;
+            Ok(Ok(leased))
+        })??;
+        for lease in &mut leased {
+            lease.renew_at = scene.renewal_of(lease);
+        }
+        Ok(leased)
     }
 
     /// Takes one more use (a `get` on the `git` channel), durably, before its value moves.
@@ -119,7 +127,38 @@ impl Ledger {
         lease: &Leased,
     ) -> Result<Result<(), UseRefused>, RunError> {
         let now = crate::host::now().map_err(RunError::Clock)?;
-        self.transaction(Durability::Durable, |tx| take_use(tx, scene, lease, &now))
+        self.transaction(Durability::Durable, |tx| {
+            entries::take_use(tx, scene.who().at(&now), &scene.exec_id, &lease.record)
+        })
+    }
+
+    /// Renews a lease of a living exec, as far as `max_ttl` lets. Returns whether its time has grown.
+    pub fn renew(&mut self, scene: &Scene, lease: &mut Leased) -> Result<bool, RunError> {
+        let now = crate::host::now().map_err(RunError::Clock)?;
+        // Whatever comes of it: it is not tried again at the same time.
+        lease.renew_at = None;
+        let policy = &scene.host.config.leases;
+        let ttl = lease.grant.ttl();
+        let renewed = self.transaction(Durability::Durable, |tx| {
+            // As it stands now: the control socket may have renewed or revoked it.
+            let Some(record) = tx.lease(&lease.record.lease_id)? else { return Ok(None) };
+            let mut renewed = Lease::recorded(record);
+            if renewed.renew(ttl.0, policy.max_ttl.0, &now).is_err() {
+                return Ok(None);
+            }
+            let record = renewed.into_record();
+            let (id, boot) = (&record.lease_id, record.expires_boot);
+            let Ok(record) = tx.renew(id, record.expires_at, boot, &now)? else {
+                return Ok(None);
+            };
+            let ids = [record.lease_id.clone()];
+            let draft = scene.who().at(&now).of_lease(EventType::LeaseRenewed, &record);
+            tx.append(draft.of_exec(&scene.exec_id, &ids).because("auto_renew"))?;
+            Ok(Some(record))
+        })?;
+        let Some(record) = renewed else { return Ok(false) };
+        lease.extend(record.expires_at, record.expires_boot, scene);
+        Ok(true)
     }
 
     /// A `get` that was not answered, and why: by name, then in words.
@@ -131,12 +170,11 @@ impl Ledger {
     ) -> Result<(), RunError> {
         let now = crate::host::now().map_err(RunError::Clock)?;
         let (name, words) = why.split_once(": ").unwrap_or(("audience_not_permitted", why));
+        let who = scene.who().at(&now);
         self.transaction(Durability::Relaxed, |tx| {
             let draft = match lease {
-                Some(lease) => of_lease(EventType::LeaseDenied, scene, lease, &now),
-                None => {
-                    Draft::new(EventType::LeaseDenied, now.wall, &scene.hostname).of_run(&scene.run)
-                }
+                Some(lease) => who.of_lease(EventType::LeaseDenied, &lease.record),
+                None => who.draft(EventType::LeaseDenied),
             };
             let ids: Vec<LeaseId> = lease.map(|l| l.record.lease_id.clone()).into_iter().collect();
             let draft = draft.of_exec(&scene.exec_id, &ids).because(name).outcome("denied");
@@ -152,22 +190,25 @@ impl Ledger {
         exited: &Exited,
     ) -> Result<(), RunError> {
         let now = crate::host::now().map_err(RunError::Clock)?;
+        let who = scene.who().at(&now);
         let ids: Vec<LeaseId> = leased.iter().map(|l| l.record.lease_id.clone()).collect();
         let durability = if leased.is_empty() { Durability::Relaxed } else { Durability::Durable };
         self.transaction(durability, |tx| {
-            let draft = |kind| {
-                Draft::new(kind, now.wall, &scene.hostname).of_run(&scene.run).of_exec(&scene.exec_id, &ids)
-            };
-            tx.finish_exec(&scene.exec_id, ExecState::Exited, Some(exited.exit_status().into()))?;
+            let draft = |kind| who.draft(kind).of_exec(&scene.exec_id, &ids);
+            let status = exited.exit_status();
+            if !tx.finish_exec(&scene.exec_id, ExecState::Exited, Some(status.into()))? {
+                // Another process took this one for dead, and has told its end.
+                return Ok(());
+            }
             let mut ended = draft(EventType::ExecExited)
                 .outcome(exited.outcome_word())
-                .with("exit_status", exited.exit_status());
+                .with("exit_status", status);
             if let Some(signal) = exited.signal() {
                 ended = ended.with("signal", signal);
             }
             tx.append(ended)?;
             if leased.is_empty() {
-                return end_own_run(tx, scene, &now);
+                return end_own_run(tx, scene, who);
             }
             let mut scrubbed = draft(EventType::ExecScrubbed)
                 .outcome(if exited.all_wiped() { "wiped" } else { "not_wiped" });
@@ -182,18 +223,24 @@ impl Ledger {
                 tx.append(draft(EventType::OutputRedacted).with("masked", exited.redacted))?;
             }
             for (index, lease) in leased.iter().enumerate() {
-                let state = exited.state_of(index as u32);
+                let state = exited.state_of(scene, lease, index as u32);
                 let kind = match state {
                     LeaseState::Expired => EventType::LeaseExpired,
                     _ => EventType::LeaseCompleted,
                 };
-                if tx.set_lease_state(&lease.record.lease_id, state)? {
-                    tx.append(of_lease(kind, scene, lease, &now).outcome(state.as_str()))?;
+                let id = &lease.record.lease_id;
+                let ended = match (state, scene.is_one_shot()) {
+                    (LeaseState::Expired, _) | (_, true) => tx.set_lease_state(id, state)?,
+                    // Another exec may have taken a use meanwhile: the record tells.
+                    (_, false) => tx.complete_if_spent(id)?.is_some(),
+                };
+                if ended {
+                    let state = if kind == EventType::LeaseExpired { "expired" } else { "completed" };
+                    tx.append(who.of_lease(kind, &lease.record).outcome(state))?;
                 }
             }
-            end_own_run(tx, scene, &now)
-        })?;
-        Ok(())
+            end_own_run(tx, scene, who)
+        })
     }
 
     /// The story stops before the command ran, or the launcher died under it: closes what was recorded,
@@ -203,16 +250,16 @@ impl Ledger {
         let cut_off = matches!(error, RunError::LauncherDied);
         let ids: Vec<LeaseId> = leased.iter().map(|l| l.record.lease_id.clone()).collect();
         let closed = crate::host::now().map_err(RunError::Clock).and_then(|now| {
+            let who = scene.who().at(&now);
             self.transaction(Durability::Durable, |tx| {
                 let state = if cut_off { ExecState::Interrupted } else { ExecState::Exited };
                 let status = (!cut_off).then(|| i32::from(error.exit_status()));
-                tx.finish_exec(&scene.exec_id, state, status)?;
-                let draft = Draft::new(EventType::ExecExited, now.wall, &scene.hostname)
-                    .of_run(&scene.run)
-                    .of_exec(&scene.exec_id, &ids)
-                    .because(error.reason())
-                    .outcome(if cut_off { "interrupted" } else { "not_started" });
-                tx.append(draft)?;
+                if !tx.finish_exec(&scene.exec_id, state, status)? {
+                    return Ok(());
+                }
+                let draft = who.draft(EventType::ExecExited).of_exec(&scene.exec_id, &ids);
+                let outcome = if cut_off { "interrupted" } else { "not_started" };
+                tx.append(draft.because(error.reason()).outcome(outcome))?;
                 let (state, kind) = if cut_off {
                     (LeaseState::Interrupted, EventType::LeaseInterrupted)
                 } else {
@@ -220,11 +267,11 @@ impl Ledger {
                 };
                 for lease in leased {
                     if tx.set_lease_state(&lease.record.lease_id, state)? {
-                        let draft = of_lease(kind, scene, lease, &now);
+                        let draft = who.of_lease(kind, &lease.record);
                         tx.append(draft.because(error.reason()).outcome(state.as_str()))?;
                     }
                 }
-                end_own_run(tx, scene, &now)
+                end_own_run(tx, scene, who)
             })
         });
         // The next start finds what is still open without its owner, and closes it as interrupted.
@@ -234,220 +281,218 @@ impl Ledger {
         error.denying(leased.iter().map(|l| l.grant.request().asked()))
     }
 
-    /// Gives the launcher the trail's head to keep outside of the database.
-    pub fn keep_head(&self, launcher: &Launcher) -> Result<(), RunError> {
-        match &self.head {
-            Some(head) => {
-                Ok(launcher.order(&Order::KeepHead { head: head.encode().into_bytes() })?)
+    /// Gives the launcher the trail's head to keep outside of the database. The broker does so for all.
+    pub fn keep_head(&self, session: &Session) -> Result<(), RunError> {
+        match self.store.heads() {
+            Some(heads) if self.shared.is_none() => {
+                let head = KeptHead {
+                    latest: heads.latest,
+                    durable: heads.durable,
+                    boot_id: self.boot_id.clone(),
+                };
+                Ok(session.order(&Order::KeepHead { head: head.encode().into_bytes() })?)
             }
-            None => Ok(()),
+            _ => Ok(()),
         }
     }
 
     fn transaction<T>(
-        &mut self,
+        &self,
         durability: Durability,
         act: impl FnOnce(&mut Tx<'_>) -> Result<T, StoreError>,
     ) -> Result<T, RunError> {
-        let is_durable = durability == Durability::Durable;
-        let (result, head) = self.store.transaction(durability, act).map_err(RunError::Trail)?;
-        let durable = match (&self.head, is_durable) {
-            (_, true) => head,
-            (Some(kept), false) => kept.durable,
-            (None, false) => Head::EMPTY,
-        };
-        self.head = Some(KeptHead { latest: head, durable, boot_id: self.boot_id.clone() });
-        Ok(result)
+        let (value, _) = self.store.transaction(durability, act).map_err(RunError::Trail)?;
+        if let (Some(shared), Some(heads)) = (&self.shared, self.store.heads()) {
+            (shared.committed)(heads);
+        }
+        Ok(value)
     }
 }
 
-fn record_denial(tx: &mut Tx<'_>, scene: &Scene, denial: &Denial) -> Result<(), StoreError> {
-    let past_ceiling =
-        matches!(denial.reason, DenyReason::RateExceededMinute | DenyReason::RateExceededRun);
-    let mut aggregated = 0;
-    if past_ceiling {
-        // A run that hammers would fill the disk: one line a minute tells of all.
-        match tx.note_rate_denial(&scene.run.run_id, &scene.now)? {
-            Some(since_the_last) => aggregated = since_the_last,
-            None => return Ok(()),
-        }
+/// A database that was removed would otherwise begin a new trail in silence.
+///
+/// # Errors
+/// [`RunError::TrailCut`].
+pub fn refuse_a_cut_trail(
+    store: &SharedStore,
+    state_dir: &std::path::Path,
+    boot_id: &str,
+) -> Result<(), RunError> {
+    let path = state_dir.join(crate::launcher::serve::HEAD_FILE);
+    let Ok(bytes) = std::fs::read(path) else { return Ok(()) };
+    // A torn head is what `audit verify` is for: the trail itself is whole.
+    let Ok(kept) = KeptHead::decode(&bytes) else { return Ok(()) };
+    let found = store.read(|view| view.head()).map_err(RunError::Trail)?;
+    let must_be = if kept.boot_id == boot_id { kept.latest.seq } else { kept.durable.seq };
+    if found.seq < must_be {
+        return Err(RunError::TrailCut { found: found.seq, kept: must_be });
     }
-    for request in &scene.requests {
-        if !past_ceiling {
-            tx.count_request(&scene.run.run_id, &scene.now)?;
-        }
-        tx.append(requested(scene, request))?;
-        let draft = Draft::new(EventType::LeaseDenied, scene.now.wall, &scene.hostname)
-            .because(denial.reason.as_str())
-            .outcome("denied")
-            .with("message", denial.message.clone());
-        let mut draft = of_request(draft, scene, request);
-        if request.asked() != denial.asked {
-            draft = draft.with("denied_with", denial.asked.clone());
-        }
-        if aggregated > 0 {
-            draft = draft.with("aggregated", aggregated);
-        }
-        tx.append(draft)?;
-    }
-    end_own_run(tx, scene, &scene.now)
+    Ok(())
 }
 
-fn record_grants(
+/// First in every transaction that begins something: what dead processes left open is closed, and the
+/// run stands. Gives the run as it was recorded, if it was.
+fn begin(tx: &mut Tx<'_>, scene: &Scene, shared: bool) -> Result<Option<Run>, StoreError> {
+    if !shared {
+        entries::close_orphans(tx, &scene.hostname, &scene.now)?;
+    }
+    let recorded = if scene.is_new_run { None } else { tx.run(&scene.run.run_id)? };
+    if recorded.is_none() {
+        entries::start_run(tx, scene.who())?;
+    }
+    Ok(recorded)
+}
+
+/// Decides what is asked for, and grants it with the first use of each.
+fn grant_fresh(
     tx: &mut Tx<'_>,
     scene: &Scene,
-    grants: Vec<Grant>,
-) -> Result<Result<Vec<Leased>, UseRefused>, StoreError> {
-    let leased: Vec<Leased> = grants
-        .into_iter()
-        .map(|grant| {
-            let record = Lease::granted(&grant, LeaseId::fresh(), &scene.now).into_record();
-            Leased { grant, record }
-        })
-        .collect();
-    let ids: Vec<LeaseId> = leased.iter().map(|l| l.record.lease_id.clone()).collect();
-    for lease in &leased {
-        tx.count_request(&scene.run.run_id, &scene.now)?;
-        tx.append(requested(scene, lease.grant.request()))?;
-        tx.put_lease(&lease.record)?;
-        tx.append(of_lease(EventType::LeaseGranted, scene, lease, &scene.now).outcome("granted"))?;
+    who: Who<'_>,
+) -> Result<Result<Vec<Leased>, RunError>, StoreError> {
+    let counters = tx.requests_counted(&who.run.run_id, who.now)?;
+    let policy = Policy { profile: &scene.profile, config: &scene.host.config };
+    let resolved = scene.resolved();
+    match policy::decide_all(policy, &scene.requests, who.run, counters, resolved.as_ref()) {
+        Err(denial) => {
+            entries::record_denial(tx, who, &scene.requests, &denial)?;
+            Ok(Err(denial.into()))
+        }
+        Ok(grants) => {
+            let leased = entries::record_grants(tx, who, grants)?;
+            take_uses(tx, scene, who, &leased)?;
+            Ok(Ok(leased))
+        }
     }
+}
+
+/// Decides again about leases that were granted before: the profile, the configuration, the command and
+/// the run may say otherwise by now. The ceilings counted them when they were asked for.
+fn redeem(
+    tx: &mut Tx<'_>,
+    scene: &Scene,
+    who: Who<'_>,
+    ids: &[LeaseId],
+) -> Result<Result<Vec<Leased>, RunError>, StoreError> {
+    let policy = Policy { profile: &scene.profile, config: &scene.host.config };
+    let resolved = scene.resolved();
+    let decided = policy::decide_all(
+        policy,
+        &scene.requests,
+        who.run,
+        Counters::default(),
+        resolved.as_ref(),
+    );
+    let grants = match decided {
+        Ok(grants) => grants,
+        Err(denial) => return deny_use(tx, scene, who, ids, denial.into()),
+    };
+    let mut leased = Vec::with_capacity(grants.len());
+    for (grant, id) in grants.into_iter().zip(ids) {
+        let record = match tx.lease(id)? {
+            Some(record) if record.run_id == who.run.run_id => record,
+            _ => {
+                let why = format!("run {} has no lease {id}", who.run.run_id);
+                return deny_use(tx, scene, who, ids, RunError::unusable("lease_not_found", why));
+            }
+        };
+        // All are looked at before one is used: the exec has all of them or none.
+        if let Err(why) = Lease::recorded(record.clone()).consume(who.now) {
+            let name = match why {
+                UseError::Expired { .. } => "lease_expired",
+                UseError::Exhausted { .. } => "uses_exhausted",
+                UseError::WrongState { .. } | UseError::OtherBoot { .. } => "lease_not_active",
+            };
+            return deny_use(tx, scene, who, ids, RunError::unusable(name, why.to_string()));
+        }
+        if *grant.secret() != record.secret {
+            let denial = Denial {
+                asked: grant.request().asked(),
+                reason: DenyReason::SecretNotAllowed,
+                message: format!(
+                    "lease {id} was granted for secret `{}`, and its audience draws on `{}` now",
+                    record.secret,
+                    grant.secret()
+                ),
+                hint: "ask for a new lease".to_owned(),
+            };
+            return deny_use(tx, scene, who, ids, denial.into());
+        }
+        leased.push(Leased { grant, record, renew_at: None });
+    }
+    take_uses(tx, scene, who, &leased)?;
+    Ok(Ok(leased))
+}
+
+/// The exec gets none of its leases, and the trail says why.
+fn deny_use(
+    tx: &mut Tx<'_>,
+    scene: &Scene,
+    who: Who<'_>,
+    ids: &[LeaseId],
+    why: RunError,
+) -> Result<Result<Vec<Leased>, RunError>, StoreError> {
+    let draft = who
+        .draft(EventType::LeaseDenied)
+        .of_exec(&scene.exec_id, ids)
+        .because(why.reason())
+        .outcome("denied")
+        .with("message", why.to_string());
+    tx.append(draft)?;
+    Ok(Err(why))
+}
+
+/// One use of each, which each has: it was looked at in this transaction. On `git` a use is one `get`.
+fn take_uses(
+    tx: &mut Tx<'_>,
+    scene: &Scene,
+    who: Who<'_>,
+    leased: &[Leased],
+) -> Result<(), StoreError> {
+    for lease in leased.iter().filter(|lease| lease.record.channel != Channel::Git) {
+        if let Err(refused) = entries::take_use(tx, who, &scene.exec_id, &lease.record)? {
+            // Nothing of the transaction stays.
+            let what = format!("a use of lease {}: {refused}", lease.record.lease_id);
+            return Err(StoreError::Missing { what });
+        }
+    }
+    Ok(())
+}
+
+fn record_start(
+    tx: &mut Tx<'_>,
+    scene: &Scene,
+    who: Who<'_>,
+    leased: &[Leased],
+) -> Result<(), StoreError> {
+    let ids: Vec<LeaseId> = leased.iter().map(|l| l.record.lease_id.clone()).collect();
     tx.put_exec(&ExecRecord {
         exec_id: scene.exec_id.clone(),
-        run_id: scene.run.run_id.clone(),
+        run_id: who.run.run_id.clone(),
         lease_ids: ids.clone(),
         command: recorded_command(&scene.command),
         state: ExecState::Running,
         exit_status: None,
-        started_at: scene.now.wall,
+        started_at: who.now.wall,
     })?;
-    for lease in &leased {
-        // On `git` a use is one `get`.
-        if lease.record.channel != Channel::Git
-            && let Err(refused) = take_use(tx, scene, lease, &scene.now)?
-        {
-            return Ok(Err(refused));
-        }
-    }
-    let mut started = Draft::new(EventType::ExecStarted, scene.now.wall, &scene.hostname)
-        .of_run(&scene.run)
+    let mut started = who
+        .draft(EventType::ExecStarted)
         .of_exec(&scene.exec_id, &ids)
         .with("command", recorded_command(&scene.command));
     if let Some(first) = leased.first() {
         started = started.of_request(&first.record.request_id);
     }
-    tx.append(started)?;
-    Ok(Ok(leased))
-}
-
-/// First in every transaction that begins something: what dead processes left open is closed, and the
-/// run stands. Gives the run as it was recorded, if it was.
-fn begin(tx: &mut Tx<'_>, scene: &Scene) -> Result<Option<Run>, StoreError> {
-    let orphans = tx.adopt_orphans()?;
-    let mut runs: BTreeMap<_, Option<Run>> = BTreeMap::new();
-    for exec in &orphans.execs {
-        // Both of its keepers were killed; the directory outlived its last process.
-        cgroup::remove_left(&exec.exec_id);
-        tx.finish_exec(&exec.exec_id, ExecState::Interrupted, None)?;
-        let run = run_of(tx, &mut runs, &exec.run_id)?;
-        let mut draft = Draft::new(EventType::ExecExited, scene.now.wall, &scene.hostname)
-            .of_exec(&exec.exec_id, &exec.lease_ids)
-            .outcome("interrupted");
-        if let Some(run) = &run {
-            draft = draft.of_run(run);
-        }
-        tx.append(draft)?;
+    if let Some(reason) = &scene.reason {
+        started = started.because(reason.as_str());
     }
-    for lease in &orphans.leases {
-        if tx.set_lease_state(&lease.lease_id, LeaseState::Interrupted)? {
-            let run = run_of(tx, &mut runs, &lease.run_id)?;
-            let mut draft =
-                Draft::new(EventType::LeaseInterrupted, scene.now.wall, &scene.hostname)
-                    .of_lease(lease)
-                    .outcome("interrupted");
-            if let Some(run) = &run {
-                draft = draft.of_run(run);
-            }
-            tx.append(draft)?;
-        }
-    }
-    let recorded = if scene.is_new_run { None } else { tx.run(&scene.run.run_id)? };
-    if recorded.is_none() {
-        tx.put_run(&scene.run)?;
-        tx.append(
-            Draft::new(EventType::RunStarted, scene.now.wall, &scene.hostname)
-                .of_run(&scene.run)
-                .with("profile", scene.run.profile.clone())
-                .with("workspace", scene.run.workspace.display().to_string()),
-        )?;
-    }
-    Ok(recorded)
+    tx.append(started).map(drop)
 }
 
 /// A run that was made for this exec alone ends with it; one that the host named goes on.
-fn end_own_run(tx: &mut Tx<'_>, scene: &Scene, now: &Moment) -> Result<(), StoreError> {
-    if scene.is_new_run && tx.end_run(&scene.run.run_id)? {
-        tx.append(Draft::new(EventType::RunEnded, now.wall, &scene.hostname).of_run(&scene.run))?;
+fn end_own_run(tx: &mut Tx<'_>, scene: &Scene, who: Who<'_>) -> Result<(), StoreError> {
+    if scene.is_new_run {
+        entries::end_run(tx, who)?;
     }
     Ok(())
-}
-
-fn run_of(
-    tx: &Tx<'_>,
-    known: &mut BTreeMap<crate::model::id::RunId, Option<Run>>,
-    id: &crate::model::id::RunId,
-) -> Result<Option<Run>, StoreError> {
-    if let Some(run) = known.get(id) {
-        return Ok(run.clone());
-    }
-    let run = tx.run(id)?;
-    known.insert(id.clone(), run.clone());
-    Ok(run)
-}
-
-fn take_use(
-    tx: &mut Tx<'_>,
-    scene: &Scene,
-    lease: &Leased,
-    now: &Moment,
-) -> Result<Result<(), UseRefused>, StoreError> {
-    match tx.consume(&scene.run.run_id, &lease.record.lease_id, now)? {
-        Err(refused) => Ok(Err(refused)),
-        Ok(left) => {
-            let ids = [lease.record.lease_id.clone()];
-            tx.append(
-                of_lease(EventType::LeaseConsumed, scene, lease, now)
-                    .of_exec(&scene.exec_id, &ids)
-                    .with("uses_left", left),
-            )?;
-            Ok(Ok(()))
-        }
-    }
-}
-
-fn requested(scene: &Scene, request: &Request) -> Draft {
-    let draft = Draft::new(EventType::LeaseRequested, scene.now.wall, &scene.hostname);
-    of_request(draft, scene, request)
-}
-
-fn of_request(draft: Draft, scene: &Scene, request: &Request) -> Draft {
-    let mut draft = draft.of_run(&scene.run).of_request(&request.request_id);
-    draft.capability = Some(request.capability.clone());
-    draft.audience = Some(request.audience.clone());
-    draft.channel = request.channel;
-    if draft.reason.is_none()
-        && let Some(reason) = &request.reason
-    {
-        draft = draft.because(reason.as_str());
-    }
-    draft
-}
-
-fn of_lease(kind: EventType, scene: &Scene, lease: &Leased, now: &Moment) -> Draft {
-    Draft::new(kind, now.wall, &scene.hostname)
-        .of_run(&scene.run)
-        .of_lease(&lease.record)
-        .of_request(&lease.record.request_id)
 }
 
 /// A run keeps its agent and principal; it may change its profile and workspace from exec to exec.

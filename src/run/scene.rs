@@ -6,23 +6,25 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::entries::{Leased, Who};
 use super::error::RunError;
 use super::ledger::Ledger;
 use crate::host::{self, Host, Places, ProfileRef, Program};
 use crate::launcher::wire::{DeliverySpec, GitSpec, Prepare};
 use crate::model::digest;
-use crate::model::id::{ExecId, RequestId, RunId};
+use crate::model::id::{ExecId, LeaseId, RequestId, RunId};
+use crate::model::lease::LeaseRecord;
 use crate::model::moment::{Moment, Span};
 use crate::model::name::{Channel, IdentityName, VariableName};
 use crate::model::run::{Run, RunState};
 use crate::policy::environment::{self, Context, Given};
 use crate::policy::{LeaseFlag, Reason, Request, ResolvedCommand};
 use crate::profile::{Capability, NetworkMode, Profile};
-use crate::source::vault::VaultKey;
 
-/// What the caller asks for, parsed.
+/// What the caller of `sublet run` asks for, parsed.
 pub struct Asked {
     pub places: Places,
     pub profile: ProfileRef,
@@ -42,15 +44,32 @@ pub struct Asked {
     pub command: Vec<OsString>,
 }
 
+/// What a client of the broker asks for: an exec of its run, under leases that it has.
+pub struct AskedOfRun {
+    pub run: Run,
+    pub exec_id: ExecId,
+    /// As they are recorded; what they are worth is decided when they are used.
+    pub leases: Vec<LeaseRecord>,
+    pub reason: Option<Reason>,
+    pub environment: Vec<Given>,
+    pub timeout: Option<Span>,
+    pub terminal: Option<(u16, u16)>,
+    pub network: Option<NetworkMode>,
+    pub command: Vec<OsString>,
+}
+
 /// Everything that the later stages read and none of them changes.
 pub struct Scene {
-    pub host: Host,
+    pub host: Arc<Host>,
     pub profile: Profile,
     pub profile_ref: ProfileRef,
     pub run: Run,
     pub is_new_run: bool,
     pub exec_id: ExecId,
     pub requests: Vec<Request>,
+    /// The leases that the requests stand for, where they were granted before.
+    pub held: Option<Vec<LeaseId>>,
+    pub reason: Option<Reason>,
     pub command: Vec<OsString>,
     pub terminal: Option<(u16, u16)>,
     pub timeout: Option<Duration>,
@@ -63,23 +82,12 @@ pub struct Scene {
     home: PathBuf,
 }
 
-/// The exec among those of this launcher: there is one.
+/// The exec among those of its session: there is one.
 pub const EXEC: u32 = 1;
 
 pub fn set(asked: Asked) -> Result<Scene, RunError> {
     let now = crate::host::now().map_err(RunError::Clock)?;
     let host = Host::load(&asked.places)?;
-    let mut profile = host.profile(&asked.profile)?;
-    if let Some(mode) = asked.network {
-        if mode == NetworkMode::Audience {
-            return Err(RunError::WouldWiden(
-                "network mode `audience` needs sublet's proxy, which this version does not have"
-                    .to_owned(),
-            ));
-        }
-        profile.narrow_network(mode).map_err(|e| RunError::WouldWiden(e.to_string()))?;
-    }
-    let home = host::home();
     let run = Run {
         run_id: asked.run_id.clone().unwrap_or_else(RunId::fresh),
         permissions: host.config.permissions_of(&asked.principal).to_vec(),
@@ -96,44 +104,162 @@ pub fn set(asked: Asked) -> Result<Scene, RunError> {
         .into_iter()
         .map(|flag| flag.into_request(request_id.clone(), run.run_id.clone(), asked.reason.clone()))
         .collect();
-    let given = asked.environment.iter().map(|g| (g.name.clone(), g.value.clone())).collect();
-    let environment = {
-        // By what is asked for, since nothing is granted yet; a denial comes before any of it matters.
-        let leased = requests.iter().filter_map(|r| {
-            let capability: &Capability = profile.capability(&r.capability)?;
-            Some((capability, r.channel.or(capability.channels.first().copied())?))
-        });
-        let context = Context::new(&profile, leased);
-        let invoker = |name: &VariableName| std::env::var_os(name.as_str());
-        environment::compose(&context, asked.environment, invoker, &home)?
-    };
-    let program = match requests.is_empty() {
-        true => None,
-        false => Program::find(&asked.command[0], &profile, &run.workspace, &home),
-    };
-    let timeout = [asked.timeout, profile.limits.timeout].into_iter().flatten().min().map(|s| s.0);
-    Ok(Scene {
-        host,
+    let parts = Parts {
+        profile: host.profile(&asked.profile)?,
+        host: Arc::new(host),
         profile_ref: asked.profile,
-        is_new_run: asked.run_id.is_none(),
         run,
+        is_new_run: asked.run_id.is_none(),
         exec_id: ExecId::fresh(),
         requests,
-        command: asked.command,
+        held: None,
+        reason: asked.reason,
+        environment: asked.environment,
+        timeout: asked.timeout,
         terminal: asked.terminal,
-        timeout,
-        hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-        now,
         network: asked.network,
-        program,
-        environment,
-        given,
-        home,
+        command: asked.command,
+        home: host::home(),
+        now,
+    };
+    parts.compose(|name| std::env::var_os(name.as_str()))
+}
+
+/// The scene of an exec of the broker.
+pub fn of_run(host: &Arc<Host>, asked: AskedOfRun) -> Result<Scene, RunError> {
+    let now = crate::host::now().map_err(RunError::Clock)?;
+    let requests = asked.leases.iter().map(|lease| Request {
+        request_id: lease.request_id.clone(),
+        run_id: lease.run_id.clone(),
+        capability: lease.capability.clone(),
+        audience: lease.audience.clone(),
+        channel: Some(lease.channel),
+        ttl: None,
+        uses: None,
+        reason: None,
+    });
+    let profile_ref = ProfileRef::parse(&asked.run.profile);
+    let profile = host.profile(&profile_ref)?;
+    // What the profile passes on from its invoker comes from the client; the rest it sets by itself.
+    let (passed, given): (Vec<_>, Vec<_>) =
+        asked.environment.into_iter().partition(|g| profile.environment.pass.contains(&g.name));
+    let parts = Parts {
+        requests: requests.collect(),
+        held: Some(asked.leases.iter().map(|lease| lease.lease_id.clone()).collect()),
+        host: Arc::clone(host),
         profile,
-    })
+        profile_ref,
+        run: asked.run,
+        is_new_run: false,
+        exec_id: asked.exec_id,
+        reason: asked.reason,
+        environment: given,
+        timeout: asked.timeout,
+        terminal: asked.terminal,
+        network: asked.network,
+        command: asked.command,
+        home: host.home_for(None).to_owned(),
+        now,
+    };
+    parts.compose(|name| passed.iter().find(|g| g.name == *name).map(|g| g.value.clone()))
+}
+
+/// What both have in common.
+struct Parts {
+    host: Arc<Host>,
+    profile: Profile,
+    profile_ref: ProfileRef,
+    run: Run,
+    is_new_run: bool,
+    exec_id: ExecId,
+    requests: Vec<Request>,
+    held: Option<Vec<LeaseId>>,
+    reason: Option<Reason>,
+    environment: Vec<Given>,
+    timeout: Option<Span>,
+    terminal: Option<(u16, u16)>,
+    network: Option<NetworkMode>,
+    command: Vec<OsString>,
+    home: PathBuf,
+    now: Moment,
+}
+
+impl Parts {
+    fn compose(
+        self,
+        invoker: impl Fn(&VariableName) -> Option<OsString>,
+    ) -> Result<Scene, RunError> {
+        let Parts { host, mut profile, profile_ref, run, requests, home, command, .. } = self;
+        if let Some(mode) = self.network {
+            if mode == NetworkMode::Audience {
+                return Err(RunError::WouldWiden(
+                    "network mode `audience` needs sublet's proxy, which this version does not have"
+                        .to_owned(),
+                ));
+            }
+            profile.narrow_network(mode).map_err(|e| RunError::WouldWiden(e.to_string()))?;
+        }
+        let given = self.environment.iter().map(|g| (g.name.clone(), g.value.clone())).collect();
+        let environment = {
+            // By what is asked for, since nothing is granted yet; a denial comes before any of it
+            // matters.
+            let leased = requests.iter().filter_map(|r| {
+                let capability: &Capability = profile.capability(&r.capability)?;
+                Some((capability, r.channel.or(capability.channels.first().copied())?))
+            });
+            let context = Context::new(&profile, leased);
+            environment::compose(&context, self.environment, invoker, &home)?
+        };
+        let program = match (requests.is_empty(), command.first()) {
+            (false, Some(name)) => Program::find(name, &profile, &run.workspace, &home),
+            _ => None,
+        };
+        let timeout =
+            [self.timeout, profile.limits.timeout].into_iter().flatten().min().map(|s| s.0);
+        Ok(Scene {
+            host,
+            profile_ref,
+            run,
+            is_new_run: self.is_new_run,
+            exec_id: self.exec_id,
+            requests,
+            held: self.held,
+            reason: self.reason,
+            command,
+            terminal: self.terminal,
+            timeout,
+            hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            now: self.now,
+            network: self.network,
+            program,
+            environment,
+            given,
+            home,
+            profile,
+        })
+    }
 }
 
 impl Scene {
+    /// `CLOCK_BOOTTIME` at which a lease is to be renewed by itself, if it is.
+    pub fn renewal_of(&self, lease: &Leased) -> Option<Duration> {
+        let policy = &self.host.config.leases;
+        let is_renewed = policy.auto_renew && lease.grant.capability().renewable;
+        let at = lease.record.expires_boot.saturating_sub(policy.renew_before_expiry.0);
+        // A lease shorter than that is renewed at half of its time.
+        let half = lease.record.expires_boot.saturating_sub(lease.grant.ttl().0 / 2);
+        is_renewed.then_some(at.max(half))
+    }
+
+    pub fn who(&self) -> Who<'_> {
+        Who { run: &self.run, hostname: &self.hostname, now: &self.now }
+    }
+
+    /// Whether this process lives for this exec alone.
+    pub fn is_one_shot(&self) -> bool {
+        self.held.is_none()
+    }
+
     /// The command as the policy judges it.
     pub fn resolved(&self) -> Option<ResolvedCommand<'_>> {
         self.program.as_ref().map(|program| program.as_command(&self.command))
@@ -176,6 +302,8 @@ impl Scene {
             without_network: self.network == Some(NetworkMode::None),
             terminal: self.terminal,
             deliveries: deliveries.collect(),
+            // A leased command has what it needs; it is the agent who asks.
+            agent: self.requests.is_empty() && !self.is_new_run,
             home: Some(self.home.clone()),
         }
     }
@@ -187,9 +315,7 @@ impl Scene {
         if managed.is_empty() {
             return Ok(());
         }
-        let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
-        let key = VaultKey::load(&self.host.state_dir, credentials.as_deref())
-            .map_err(super::value::unavailable_vault)?;
+        let key = ledger.vault_key(self).map_err(super::value::unavailable_vault)?;
         let variables =
             self.given.iter().map(|(name, value)| (format!("the value given for `{name}`"), value));
         let arguments = self.command.iter().zip(0..).map(|(a, n)| (format!("argument {n}"), a));

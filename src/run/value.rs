@@ -3,18 +3,17 @@
 
 use std::fs::File;
 use std::io;
-use std::path::PathBuf;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::attend::Signals;
+use super::caller::Caller;
 use super::error::RunError;
 use super::ledger::Ledger;
 use super::scene::Scene;
 use crate::config::SecretSource;
-use crate::launcher::client::Launcher;
+use crate::launcher::client::Session;
 use crate::launcher::wire::{Notice, Order, Refusal, RefusalKind};
 use crate::model::name::SecretName;
 use crate::model::secret::{MAX_VALUE, Secret};
@@ -85,13 +84,13 @@ pub fn unavailable_vault(error: VaultError) -> RunError {
     })
 }
 
-/// Resolves the value of one grant from its source. Where there are `signals`, one of them ends the wait
-/// for a slow source.
+/// Resolves the value of one grant from its source. Where there is a `caller`, they can end the
+/// wait for a slow source.
 pub fn resolve(
     scene: &Scene,
     ledger: &Ledger,
-    launcher: &Launcher,
-    signals: Option<&Signals>,
+    session: &Session,
+    caller: Option<&Caller>,
     grant: &Grant,
 ) -> Result<Value, RunError> {
     let name = grant.secret();
@@ -101,42 +100,36 @@ pub fn resolve(
                 let hint = format!("set it: `sublet secret set {name}`");
                 return Err(unavailable(name, "no value was ever set".to_owned(), &hint));
             };
-            let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
-            let key = VaultKey::load(&scene.host.state_dir, credentials.as_deref())
-                .map_err(unavailable_vault)?;
+            let key = ledger.vault_key(scene).map_err(unavailable_vault)?;
             let len = vault::plaintext_len(name, &secret.sealed).map_err(unavailable_vault)?;
             Ok(Value::Sealed { key, secret, len })
         }
-        SecretSource::File { .. } => read(launcher, signals, name).map(Value::Plain),
+        SecretSource::File { .. } => read(session, caller, name).map(Value::Plain),
         SecretSource::Command { .. } => {
-            let printed = read(launcher, signals, name)?;
+            let printed = read(session, caller, name)?;
             parse(name, printed).map(Value::Plain)
         }
     }
 }
 
 /// Asks the launcher for the source, and reads it into locked memory.
-fn read(
-    launcher: &Launcher,
-    signals: Option<&Signals>,
-    name: &SecretName,
-) -> Result<Secret, RunError> {
-    launcher.order(&Order::OpenSource { secret: name.clone() })?;
-    let (notice, mut fds) = launcher
-        .notice_of(|n| matches!(n, Notice::Source { .. } | Notice::SourceRefused { .. }))?;
+fn read(session: &Session, caller: Option<&Caller>, name: &SecretName) -> Result<Secret, RunError> {
+    session.order(&Order::OpenSource { secret: name.clone() })?;
+    let (notice, mut fds) =
+        session.notice_of(|n| matches!(n, Notice::Source { .. } | Notice::SourceRefused { .. }))?;
     let helper = match notice {
         Notice::Source { helper } => helper,
         Notice::SourceRefused { refusal } => return Err(refusal.into()),
         _ => return Err(RunError::LauncherDied),
     };
     let Some(fd) = fds.pop() else { return Err(RunError::LauncherDied) };
-    let read = Secret::read_from(Attentive { file: File::from(fd), signals });
-    if let Some(signal) = signals.map(Signals::ending).transpose()?.flatten() {
-        return Err(RunError::Interrupted(signal));
+    let read = Secret::read_from(Attentive { file: File::from(fd), caller });
+    if let Some(why) = caller.map(Caller::interrupted).transpose()?.flatten() {
+        return Err(why);
     }
     if helper {
         // Its output counts only if it ended well.
-        let (notice, _) = launcher.notice_of(|n| matches!(n, Notice::SourceEnded { .. }))?;
+        let (notice, _) = session.notice_of(|n| matches!(n, Notice::SourceEnded { .. }))?;
         if let Notice::SourceEnded { refusal: Some(refusal) } = notice {
             return Err(refusal.into());
         }
@@ -151,18 +144,18 @@ fn read(
     })
 }
 
-/// A source, read with an ear for signals: one ends the reading.
+/// A source, read with an ear for the caller, who may end the reading.
 struct Attentive<'a> {
     file: File,
-    signals: Option<&'a Signals>,
+    caller: Option<&'a Caller>,
 }
 
 impl io::Read for Attentive<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if let Some(signals) = self.signals {
+        if let Some(caller) = self.caller {
             let mut fds = [
                 PollFd::new(&self.file, PollFlags::IN),
-                PollFd::from_borrowed_fd(signals.fd(), PollFlags::IN),
+                PollFd::from_borrowed_fd(caller.interrupt(), PollFlags::IN),
             ];
             poll(&mut fds, None)?;
             if !fds[1].revents().is_empty() {

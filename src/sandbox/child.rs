@@ -1,10 +1,15 @@
 //! From clone to exec: applies a [`Plan`], one step a paragraph, in the one order that works.
 //!
-//! Receives the plan by reference in a copy of the launcher's memory; never returns. Must never
-//! allocate, lock, panic, or decide: a failed step crosses the socket as (step, errno) and the
-//! launcher, which has words, renders it.
+//! Receives the plan by reference in a copy of the launcher's memory, and what comes later over the
+//! socket and in the slate; never returns. Must never allocate, lock, panic, or decide: a failed step
+//! crosses the socket as (step, errno) and the launcher, which has words, renders it.
+//!
+//! Two processes: init builds the sandbox, and then waits for a command for as long as the launcher
+//! likes (a warm sandbox); the command's process shares init's memory until it executes, puts every wall
+//! around itself, and only then says Ready and waits for the go.
 #![forbid(unsafe_code)]
 
+use std::cell::Cell;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
@@ -15,18 +20,22 @@ use rustix::mount::{
 };
 
 use super::init;
-use super::plan::{Handed, Plan, ProcMount, Streams};
+use super::plan::{Plan, ProcMount, lists};
 use super::step::{Said, Step, Told, listen, say};
 use crate::sys::exec::ReadMapping;
 use crate::sys::mount::{self, MountAttributes};
+use crate::sys::slate::{Place, Slate};
 use crate::sys::socket::MAX_FDS;
-use crate::sys::{exec, ids, landlock, memory, net, process, seccomp};
+use crate::sys::{ids, landlock, memory, net, process, seccomp};
 
 /// Status of a child that failed before the command ran. The launcher goes by the words it was told.
 const FAILED: i32 = 125;
 
+/// Standard input, output and error.
+const STREAMS: usize = 3;
+
 /// Descriptors are first lifted to here, so that placing one never overwrites another.
-const LIFTED: RawFd = 3 + MAX_FDS as RawFd;
+const LIFTED: RawFd = (STREAMS + MAX_FDS) as RawFd;
 
 /// A step that failed, and which of several it was.
 struct Failure {
@@ -50,7 +59,7 @@ impl<T> At<T> for Result<T, Errno> {
     }
 }
 
-/// What came with the go: one descriptor a delivery, in the plan's order, then the secrets' mount.
+/// Descriptors that came with one packet.
 struct Handover {
     fds: [Option<OwnedFd>; MAX_FDS],
     count: usize,
@@ -100,12 +109,13 @@ fn become_init(plan: &mut Plan) -> Result<i32, Failure> {
 
     // Among what is closed here are the launcher's own ends of our socket and lifeline, without which
     // neither would ever show its death.
-    for &(first, last) in &plan.close_before {
-        process::close_range(first, last).at(Step::Descriptors)?;
-    }
+    close_all_but_our_own(plan)?;
 
     let early_proc = match plan.proc_mount {
-        ProcMount::Inside => None,
+        ProcMount::Inside => {
+            process::unshare(plan.late_namespaces).at(Step::EnterNetworkNamespace)?;
+            None
+        }
         ProcMount::BeforeUserNamespace => {
             let proc = make_proc().at(Step::MountProcBeforeUserNamespace)?;
             process::unshare(plan.late_namespaces).at(Step::EnterUserNamespace)?;
@@ -114,10 +124,9 @@ fn become_init(plan: &mut Plan) -> Result<i32, Failure> {
         }
     };
 
-    match listen(plan.socket.as_fd(), drop).at(Step::AwaitMaps)? {
-        Some(Told::Maps) => {}
-        Some(_) => return Err(Errno::PROTO).at(Step::AwaitMaps),
-        None => return Err(Errno::PIPE).at(Step::AwaitMaps),
+    match told(plan, drop).at(Step::AwaitMaps)? {
+        Told::Maps => {}
+        _ => return Err(Errno::PROTO).at(Step::AwaitMaps),
     }
 
     // Rootless, the launcher was dumpable for the maps' sake. Nobody of this user looks into init.
@@ -132,50 +141,46 @@ fn become_init(plan: &mut Plan) -> Result<i32, Failure> {
     process::die_with_parent().at(Step::DieWithParent)?;
     init::check_lifeline(plan.lifeline.as_fd()).at(Step::CheckLifeline)?;
 
-    build_root(plan, early_proc)?;
-
+    // What needs no tree is done while the launcher makes them.
+    ids::drop_bounding_set().at(Step::DropBoundingSet)?;
     rustix::system::sethostname(plan.hostname.to_bytes()).at(Step::Hostname)?;
     if plan.loopback {
         net::bring_loopback_up().at(Step::Loopback)?;
     }
-
-    let ruleset = take_places(plan)?;
-
-    let terminal = match plan.streams {
-        Streams::Pipes { .. } => None,
-        Streams::Terminal { rows, columns } => {
-            Some(open_terminal(rows, columns).at(Step::Terminal)?)
-        }
+    let proc = match early_proc {
+        Some(proc) => proc,
+        None => make_proc().at(Step::MountProc)?,
     };
-    match &terminal {
-        Some((master, _)) => say(plan.socket.as_fd(), Said::Ready, &[master.as_fd()]),
-        None => say(plan.socket.as_fd(), Said::Ready, &[]),
-    }
-    .at(Step::AwaitGo)?;
+    let pts = make_pts().at(Step::MountPts)?;
 
-    let mut handover = Handover::empty();
-    let secrets = match listen(plan.socket.as_fd(), |fd| handover.push(fd)).at(Step::AwaitGo)? {
-        Some(Told::Go { secrets }) => secrets,
-        Some(_) => return Err(Errno::PROTO).at(Step::AwaitGo),
-        None => return Err(Errno::PIPE).at(Step::AwaitGo),
+    build_root(plan, proc.as_fd(), pts.as_fd())?;
+    let ruleset = take_places(plan)?;
+    drop((proc, pts));
+
+    let mut streams = Handover::empty();
+    let (terminal, secrets) = match told(plan, |fd| streams.push(fd)).at(Step::AwaitCommand)? {
+        Told::Command { terminal, secrets } => (terminal, secrets),
+        _ => return Err(Errno::PROTO).at(Step::AwaitCommand),
     };
     if secrets {
-        let tree = handover.nth(plan.deliveries.len()).at(Step::AttachSecrets)?;
-        attach_secrets(tree).at(Step::AttachSecrets)?;
+        let tree = streams.nth(if terminal.is_some() { 0 } else { STREAMS });
+        attach_secrets(tree.at(Step::AttachSecrets)?).at(Step::AttachSecrets)?;
     }
+    let terminal = match terminal {
+        None => None,
+        Some((rows, columns)) => Some(open_terminal(rows, columns).at(Step::Terminal)?),
+    };
 
     ids::drop_all_capabilities().at(Step::DropCapabilities)?;
     // The UTS namespace is ours: with CAP_SYS_ADMIN over it this would succeed.
     must_refuse(rustix::system::sethostname(b"sublet"), Errno::PERM).at(Step::CheckCapabilities)?;
     process::set_no_new_privileges().at(Step::NoNewPrivileges)?;
 
-    let slave = terminal.as_ref().map(|(_, slave)| slave.as_fd());
-    let command = spawn(plan, ruleset.as_ref().map(AsFd::as_fd), &handover, slave)?;
-    // The command has its own copies; what init kept would hold pipes and deliveries open.
-    drop((handover, terminal, ruleset));
-    for &(first, last) in &plan.close_after {
-        process::close_range(first, last).at(Step::Init)?;
-    }
+    let command = spawn(plan, ruleset.as_ref(), &streams, terminal.as_ref())?;
+    // The command has its own copies; what init kept would hold pipes and terminals open.
+    drop((streams, terminal, ruleset));
+    plan.slate = None;
+    close_all_but_our_own(plan)?;
     match command {
         Some(pid) => init::run(plan, pid).at(Step::Init),
         // The command's side has already said why.
@@ -183,43 +188,87 @@ fn become_init(plan: &mut Plan) -> Result<i32, Failure> {
     }
 }
 
-fn build_root(plan: &Plan, early_proc: Option<OwnedFd>) -> Result<(), Failure> {
-    // Over "/": every root file system has that mount point. The old root lies beneath until the pivot.
-    attach(plan.root.as_fd(), c"/").at(Step::AttachRoot)?;
-    rustix::process::fchdir(&plan.root).at(Step::AttachRoot)?;
-
-    for (index, attachment) in plan.attachments.iter().enumerate() {
-        attach(attachment.tree.as_fd(), &attachment.at).at_nth(Step::Attach, index)?;
+fn close_all_but_our_own(plan: &Plan) -> Result<(), Failure> {
+    for &(first, last) in &plan.close {
+        process::close_range(first, last).at(Step::Descriptors)?;
     }
+    Ok(())
+}
 
-    let proc = match early_proc {
-        Some(proc) => proc,
-        None => make_proc().at(Step::MountProc)?,
-    };
-    attach(proc.as_fd(), c"proc").at(Step::MountProc)?;
-    let pts = make_pts().at(Step::MountPts)?;
-    attach(pts.as_fd(), c"dev/pts").at(Step::MountPts)?;
+/// The launcher's next word, however long it takes; not longer than the launcher lives.
+fn told(plan: &Plan, take: impl FnMut(OwnedFd)) -> Result<Told, Errno> {
+    told_over(plan.socket.as_fd(), plan.lifeline.as_fd(), take)
+}
 
+fn told_over(
+    socket: BorrowedFd<'_>,
+    lifeline: BorrowedFd<'_>,
+    take: impl FnMut(OwnedFd),
+) -> Result<Told, Errno> {
+    init::wait_for_either(socket, lifeline)?;
+    listen(socket, take)?.ok_or(Errno::PIPE)
+}
+
+fn slate(plan: &Plan) -> Result<&Slate, Errno> {
+    plan.slate.as_ref().ok_or(Errno::BADMSG)
+}
+
+fn build_root(plan: &Plan, proc: BorrowedFd<'_>, pts: BorrowedFd<'_>) -> Result<(), Failure> {
+    take_trees(plan, lists::TREES, 0, |index, tree, at| {
+        attach(tree, at)?;
+        // Over "/": every root file system has that mount point. The old root lies beneath until the
+        // pivot; what follows is relative to the new one.
+        if index == 0 { rustix::process::fchdir(tree) } else { Ok(()) }
+    })?;
+    attach(proc, c"proc").at(Step::MountProc)?;
+    attach(pts, c"dev/pts").at(Step::MountPts)?;
     mount::pivot_to_current_directory().at(Step::Pivot)
+}
+
+/// Attaches the trees of one of the slate's lists, packet after packet. `before`: how many other trees
+/// the launcher counts before them.
+fn take_trees(
+    plan: &Plan,
+    list: Place,
+    before: usize,
+    attach: impl Fn(usize, BorrowedFd<'_>, &CStr) -> Result<(), Errno>,
+) -> Result<(), Failure> {
+    let mut index = 0;
+    // The root is one of them: there is a first packet of `TREES`, after which the slate can be read.
+    while index == 0 && list == lists::TREES
+        || index < slate(plan).at(Step::AwaitTrees)?.count(list)
+    {
+        let mut trees = Handover::empty();
+        match told(plan, |fd| trees.push(fd)).at(Step::AwaitTrees)? {
+            Told::Trees if trees.count > 0 => {}
+            _ => return Err(Errno::PROTO).at(Step::AwaitTrees),
+        }
+        let slate = slate(plan).at(Step::AwaitTrees)?;
+        for tree in trees.fds.iter().flatten() {
+            let at = slate.string(list, index).at(Step::AwaitTrees)?;
+            let step = if before + index == 0 { Step::AttachRoot } else { Step::Attach };
+            attach(index, tree.as_fd(), at).at_nth(step, before + index)?;
+            index += 1;
+        }
+    }
+    Ok(())
 }
 
 /// Takes the landlock ruleset and the workspace's tree, which the launcher made meanwhile.
 fn take_places(plan: &Plan) -> Result<Option<OwnedFd>, Failure> {
     let mut places = Handover::empty();
-    let (ruleset, workspace) =
-        match listen(plan.socket.as_fd(), |fd| places.push(fd)).at(Step::AwaitPlaces)? {
-            Some(Told::Places { ruleset, workspace }) => (ruleset, workspace),
-            Some(_) => return Err(Errno::PROTO).at(Step::AwaitPlaces),
-            None => return Err(Errno::PIPE).at(Step::AwaitPlaces),
-        };
+    let (ruleset, workspace) = match told(plan, |fd| places.push(fd)).at(Step::AwaitPlaces)? {
+        Told::Places { ruleset, workspace } => (ruleset, workspace),
+        _ => return Err(Errno::PROTO).at(Step::AwaitPlaces),
+    };
     if let (true, Some(at)) = (workspace, &plan.workspace_at) {
         let tree = places.nth(usize::from(ruleset)).at(Step::AttachWorkspace)?;
         attach(tree, at).at(Step::AttachWorkspace)?;
     }
-    for (index, attachment) in plan.attachments_in_workspace.iter().enumerate() {
-        attach_without_links(attachment.tree.as_fd(), &attachment.at)
-            .at_nth(Step::Attach, plan.attachments.len() + index)?;
-    }
+    let before = slate(plan).at(Step::AwaitPlaces)?.count(lists::TREES);
+    take_trees(plan, lists::TREES_IN_WORKSPACE, before, |_, tree, at| {
+        attach_without_links(tree, at)
+    })?;
     if !ruleset {
         return Ok(None);
     }
@@ -316,131 +365,153 @@ fn must_refuse<T>(tried: Result<T, Errno>, expected: Errno) -> Result<(), Errno>
 /// What the command's process gets; it shares this memory until it has executed.
 struct Command<'a> {
     plan: &'a Plan,
-    ruleset: Option<BorrowedFd<'a>>,
-    handover: &'a Handover,
-    terminal: Option<BorrowedFd<'a>>,
-    failed: bool,
+    ruleset: Option<&'a OwnedFd>,
+    streams: &'a Handover,
+    /// The master and the slave.
+    terminal: Option<&'a (OwnedFd, OwnedFd)>,
+    /// Environment deliveries are mapped, not read: execve copies from the sealed memfd's own pages, and
+    /// no other copy ever stands in this memory. Unmapped by init, when the command has executed.
+    mappings: [Cell<Option<ReadMapping>>; MAX_FDS],
+    /// It came as far as an execve that did not return.
+    executed: Cell<bool>,
 }
 
 /// Starts the command. `None` if it could not be executed, which it has then said itself.
 fn spawn(
     plan: &mut Plan,
-    ruleset: Option<BorrowedFd<'_>>,
-    handover: &Handover,
-    terminal: Option<BorrowedFd<'_>>,
+    ruleset: Option<&OwnedFd>,
+    streams: &Handover,
+    terminal: Option<&(OwnedFd, OwnedFd)>,
 ) -> Result<Option<i32>, Failure> {
-    // Environment deliveries are mapped, not read: execve copies from the sealed memfd's own pages,
-    // and no other copy ever stands in this process.
-    let mut mappings: [Option<ReadMapping>; MAX_FDS] = [const { None }; MAX_FDS];
-    for (index, handed) in plan.deliveries.iter().enumerate() {
-        if *handed == Handed::Environment {
-            let fd = handover.nth(index).at_nth(Step::Environment, index)?;
-            let size = rustix::fs::fstat(fd).at_nth(Step::Environment, index)?.st_size;
-            mappings[index] =
-                Some(ReadMapping::new(fd, size as usize).at_nth(Step::Environment, index)?);
-        }
-    }
-    for (index, mapping) in mappings.iter().enumerate() {
-        if let Some(mapping) = mapping {
-            let entry = mapping.c_str().at_nth(Step::Environment, index)?;
-            plan.envp.place(entry).at_nth(Step::Environment, index)?;
-        }
-    }
     let mut stack = std::mem::take(&mut plan.stack);
-    let mut command = Command { plan, ruleset, handover, terminal, failed: false };
-    let pid = process::spawn_until_exec(command_entry, &mut command, &mut stack).at(Step::Spawn)?;
-    let started = !command.failed;
+    let command = Command {
+        plan,
+        ruleset,
+        streams,
+        terminal,
+        mappings: [const { Cell::new(None) }; MAX_FDS],
+        executed: Cell::new(false),
+    };
+    let pid = process::spawn_until_exec(command_entry, &command, &mut stack).at(Step::Spawn)?;
     std::mem::forget(stack);
-    if started {
-        say(command.plan.socket.as_fd(), Said::Started, &[]).at(Step::Spawn)?;
+    let executed = command.executed.get();
+    if executed {
+        say(plan.socket.as_fd(), Said::Started, &[]).at(Step::Spawn)?;
     }
-    Ok(started.then_some(pid))
+    Ok(executed.then_some(pid))
 }
 
-fn command_entry(command: &mut Command<'_>) -> i32 {
-    let failure = match Lifted::of(command) {
-        Err(failure) => failure,
-        Ok(lifted) => {
-            let failure = become_command(command, &lifted);
-            command.failed = true;
-            fail(lifted.socket.as_fd(), &failure)
-        }
+fn command_entry(command: &Command<'_>) -> i32 {
+    let kept = match Kept::of(command) {
+        Ok(kept) => kept,
+        Err(failure) => fail(command.plan.socket.as_fd(), &failure),
     };
-    command.failed = true;
-    fail(command.plan.socket.as_fd(), &failure)
+    let failure = match become_command(command, &kept) {
+        Ok(()) => execute(command),
+        Err(failure) => failure,
+    };
+    fail(kept.socket.as_fd(), &failure)
 }
 
 /// What is still needed after the low numbers have been given away.
-struct Lifted {
+struct Kept {
     socket: OwnedFd,
+    lifeline: OwnedFd,
     ruleset: Option<OwnedFd>,
+    master: Option<OwnedFd>,
 }
 
-impl Lifted {
+impl Kept {
     fn of(command: &Command<'_>) -> Result<Self, Failure> {
-        let lift = |fd| rustix::io::fcntl_dupfd_cloexec(fd, LIFTED);
+        let lift = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, LIFTED);
+        let lift_some = |fd: Option<&OwnedFd>| fd.map(|fd| lift(fd.as_fd())).transpose();
         Ok(Self {
             socket: lift(command.plan.socket.as_fd()).at(Step::Descriptors)?,
-            ruleset: command.ruleset.map(lift).transpose().at(Step::Descriptors)?,
+            lifeline: lift(command.plan.lifeline.as_fd()).at(Step::Descriptors)?,
+            ruleset: lift_some(command.ruleset).at(Step::Descriptors)?,
+            master: lift_some(command.terminal.map(|(master, _)| master)).at(Step::Descriptors)?,
         })
     }
 }
 
-/// Returns only the failure: success is another program.
-fn become_command(command: &Command<'_>, lifted: &Lifted) -> Failure {
-    match restrict(command, lifted) {
-        Ok(()) => execute(command.plan),
-        Err(failure) => failure,
-    }
-}
-
-fn restrict(command: &Command<'_>, lifted: &Lifted) -> Result<(), Failure> {
-    let plan = command.plan;
+fn become_command(command: &Command<'_>, kept: &Kept) -> Result<(), Failure> {
     process::join_new_session_keyring().at(Step::Keyring)?;
     rustix::process::setsid().at(Step::Session)?;
 
-    place_descriptors(command)?;
+    place_streams(command)?;
     if command.terminal.is_some() {
         rustix::process::ioctl_tiocsctty(rustix::stdio::stdin()).at(Step::Terminal)?;
     }
-    process::unblock_signals().at(Step::Init)?;
-    rustix::process::umask(plan.umask);
-    rustix::process::chdir(&*plan.working_directory).at(Step::WorkingDirectory)?;
-    for (index, limit) in plan.limits.iter().enumerate() {
-        ids::limit(limit.resource, limit.soft, limit.hard).at_nth(Step::Limits, index)?;
-    }
+    rustix::process::umask(command.plan.umask);
+    rustix::process::chdir(&*command.plan.working_directory).at(Step::WorkingDirectory)?;
 
-    if let Some(ruleset) = &lifted.ruleset {
+    if let Some(ruleset) = &kept.ruleset {
         landlock::restrict_self(ruleset).at(Step::Landlock)?;
         // Readable by its mode and its mount; no landlock rule covers it.
         let probe = rustix::fs::open(super::layout::LANDLOCK_PROBE, OFlags::CLOEXEC, Mode::empty());
         must_refuse(probe, Errno::ACCESS).at(Step::CheckLandlock)?;
     }
-    errno(seccomp::install(&plan.filter)).at(Step::Seccomp)?;
-    errno(seccomp::see_it_refused()).at(Step::CheckSeccomp)
+    errno(seccomp::install(&command.plan.filter)).at(Step::Seccomp)?;
+    errno(seccomp::see_it_refused()).at(Step::CheckSeccomp)?;
+
+    let socket = kept.socket.as_fd();
+    match &kept.master {
+        Some(master) => say(socket, Said::Ready, &[master.as_fd()]),
+        None => say(socket, Said::Ready, &[]),
+    }
+    .at(Step::AwaitGo)?;
+    // From here on nothing is called that a filter for commands could refuse and still be of use.
+    let mut deliveries = Handover::empty();
+    match told_over(socket, kept.lifeline.as_fd(), |fd| deliveries.push(fd)).at(Step::AwaitGo)? {
+        Told::Go => {}
+        _ => return Err(Errno::PROTO).at(Step::AwaitGo),
+    }
+    take_deliveries(command, &deliveries)?;
+    // Closed by exec; some of their numbers are others' by now.
+    std::mem::forget(deliveries);
+    // After the descriptors, which may have larger numbers than their limit.
+    for (index, limit) in command.plan.limits.iter().enumerate() {
+        ids::limit(limit.resource, limit.soft, limit.hard).at_nth(Step::Limits, index)?;
+    }
+    process::unblock_signals().at(Step::Init)
 }
 
-/// 0, 1, 2 and the deliveries at their numbers; everything else closes at exec.
-fn place_descriptors(command: &Command<'_>) -> Result<(), Failure> {
-    let plan = command.plan;
-    let streams: [BorrowedFd<'_>; 3] = match (&plan.streams, command.terminal) {
-        (Streams::Pipes { stdin, stdout, stderr }, _) => {
-            [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()]
-        }
-        (Streams::Terminal { .. }, Some(slave)) => [slave, slave, slave],
-        (Streams::Terminal { .. }, None) => return Err(Errno::BADF).at(Step::Terminal),
-    };
-    let mut lifted: [RawFd; 3 + MAX_FDS] = [-1; 3 + MAX_FDS];
-    for (number, fd) in streams.into_iter().enumerate() {
-        lifted[number] = lift(fd).at_nth(Step::PlaceDelivery, number)?;
+fn place_streams(command: &Command<'_>) -> Result<(), Failure> {
+    let mut lifted: [RawFd; STREAMS] = [-1; STREAMS];
+    for (number, lifted) in lifted.iter_mut().enumerate() {
+        let fd = match command.terminal {
+            Some((_, slave)) => slave.as_fd(),
+            None => command.streams.nth(number).at_nth(Step::PlaceDelivery, number)?,
+        };
+        *lifted = lift(fd).at_nth(Step::PlaceDelivery, number)?;
     }
+    for (number, &from) in lifted.iter().enumerate() {
+        process::duplicate_to(from, number as RawFd).at_nth(Step::PlaceDelivery, number)?;
+    }
+    Ok(())
+}
+
+/// The deliveries at their numbers and in the environment; everything else closes at exec.
+fn take_deliveries(command: &Command<'_>, deliveries: &Handover) -> Result<(), Failure> {
+    let slate = slate(command.plan).at(Step::PlaceDelivery)?;
+    let count = slate.count(lists::DELIVERIES);
+    let mut lifted: [RawFd; LIFTED as usize] = [-1; LIFTED as usize];
     let mut highest = 2;
-    for (index, handed) in plan.deliveries.iter().enumerate() {
-        if let Handed::Descriptor { number } = *handed {
-            let fd = command.handover.nth(index).at_nth(Step::PlaceDelivery, index)?;
-            lifted[number as usize] = lift(fd).at_nth(Step::PlaceDelivery, index)?;
-            highest = highest.max(number);
+    for index in 0..count {
+        let number = slate.number(lists::DELIVERIES, index).at_nth(Step::PlaceDelivery, index)?;
+        let fd = deliveries.nth(index).at_nth(Step::PlaceDelivery, index)?;
+        if number == lists::ENVIRONMENT {
+            let size = rustix::fs::fstat(fd).at_nth(Step::Environment, index)?.st_size;
+            let mapping = ReadMapping::new(fd, size as usize).at_nth(Step::Environment, index)?;
+            let entry = mapping.c_str().at_nth(Step::Environment, index)?;
+            slate.place(lists::ENVP, entry).at_nth(Step::Environment, index)?;
+            command.mappings[index].set(Some(mapping));
+            continue;
         }
+        let slot = usize::try_from(number).ok().filter(|n| *n >= STREAMS);
+        let slot = slot.and_then(|n| lifted.get_mut(n)).ok_or(Errno::BADF);
+        *slot.at_nth(Step::PlaceDelivery, index)? = lift(fd).at_nth(Step::PlaceDelivery, index)?;
+        highest = highest.max(number);
     }
     for (number, &from) in lifted.iter().enumerate() {
         if from >= 0 {
@@ -459,10 +530,22 @@ fn lift(fd: BorrowedFd<'_>) -> Result<RawFd, Errno> {
 }
 
 /// Tries the candidates as execvp(3) does, but runs no shell on what is not executable.
-fn execute(plan: &Plan) -> Failure {
+fn execute(command: &Command<'_>) -> Failure {
+    let failed = |errno| Failure { step: Step::Exec, errno, which: 0 };
+    let slate = match slate(command.plan) {
+        Ok(slate) => slate,
+        Err(e) => return failed(e),
+    };
     let mut errno = Errno::NOENT;
-    for program in &plan.programs {
-        match exec::execve(program, &plan.argv, &plan.envp) {
+    for index in 0..slate.count(lists::PROGRAMS) {
+        let program = match slate.string(lists::PROGRAMS, index) {
+            Ok(program) => program,
+            Err(e) => return failed(e),
+        };
+        command.executed.set(true);
+        let refused = slate.execve(program, lists::ARGV, lists::ENVP);
+        command.executed.set(false);
+        match refused {
             Errno::NOENT | Errno::NOTDIR => {}
             Errno::ACCESS => errno = Errno::ACCESS,
             other => {
@@ -471,5 +554,5 @@ fn execute(plan: &Plan) -> Failure {
             }
         }
     }
-    Failure { step: Step::Exec, errno, which: 0 }
+    failed(errno)
 }

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{FcntlArg, fcntl};
 
 use crate::config::UidPool;
-use crate::sys::process::{self, CloneArgs, Cloned};
+use crate::sys::helper::Helper;
 
 /// The uid that the exec sees for itself where the workspace belongs to root.
 pub const ORDINARY_UID: u32 = 1000;
@@ -39,6 +39,30 @@ pub struct Identity {
     pub drop_groups: bool,
 }
 
+impl Identity {
+    /// With a uid of the pool, which is the gid as well.
+    pub fn pooled((inside_uid, inside_gid): (u32, u32), outside: u32) -> Self {
+        Self {
+            inside_uid,
+            inside_gid,
+            outside_uid: outside,
+            outside_gid: outside,
+            drop_groups: true,
+        }
+    }
+
+    /// Rootless: the ids of this process.
+    pub fn of_caller((inside_uid, inside_gid): (u32, u32)) -> Self {
+        Self {
+            inside_uid,
+            inside_gid,
+            outside_uid: rustix::process::geteuid().as_raw(),
+            outside_gid: rustix::process::getegid().as_raw(),
+            drop_groups: false,
+        }
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     #[error("could not read this process's capabilities")]
@@ -53,6 +77,10 @@ pub enum IdentityError {
     PoolDirectory { path: PathBuf },
     #[error("all {count} uids of the pool are taken")]
     PoolExhausted { count: u32 },
+    #[error(
+        "uid {uid}, which is to be the broker's, is an exec's just now; wait until that has ended"
+    )]
+    Taken { uid: u32 },
     #[error("could not make the user namespace for the workspace's idmap")]
     IdmapNamespace(#[source] io::Error),
 }
@@ -96,7 +124,7 @@ fn is_mapped_here(pool: UidPool) -> bool {
     covers(&read("/proc/self/uid_map")) && covers(&read("/proc/self/gid_map"))
 }
 
-/// Takes a uid that no other exec on this host has. It is given back when the last copy of the returned
+/// Takes a uid that no other exec on this host has, and never the broker's. It is given back when the last copy of the returned
 /// description is closed, so that init's copy keeps it while anything of the exec lives.
 pub fn take_uid(pool: UidPool) -> Result<(u32, OwnedFd), IdentityError> {
     let path = pool_lock_path()?;
@@ -108,24 +136,40 @@ pub fn take_uid(pool: UidPool) -> Result<(u32, OwnedFd), IdentityError> {
         .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
         .open(&path)
         .map_err(failed)?;
-    let count = pool.count.get();
+    let count = pool.exec_uids();
     // Anywhere, so that a uid is not soon had again: what an earlier exec left somewhere is not ours.
     let start = getrandom::u32().map_err(|e| failed(io::Error::other(e)))? % count;
     for slot in (start..count).chain(0..start) {
         let uid = pool.first + slot;
         // The uid's own byte: pools of different configurations may overlap.
-        if lock_byte(&file, uid.into()).map_err(failed)? {
+        if lock_byte(&file, uid.into(), libc::F_WRLCK).map_err(failed)? {
             return Ok((uid, file.into()));
         }
     }
     Err(IdentityError::PoolExhausted { count })
 }
 
+/// Keeps the broker's uid from execs of other pools that hold it, for as long as the returned description
+/// is open. Brokers of several states may share one.
+pub fn hold_uid(uid: u32) -> Result<OwnedFd, IdentityError> {
+    let path = pool_lock_path()?;
+    let failed = |source| IdentityError::PoolLock { path: path.clone(), source };
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
+        .open(&path)
+        .map_err(failed)?;
+    match lock_byte(&file, uid.into(), libc::F_RDLCK).map_err(failed)? {
+        true => Ok(file.into()),
+        false => Err(IdentityError::Taken { uid }),
+    }
+}
+
 /// An open file description lock on one byte: gone with its last descriptor, even after `kill -9`.
 /// fcntl_locking(2), Linux 3.15.
-fn lock_byte(file: &File, byte: i64) -> io::Result<bool> {
+fn lock_byte(file: &File, byte: i64, kind: libc::c_int) -> io::Result<bool> {
     let lock = libc::flock {
-        l_type: libc::F_WRLCK as libc::c_short,
+        l_type: kind as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
         l_start: byte,
         l_len: 1,
@@ -198,42 +242,46 @@ fn write_map(path: &str, content: &str) -> Result<(), IdentityError> {
 }
 
 /// The user namespace of a child of ours, to map a mount through.
-pub fn user_namespace_of(pid: i32) -> io::Result<OwnedFd> {
+fn user_namespace_of(pid: i32) -> io::Result<OwnedFd> {
     Ok(File::open(format!("/proc/{pid}/ns/user"))?.into())
 }
 
 /// A user namespace that maps these ids on disk to the exec's outside ids: for a workspace whose owner
 /// is not what the exec sees for itself (root's). Held alive by the descriptor alone.
-pub fn idmap_namespace(on_disk: (u32, u32), outside: (u32, u32)) -> Result<OwnedFd, IdentityError> {
-    let identity = Identity {
-        inside_uid: on_disk.0,
-        inside_gid: on_disk.1,
-        outside_uid: outside.0,
-        outside_gid: outside.1,
-        drop_groups: true,
-    };
-    let (ours, theirs) = io::pipe().map_err(IdentityError::IdmapNamespace)?;
-    let args = CloneArgs { namespaces: libc::CLONE_NEWUSER as u64, cgroup: None };
-    match process::clone3(&args).map_err(IdentityError::IdmapNamespace)? {
-        Cloned::Child => {
-            // Only holds the namespace until the launcher has opened it, or is gone.
-            drop(theirs);
-            let mut byte = [0];
-            loop {
-                match rustix::io::read(&ours, &mut byte) {
-                    Err(rustix::io::Errno::INTR) => {}
-                    _ => process::exit_now(0),
-                }
-            }
+pub struct IdmapNamespace {
+    pub fd: OwnedFd,
+    helper: Option<Helper>,
+}
+
+impl IdmapNamespace {
+    pub fn new(on_disk: (u32, u32), outside: (u32, u32)) -> Result<Self, IdentityError> {
+        let identity = Identity {
+            inside_uid: on_disk.0,
+            inside_gid: on_disk.1,
+            outside_uid: outside.0,
+            outside_gid: outside.1,
+            drop_groups: true,
+        };
+        // It stands in the namespace until it is dropped.
+        let helper = Helper::start(libc::CLONE_NEWUSER).map_err(IdentityError::IdmapNamespace)?;
+        write_maps(helper.pid(), &identity)?;
+        let fd = user_namespace_of(helper.pid()).map_err(IdentityError::IdmapNamespace)?;
+        Ok(Self { fd, helper: Some(helper) })
+    }
+
+    /// The exec's own.
+    pub fn of_child(pid: i32) -> Result<Self, IdentityError> {
+        let fd = user_namespace_of(pid).map_err(IdentityError::IdmapNamespace)?;
+        Ok(Self { fd, helper: None })
+    }
+
+    /// The helper may go; [`Helper`] is reaped when it is dropped, so later is cheaper.
+    pub fn into_helper(self) -> Option<Helper> {
+        let mut helper = self.helper;
+        if let Some(helper) = &mut helper {
+            helper.dismiss();
         }
-        Cloned::Parent { pid, pidfd: _ } => {
-            drop(ours);
-            let opened = write_maps(pid, &identity)
-                .and_then(|()| user_namespace_of(pid).map_err(IdentityError::IdmapNamespace));
-            drop(theirs);
-            process::wait_for(pid).map_err(|e| IdentityError::IdmapNamespace(e.into()))?;
-            opened
-        }
+        helper
     }
 }
 
@@ -246,7 +294,7 @@ mod tests {
         if !rustix::process::geteuid().is_root() {
             return;
         }
-        let pool: UidPool = "1900000000:2".parse().unwrap();
+        let pool: UidPool = "1900000000:3".parse().unwrap();
         let (a, _lock_a) = take_uid(pool).unwrap();
         let (b, lock_b) = take_uid(pool).unwrap();
         assert_ne!(a, b);
@@ -256,14 +304,27 @@ mod tests {
     }
 
     #[test]
+    fn a_brokers_uid_is_no_execs_even_in_another_pool() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let pool: UidPool = "1900000200:2".parse().unwrap();
+        let (held, _again) = (hold_uid(1_900_000_200).unwrap(), hold_uid(1_900_000_200).unwrap());
+        assert!(matches!(take_uid(pool), Err(IdentityError::PoolExhausted { .. })));
+        drop((held, _again));
+        let (uid, _lock) = take_uid(pool).unwrap();
+        assert!(matches!(hold_uid(uid), Err(IdentityError::Taken { .. })));
+    }
+
+    #[test]
     fn pools_that_overlap_share_no_uid() {
         if !rustix::process::geteuid().is_root() {
             return;
         }
-        let (a, _lock) = take_uid("1900000100:1".parse().unwrap()).unwrap();
-        let (b, _lock) = take_uid("1900000099:2".parse().unwrap()).unwrap();
+        let (a, _lock) = take_uid("1900000100:2".parse().unwrap()).unwrap();
+        let (b, _lock) = take_uid("1900000099:3".parse().unwrap()).unwrap();
         assert_eq!((a, b), (1_900_000_100, 1_900_000_099));
-        let (c, _lock) = take_uid("1900000100:2".parse().unwrap()).unwrap();
+        let (c, _lock) = take_uid("1900000100:3".parse().unwrap()).unwrap();
         assert_eq!(c, 1_900_000_101);
     }
 }

@@ -26,6 +26,30 @@ pub fn check_lifeline(lifeline: BorrowedFd<'_>) -> Result<(), Errno> {
     if fds[0].revents().is_empty() { Ok(()) } else { Err(Errno::PIPE) }
 }
 
+/// Waits until there is a word of the launcher.
+///
+/// # Errors
+/// `PIPE` when the launcher is gone.
+pub fn wait_for_either(socket: BorrowedFd<'_>, lifeline: BorrowedFd<'_>) -> Result<(), Errno> {
+    loop {
+        let mut fds = [
+            PollFd::from_borrowed_fd(socket, PollFlags::IN),
+            PollFd::from_borrowed_fd(lifeline, PollFlags::IN),
+        ];
+        match poll(&mut fds, None) {
+            Err(Errno::INTR) => continue,
+            other => other?,
+        };
+        let [told, lifeline] = fds.map(|fd| !fd.revents().is_empty());
+        if lifeline {
+            return Err(Errno::PIPE);
+        }
+        if told {
+            return Ok(());
+        }
+    }
+}
+
 /// Stays until the command has ended, or the launcher has; returns the status to exit with.
 pub fn run(plan: &Plan, command: i32) -> Result<i32, Errno> {
     let children = errno(process::signalfd(&[libc::SIGCHLD]))?;
@@ -75,7 +99,9 @@ fn obey(socket: BorrowedFd<'_>, command: i32) -> Result<bool, Errno> {
     let sent = match listen(socket, drop)? {
         Some(Told::Signal { signal }) => process::signal_group(command, signal),
         Some(Told::SignalAll { signal }) => process::signal_everyone(signal),
-        Some(Told::Maps | Told::Places { .. } | Told::Go { .. }) => return Err(Errno::PROTO),
+        Some(Told::Maps | Told::Trees | Told::Places { .. } | Told::Command { .. } | Told::Go) => {
+            return Err(Errno::PROTO);
+        }
         None => return Ok(false),
     };
     match sent {

@@ -7,11 +7,13 @@
 use std::os::fd::OwnedFd;
 
 use landlock::{
-    ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, NetPort, PathBeneath,
-    Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, Scope,
+    ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, NetPort, Ruleset,
+    RulesetAttr, RulesetCreatedAttr, RulesetError, Scope,
 };
+use rustix::io::Errno;
 
 use super::root::{Place, PlaceKind};
+use crate::sys;
 
 /// What landlock can do that is asked for by name: in profiles (`waive`) and in reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -78,8 +80,12 @@ pub struct InnerRights {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("could not make the landlock ruleset")]
-pub struct LandlockError(#[from] RulesetError);
+pub enum LandlockError {
+    #[error("could not make the landlock ruleset")]
+    Ruleset(#[from] RulesetError),
+    #[error("could not add a landlock rule for a place of kind {kind:?}")]
+    Rule { kind: PlaceKind, source: Errno },
+}
 
 /// What this kernel lacks.
 pub fn missing(abi: u32) -> Vec<Feature> {
@@ -118,10 +124,6 @@ pub fn build(abi: u32, places: &[Place], ports: Option<&TcpPorts>) -> Result<Bui
     }
 
     let mut created = ruleset.create()?;
-    for place in places {
-        let allowed = rights.at(place.kind);
-        created = created.add_rule(PathBeneath::new(&place.fd, allowed))?;
-    }
     if let (Some(ports), false) = (ports, missing.contains(&Feature::Network)) {
         for &port in ports.connect.iter().flatten() {
             created = created.add_rule(NetPort::new(port, AccessNet::ConnectTcp))?;
@@ -130,7 +132,15 @@ pub fn build(abi: u32, places: &[Place], ports: Option<&TcpPorts>) -> Result<Bui
             created = created.add_rule(NetPort::new(port, AccessNet::BindTcp))?;
         }
     }
-    Ok(Built { ruleset: created.into(), missing, inner })
+    let ruleset: Option<OwnedFd> = created.into();
+    // Not by the crate, which asks of each descriptor what it is: its kind says so.
+    if let Some(ruleset) = &ruleset {
+        for Place { fd, kind } in places {
+            sys::landlock::allow_beneath(ruleset, fd, rights.at(*kind).bits())
+                .map_err(|source| LandlockError::Rule { kind: *kind, source })?;
+        }
+    }
+    Ok(Built { ruleset, missing, inner })
 }
 
 /// The rights of one ABI, by what a place is for.

@@ -12,6 +12,8 @@ pub const LANDLOCK_PROBE: &CStr = c"/run/.landlock";
 
 /// Where file deliveries appear.
 pub const SECRETS: &str = "/run/sublet/secrets";
+/// Where an agent finds the broker, `SUBLET_SOCKET`.
+pub const AGENT_SOCKET: &str = "/run/sublet/agent.sock";
 
 /// The name of the exec's user.
 const USER: &str = "agent";
@@ -40,6 +42,8 @@ pub struct View {
     pub resolver: Option<Vec<u8>>,
     /// The sublet binary at `/run/sublet/bin/sublet`.
     pub binary: bool,
+    /// The run's socket on the host, for [`AGENT_SOCKET`].
+    pub agent_socket: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +57,10 @@ pub enum Access {
 pub enum Entry {
     /// A directory of the exec's own tmpfs, root's.
     Directory,
+    /// The run's socket of the broker.
+    AgentSocket {
+        source: PathBuf,
+    },
     /// The same, writable by the exec: world-writable and sticky, or the user's own.
     Scratch {
         sticky: bool,
@@ -88,7 +96,7 @@ pub enum Entry {
 }
 
 /// Every path, parents before children.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Layout {
     pub entries: BTreeMap<PathBuf, Entry>,
 }
@@ -140,6 +148,9 @@ pub fn layout(view: &View) -> Layout {
     put(SECRETS, Entry::Secrets);
     if view.binary {
         put("/run/sublet/bin/sublet", Entry::Binary);
+    }
+    if let Some(source) = &view.agent_socket {
+        put(AGENT_SOCKET, Entry::AgentSocket { source: source.clone() });
     }
     put("/tmp", Entry::Scratch { sticky: true });
 
@@ -206,6 +217,7 @@ mod tests {
             hostname: "sublet".into(),
             resolver: None,
             binary: false,
+            agent_socket: None,
         }
     }
 

@@ -1,5 +1,6 @@
 //! Everything that the child needs, compiled by the launcher before the clone: nothing is decided,
-//! looked up or allocated afterwards.
+//! looked up or allocated afterwards. What becomes known only later, the trees and the command, comes
+//! over the socket and in the slate.
 #![forbid(unsafe_code)]
 
 use std::ffi::CString;
@@ -9,12 +10,27 @@ use rustix::fs::Mode;
 
 use super::identity::Identity;
 use super::seccomp::Filter;
-use crate::sys::exec::StringVector;
+use crate::sys::slate::{Place, Slate};
 
-/// A detached mount tree and where the child attaches it, relative to the new root.
-pub struct Attachment {
-    pub tree: OwnedFd,
-    pub at: CString,
+/// The lists of a slate.
+pub mod lists {
+    use super::Place;
+
+    /// Where each tree goes: the root first, at `/`; the others relative to it, parents first.
+    pub const TREES: Place = 0;
+    /// Where each tree goes that lies in the workspace.
+    pub const TREES_IN_WORKSPACE: Place = 1;
+    /// Candidates on the PATH, tried in order.
+    pub const PROGRAMS: Place = 2;
+    pub const ARGV: Place = 3;
+    /// Without what `env` delivers, but with a free slot for each.
+    pub const ENVP: Place = 4;
+    /// Each delivery that is a descriptor: the number that the command inherits it under, or
+    /// [`ENVIRONMENT`].
+    pub const DELIVERIES: Place = 5;
+
+    /// A sealed memfd that holds `NAME=value\0`, mapped for execve to copy from.
+    pub const ENVIRONMENT: i32 = -1;
 }
 
 /// One resource limit. setrlimit(2).
@@ -31,23 +47,6 @@ pub struct InnerRule {
     pub access: u64,
 }
 
-/// Where the command's standard streams come from.
-pub enum Streams {
-    /// Pipes whose other ends the broker relays.
-    Pipes { stdin: OwnedFd, stdout: OwnedFd, stderr: OwnedFd },
-    /// A pseudo-terminal of the exec's own devpts, opened by the child, its master sent out.
-    Terminal { rows: u16, columns: u16 },
-}
-
-/// One delivery as the child handles it. The descriptors come with the go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Handed {
-    /// A descriptor that the command inherits under this number.
-    Descriptor { number: i32 },
-    /// A sealed memfd that holds `NAME=value\0`, mapped for execve to copy from.
-    Environment,
-}
-
 /// Where the mount for `/proc` is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProcMount {
@@ -62,31 +61,20 @@ pub enum ProcMount {
 pub struct Plan {
     /// `CLONE_NEW*` flags for clone3, the user namespace among them.
     pub namespaces: u64,
-    /// Those that the child enters by itself, where `/proc` comes first.
+    /// Those that the child enters by itself: the network's, which takes the kernel longest, while the
+    /// launcher goes on; all but the pid namespace where `/proc` comes first.
     pub late_namespaces: u64,
     pub proc_mount: ProcMount,
     pub identity: Identity,
-    /// The detached root.
-    pub root: OwnedFd,
-    /// In order, parents first.
-    pub attachments: Vec<Attachment>,
-    /// Where the workspace's tree goes, which comes later: it may be mapped through the child's own
-    /// user namespace.
+    /// Where the workspace's tree goes, which comes last: it may be mapped through the child's own user
+    /// namespace.
     pub workspace_at: Option<CString>,
-    /// Those that lie in the workspace.
-    pub attachments_in_workspace: Vec<Attachment>,
     pub hostname: CString,
     pub loopback: bool,
     pub limits: Vec<Limit>,
     pub working_directory: CString,
     /// The caller's.
     pub umask: Mode,
-    /// Candidates on the PATH, tried in order.
-    pub programs: Vec<CString>,
-    pub argv: StringVector,
-    pub envp: StringVector,
-    pub streams: Streams,
-    pub deliveries: Vec<Handed>,
     pub inner_rules: Vec<InnerRule>,
     pub filter: Filter,
     pub init_filter: Filter,
@@ -94,12 +82,13 @@ pub struct Plan {
     pub socket: OwnedFd,
     /// The read end of the pipe whose write end only the launcher holds.
     pub lifeline: OwnedFd,
-    /// Ranges of descriptors that init closes first: all but those of this plan.
-    pub close_before: Vec<(u32, u32)>,
-    /// Ranges that it closes once the command runs: all but socket, lifeline and lock.
-    pub close_after: Vec<(u32, u32)>,
+    /// Ranges of descriptors that init closes first, and again once the command runs: all but socket,
+    /// lifeline and lock.
+    pub close: Vec<(u32, u32)>,
     /// For the command's process until it executes.
     pub stack: Vec<u8>,
     /// Held open by init as well, so that the uid stays taken until the last process is gone.
     pub uid_lock: Option<OwnedFd>,
+    /// What the launcher writes after the clone. Init keeps none.
+    pub slate: Option<Slate>,
 }

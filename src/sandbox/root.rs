@@ -19,16 +19,21 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags};
 
 use super::identity::{self, Identity};
 use super::layout::{Access, Entry, Layout};
-use super::plan::Attachment;
 use crate::sys::mount::{self, MountAttributes};
+
+/// A detached mount tree and where the child attaches it.
+pub struct Attachment {
+    pub tree: OwnedFd,
+    pub at: CString,
+}
 
 /// What the child attaches, and what landlock makes rules for.
 pub struct Root {
     pub tmpfs: OwnedFd,
+    /// Relative to the root, parents first.
     pub attachments: Vec<Attachment>,
+    /// From the new root.
     pub attachments_in_workspace: Vec<Attachment>,
-    /// Parallel to the attachments, for messages: where each goes.
-    pub attached_at: Vec<PathBuf>,
     /// Places of the tmpfs that exist, with what landlock allows there.
     pub places: Vec<Place>,
 }
@@ -85,15 +90,13 @@ pub fn build(
         made: BTreeMap::new(),
         attachments: Vec::new(),
         attachments_in_workspace: Vec::new(),
-        attached_at: Vec::new(),
         places: Vec::new(),
     };
     builder.place(Path::new("/"), PlaceKind::TopDirectory)?;
     for (at, entry) in &layout.entries {
         builder.add(at, entry)?;
     }
-    let Builder { tmpfs, attachments, attachments_in_workspace, attached_at, mut places, .. } =
-        builder;
+    let Builder { tmpfs, attachments, attachments_in_workspace, mut places, .. } = builder;
     for (path, kind) in [
         ("etc", PlaceKind::Synthesised),
         ("run/sublet", PlaceKind::Synthesised),
@@ -103,7 +106,7 @@ pub fn build(
             .map_err(|e| RootError::Make { path: Path::new("/").join(path), source: e.into() })?;
         places.push(Place { fd, kind });
     }
-    Ok(Root { tmpfs, attachments, attachments_in_workspace, attached_at, places })
+    Ok(Root { tmpfs, attachments, attachments_in_workspace, places })
 }
 
 fn make_tmpfs(size: u64) -> Result<OwnedFd, RootError> {
@@ -129,7 +132,6 @@ struct Builder<'a> {
     made: BTreeMap<PathBuf, ()>,
     attachments: Vec<Attachment>,
     attachments_in_workspace: Vec<Attachment>,
-    attached_at: Vec<PathBuf>,
     places: Vec<Place>,
 }
 
@@ -173,6 +175,14 @@ impl Builder<'_> {
                 let exe = std::fs::read_link("/proc/self/exe")
                     .map_err(|source| RootError::Open { path: "/proc/self/exe".into(), source })?;
                 self.bind(at, &exe, false, Access::ReadOnly, make)
+            }
+            Entry::AgentSocket { source } => {
+                let failed = |e: Errno| RootError::Open { path: source.clone(), source: e.into() };
+                let found = rustix::fs::lstat(source).map_err(failed)?;
+                if FileType::from_raw_mode(found.st_mode) != FileType::Socket {
+                    return Err(failed(Errno::NOTSOCK));
+                }
+                self.bind(at, source, false, Access::ReadOnly, make)
             }
         }
     }
@@ -335,7 +345,6 @@ impl Builder<'_> {
             }
             _ => {
                 self.attachments.push(Attachment { tree, at: c_path(relative(at))? });
-                self.attached_at.push(at.to_owned());
             }
         }
         Ok(())

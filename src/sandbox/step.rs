@@ -34,38 +34,42 @@ macro_rules! steps {
 steps! {
     MountProcBeforeUserNamespace = "mount a /proc for the new pid namespace from outside the user namespace",
     EnterUserNamespace = "enter a new user namespace",
+    EnterNetworkNamespace = "enter a new network namespace",
     AwaitMaps = "wait for the launcher to write the uid map",
     BecomeUser = "become the exec's user",
     DieWithParent = "ask to die with the launcher",
     CheckLifeline = "check that the launcher still lives",
-    AttachRoot = "attach the new root",
-    Attach = "attach a mount",
-    MountProc = "mount /proc for the new pid namespace",
-    MountPts = "mount a private /dev/pts",
-    Pivot = "pivot to the new root",
     Hostname = "set the host name",
     Loopback = "bring the loopback interface up",
+    MountProc = "mount /proc for the new pid namespace",
+    MountPts = "mount a private /dev/pts",
+    DropBoundingSet = "drop the capability bounding set",
+    AwaitTrees = "wait for the new root",
+    AttachRoot = "attach the new root",
+    Attach = "attach a mount",
+    Pivot = "pivot to the new root",
     AwaitPlaces = "wait for the landlock ruleset and the workspace",
     AttachWorkspace = "attach the workspace",
-    AwaitGo = "wait for the launcher's go",
+    LandlockRules = "add landlock rules for the new mounts",
+    AwaitCommand = "wait for a command",
     AttachSecrets = "attach the delivery mount",
-    PlaceDelivery = "place a delivery's descriptor",
     Terminal = "open a pseudo-terminal",
-    Descriptors = "close every other descriptor",
-    WorkingDirectory = "enter the working directory",
-    Limits = "set a resource limit",
     DropCapabilities = "drop all capabilities",
     CheckCapabilities = "see that a dropped capability is gone",
+    NoNewPrivileges = "set no_new_privs",
+    Spawn = "start the command's process",
     Keyring = "join a new session keyring",
     Session = "start a new session",
-    NoNewPrivileges = "set no_new_privs",
-    LandlockRules = "add landlock rules for the new mounts",
+    Descriptors = "close every other descriptor",
+    WorkingDirectory = "enter the working directory",
     Landlock = "enforce landlock",
     CheckLandlock = "see landlock refuse",
-    Environment = "take the environment delivery",
     Seccomp = "install the seccomp filter",
     CheckSeccomp = "see the seccomp filter refuse",
-    Spawn = "start the command's process",
+    AwaitGo = "wait for the launcher's go",
+    PlaceDelivery = "place a delivery's descriptor",
+    Environment = "take the environment delivery",
+    Limits = "set a resource limit",
     Exec = "execute the command",
     Init = "run as the exec's init",
 }
@@ -77,7 +81,8 @@ pub enum Said {
     Failed { step: Step, errno: i32, which: u32 },
     /// In a user namespace of its own, and waiting for its maps.
     NeedsMaps,
-    /// Everything stands; waiting for the go.
+    /// Everything stands, the command's process is walled in; waiting for the go. Descriptor: the
+    /// terminal's master, where there is one.
     Ready,
     /// The command was executed.
     Started,
@@ -90,10 +95,15 @@ pub enum Said {
 pub enum Told {
     /// The maps are written.
     Maps,
+    /// Detached trees, which go where the slate's paths say, those of earlier packets counted.
+    Trees,
     /// With it come the landlock ruleset and the workspace's tree, where due.
     Places { ruleset: bool, workspace: bool },
-    /// Go. With it come the deliveries, in the plan's order, and the secrets' mount.
-    Go { secrets: bool },
+    /// The command: the slate says what it is. With it come its three streams, if it gets no terminal,
+    /// and the secrets' mount.
+    Command { terminal: Option<(u16, u16)>, secrets: bool },
+    /// Go. With it come the deliveries that are descriptors, in the slate's order.
+    Go,
     /// Send this signal to the command's process group.
     Signal { signal: i32 },
     /// Send this signal to every process of the exec.
@@ -146,10 +156,16 @@ impl Told {
     fn encode(self) -> [u8; WORD] {
         match self {
             Told::Maps => word(b'M', 0, 0, 0),
+            Told::Trees => word(b'T', 0, 0, 0),
             Told::Places { ruleset, workspace } => {
                 word(b'P', u8::from(ruleset) | u8::from(workspace) << 1, 0, 0)
             }
-            Told::Go { secrets } => word(b'G', u8::from(secrets), 0, 0),
+            Told::Command { terminal, secrets } => {
+                let (rows, columns) = terminal.unwrap_or_default();
+                let flags = u8::from(terminal.is_some()) | u8::from(secrets) << 1;
+                word(b'C', flags, rows.into(), columns.into())
+            }
+            Told::Go => word(b'G', 0, 0, 0),
             Told::Signal { signal } => word(b'K', 0, signal, 0),
             Told::SignalAll { signal } => word(b'A', 0, signal, 0),
         }
@@ -158,10 +174,15 @@ impl Told {
     fn decode(bytes: &[u8; WORD]) -> Option<Self> {
         Some(match parts(bytes) {
             (b'M', ..) => Told::Maps,
+            (b'T', ..) => Told::Trees,
             (b'P', flags, ..) => {
                 Told::Places { ruleset: flags & 1 != 0, workspace: flags & 2 != 0 }
             }
-            (b'G', secrets, ..) => Told::Go { secrets: secrets != 0 },
+            (b'C', flags, rows, columns) => Told::Command {
+                terminal: (flags & 1 != 0).then_some((rows as u16, columns as u16)),
+                secrets: flags & 2 != 0,
+            },
+            (b'G', ..) => Told::Go,
             (b'K', _, signal, _) => Told::Signal { signal },
             (b'A', _, signal, _) => Told::SignalAll { signal },
             _ => return None,
@@ -223,7 +244,10 @@ mod tests {
             Told::Maps,
             Told::Places { ruleset: true, workspace: false },
             Told::Places { ruleset: false, workspace: true },
-            Told::Go { secrets: true },
+            Told::Trees,
+            Told::Command { terminal: Some((24, u16::MAX)), secrets: false },
+            Told::Command { terminal: None, secrets: true },
+            Told::Go,
             Told::Signal { signal: 15 },
             Told::SignalAll { signal: 9 },
         ] {

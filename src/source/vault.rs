@@ -1,8 +1,8 @@
 //! The vault: values sealed at rest under the host's key.
 //!
 //! Receives values and a key in locked memory; returns sealed bytes for the store to keep, and opens
-//! such bytes straight into the buffer they are delivered from. Touches the key's file and nothing
-//! else. Must never hold a second plain copy of a value, or give one back.
+//! such bytes straight into the buffer they are delivered from. Touches the key's file (`host::keyfile`)
+//! and nothing else. Must never hold a second plain copy of a value, or give one back.
 //!
 //! Sealed: one byte of format (1), 8 bytes naming the key, a random nonce of 24, then XChaCha20-Poly1305
 //! (draft-irtf-cfrg-xchacha-03) over the value, then the tag of 16. The secret's name and version are
@@ -10,9 +10,7 @@
 //! The sealing key, the digest key and the key's name are derived from the key file by HMAC-SHA256.
 #![forbid(unsafe_code)]
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use chacha20poly1305::{AeadInOut, Key, KeyInit, Tag, XChaCha20Poly1305, XNonce};
@@ -20,14 +18,22 @@ use hmac::{HmacReset, Mac};
 use sha2::Sha256;
 use zeroize::Zeroize;
 
+use crate::host::keyfile::{self, KeyFile, KeyFileError};
 use crate::model::digest::ValueDigest;
 use crate::model::name::SecretName;
 use crate::model::secret::{MAX_VALUE, Secret};
 
 /// Bytes of the key's file.
-pub const KEY_SIZE: usize = 32;
+pub const KEY_SIZE: usize = keyfile::KEY_SIZE;
 /// The systemd credential that holds the key, if there is one. systemd.exec(5), `LoadCredential=`.
 pub const CREDENTIAL: &str = "sublet-vault-key";
+
+const FILE: KeyFile = KeyFile {
+    name: "vault.key",
+    credential: CREDENTIAL,
+    if_known: "take it to be known to them: set the secrets anew under a new key, with mode 0600",
+    if_torn: "restore it from a backup; without it no secret opens",
+};
 
 const FORMAT: u8 = 1;
 const KEY_NAME_SIZE: usize = 8;
@@ -73,6 +79,21 @@ pub enum VaultError {
     WrongBuffer { name: SecretName, buffer: usize, value: usize },
 }
 
+impl From<KeyFileError> for VaultError {
+    fn from(error: KeyFileError) -> Self {
+        match error {
+            KeyFileError::Absent { path } => VaultError::NoKey { path },
+            KeyFileError::Unsafe { path, fault, mend } => {
+                VaultError::UnsafeKey { path, fault, mend }
+            }
+            KeyFileError::Read { path, source } => VaultError::ReadKey { path, source },
+            KeyFileError::Create { path, source } => VaultError::CreateKey { path, source },
+            KeyFileError::LockMemory { source } => VaultError::LockMemory { source },
+            KeyFileError::Random { source } => VaultError::Random { source },
+        }
+    }
+}
+
 /// The host's key and what is derived from it, in locked memory.
 pub struct VaultKey {
     /// The sealing key, then the digest key.
@@ -80,72 +101,64 @@ pub struct VaultKey {
     name: [u8; KEY_NAME_SIZE],
 }
 
+/// Where the vault's key is read from. Holds no key.
+#[derive(Debug)]
+pub struct KeySource(keyfile::KeySource);
+
+impl KeySource {
+    /// To be called before a process gives up root's rights: as [`KeyFile::open`].
+    ///
+    /// # Errors
+    /// [`VaultError::UnsafeKey`] or [`VaultError::ReadKey`] if there is a credential that cannot be used.
+    pub fn open(state_dir: &Path, credentials: Option<&Path>) -> Result<Self, VaultError> {
+        Ok(Self(FILE.open(state_dir, credentials)?))
+    }
+
+    /// The key that is there.
+    ///
+    /// # Errors
+    /// [`VaultError::NoKey`] if there is none, [`VaultError::UnsafeKey`] if others may read or change it,
+    /// or it has not 32 bytes.
+    pub fn load(&self) -> Result<VaultKey, VaultError> {
+        VaultKey::derive(&self.0.load()?)
+    }
+
+    /// As [`KeySource::load`], and makes the file on first use.
+    ///
+    /// # Errors
+    /// As [`KeySource::load`]; [`VaultError::CreateKey`].
+    pub fn load_or_create(&self) -> Result<VaultKey, VaultError> {
+        VaultKey::derive(&self.0.load_or_create()?)
+    }
+}
+
 impl VaultKey {
     /// The key's file under a state directory, outside the database's.
     pub fn path(state_dir: &Path) -> PathBuf {
-        state_dir.join("keys").join("vault.key")
+        FILE.path(state_dir)
     }
 
-    /// The key that is there: the systemd credential if `credentials` (`$CREDENTIALS_DIRECTORY`) holds
-    /// it, else the file.
+    /// [`KeySource::open`] and [`KeySource::load`] in one.
     ///
     /// # Errors
-    /// [`VaultError::NoKey`] if there is neither, [`VaultError::UnsafeKey`] if others may read or
-    /// change it, or it has not 32 bytes.
+    /// Theirs.
     pub fn load(state_dir: &Path, credentials: Option<&Path>) -> Result<Self, VaultError> {
-        if let Some(directory) = credentials {
-            let path = directory.join(CREDENTIAL);
-            match Self::read(&path, Holder::ServiceManager) {
-                Err(VaultError::NoKey { .. }) => {}
-                other => return other,
-            }
-        }
-        Self::read(&Self::path(state_dir), Holder::Us)
+        Self::derive(&FILE.load(state_dir, credentials)?)
     }
 
-    /// As [`VaultKey::load`], and makes the file on first use: random, mode 0600, synced to disk with
-    /// its directory before anything is sealed under it. The state directory must exist.
+    /// [`KeySource::open`] and [`KeySource::load_or_create`] in one.
+    ///
+    /// # Errors
+    /// Theirs.
     pub fn load_or_create(
         state_dir: &Path,
         credentials: Option<&Path>,
     ) -> Result<Self, VaultError> {
-        match Self::load(state_dir, credentials) {
-            Err(VaultError::NoKey { .. }) => {}
-            other => return other,
-        }
-        let path = Self::path(state_dir);
-        create(state_dir, &path)?;
-        Self::read(&path, Holder::Us)
+        Self::derive(&FILE.load_or_create(state_dir, credentials)?)
     }
 
-    fn read(path: &Path, holder: Holder) -> Result<Self, VaultError> {
-        let unreadable = |source| VaultError::ReadKey { path: path.to_owned(), source };
-        if let (Holder::Us, Some(directory)) = (holder, path.parent()) {
-            match std::fs::symlink_metadata(directory) {
-                Ok(found) => refuse_unsafe_directory(directory, &found)?,
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                    return Err(VaultError::NoKey { path: path.to_owned() });
-                }
-                Err(e) => return Err(unreadable(e)),
-            }
-        }
-        // O_NONBLOCK so that a FIFO in its place does not hang us before it is refused. open(2).
-        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC;
-        let mut file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                return Err(VaultError::NoKey { path: path.to_owned() });
-            }
-            Err(e) if e.raw_os_error() == Some(libc::ELOOP) => {
-                return Err(unsafe_key(path, "is a symbolic link", "put the key itself there"));
-            }
-            Err(e) => return Err(unreadable(e)),
-        };
-        refuse_unsafe_file(path, &file.metadata().map_err(unreadable)?, holder)?;
+    fn derive(master: &Secret) -> Result<Self, VaultError> {
         let lock = |source| VaultError::LockMemory { source };
-        let mut master = Secret::zeroed(KEY_SIZE).map_err(lock)?;
-        file.read_exact(master.expose_mut()).map_err(unreadable)?;
-
         let mut derived = Secret::zeroed(2 * KEY_SIZE).map_err(lock)?;
         let (seal, digest) = derived.expose_mut().split_at_mut(KEY_SIZE);
         let mut name = [0; KEY_SIZE];
@@ -293,114 +306,6 @@ fn mac(key: &[u8], parts: &[&[u8]], out: &mut [u8]) {
 fn burn_stack() {
     let mut used = [0u64; 2048];
     used.zeroize();
-}
-
-/// Who put the key there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Holder {
-    Us,
-    /// systemd gives credentials mode 0400, or root's 0440 whose group bits are an access list's mask.
-    ServiceManager,
-}
-
-fn unsafe_key(path: &Path, fault: impl Into<String>, mend: &'static str) -> VaultError {
-    VaultError::UnsafeKey { path: path.to_owned(), fault: fault.into(), mend }
-}
-
-fn refuse_unsafe_directory(path: &Path, found: &std::fs::Metadata) -> Result<(), VaultError> {
-    if !found.is_dir() {
-        return Err(unsafe_key(path, "lies in what is no directory", "make it a directory"));
-    }
-    if found.uid() != rustix::process::geteuid().as_raw() || found.mode() & 0o022 != 0 {
-        let fault = format!(
-            "lies in a directory that others own or may write (uid {}, mode {:04o})",
-            found.uid(),
-            found.mode() & 0o7777
-        );
-        return Err(unsafe_key(path, fault, "make it ours alone (chown, chmod 0700)"));
-    }
-    Ok(())
-}
-
-fn refuse_unsafe_file(
-    path: &Path,
-    found: &std::fs::Metadata,
-    holder: Holder,
-) -> Result<(), VaultError> {
-    if !found.is_file() {
-        return Err(unsafe_key(path, "is no regular file", "put the key itself there"));
-    }
-    let ours = rustix::process::geteuid().as_raw();
-    let (owner_fits, forbidden) = match holder {
-        Holder::Us => (found.uid() == ours, 0o077),
-        Holder::ServiceManager => (found.uid() == ours || found.uid() == 0, 0o037),
-    };
-    if !owner_fits {
-        let fault = format!("belongs to uid {} and not to {ours}", found.uid());
-        return Err(unsafe_key(path, fault, "give it to the user that sublet runs as (chown)"));
-    }
-    if found.mode() & forbidden != 0 {
-        let fault = format!("has mode {:04o}, so that others may use it", found.mode() & 0o7777);
-        return Err(unsafe_key(
-            path,
-            fault,
-            "take it to be known to them: set the secrets anew under a new key, with mode 0600",
-        ));
-    }
-    if found.len() != KEY_SIZE as u64 {
-        let fault = format!("has {} bytes and not {KEY_SIZE}", found.len());
-        return Err(unsafe_key(
-            path,
-            fault,
-            "restore it from a backup; without it no secret opens",
-        ));
-    }
-    Ok(())
-}
-
-/// Writes a new key under a name of its own and publishes it whole with a link, which fails if another
-/// process was first: no reader ever sees half a key.
-fn create(state_dir: &Path, path: &Path) -> Result<(), VaultError> {
-    use std::os::unix::fs::DirBuilderExt;
-    let failed = |source| VaultError::CreateKey { path: path.to_owned(), source };
-    let directory = state_dir.join("keys");
-    match std::fs::DirBuilder::new().mode(0o700).create(&directory) {
-        Ok(()) => File::open(state_dir).and_then(|d| d.sync_all()).map_err(failed)?,
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(e) => return Err(failed(e)),
-    }
-    refuse_unsafe_directory(&directory, &std::fs::symlink_metadata(&directory).map_err(failed)?)?;
-
-    let random = |source| VaultError::Random { source };
-    let mut key = Secret::zeroed(KEY_SIZE).map_err(|source| VaultError::LockMemory { source })?;
-    getrandom::fill(key.expose_mut()).map_err(random)?;
-    let unique = getrandom::u64().map_err(random)?;
-    let fresh = directory.join(format!(".vault.key.{unique:016x}"));
-    let written = write_new(&fresh, key.expose()).and_then(|()| {
-        match std::fs::hard_link(&fresh, path) {
-            // Another process was first: its key is the key.
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            other => other,
-        }
-    });
-    let removed = match std::fs::remove_file(&fresh) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    };
-    written.and(removed).map_err(failed)?;
-    File::open(&directory).and_then(|d| d.sync_all()).map_err(failed)
-}
-
-fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let flags = libc::O_NOFOLLOW | libc::O_CLOEXEC;
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .custom_flags(flags)
-        .open(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rusqlite::ErrorCode;
 
@@ -39,6 +40,35 @@ pub enum StoreError {
     Failed { path: PathBuf, source: rusqlite::Error },
     #[error("the kernel gave no random bytes (getrandom(2))")]
     Random { source: getrandom::Error },
+    /// One commit failed for all whose steps were in it. [`StoreError::cause`] looks through it.
+    #[error(transparent)]
+    Shared(Arc<StoreError>),
+}
+
+impl StoreError {
+    /// What happened, whether to one caller or to many at once.
+    pub fn cause(&self) -> &StoreError {
+        match self {
+            StoreError::Shared(cause) => cause.cause(),
+            cause => cause,
+        }
+    }
+
+    /// Whether another connection to the same file may fare better.
+    pub(super) fn is_of_the_connection(&self) -> bool {
+        match self {
+            Self::Unwritable { source: Cause::Sqlite(e), .. } => {
+                e.sqlite_error_code() != Some(ErrorCode::DiskFull)
+            }
+            Self::Corrupt { .. } | Self::Lost { .. } => true,
+            _ => false,
+        }
+    }
+
+    pub(super) fn is_failed_io(&self) -> bool {
+        let Self::Unwritable { source: Cause::Sqlite(e), .. } = self else { return false };
+        e.sqlite_error_code() == Some(ErrorCode::SystemIoFailure)
+    }
 }
 
 /// What the system or SQLite said.

@@ -9,8 +9,17 @@ use crate::model::exec::{ExecRecord, ExecState};
 use crate::model::id::{ExecId, RunId};
 use crate::store::error::StoreError;
 use crate::store::owner::OwnerId;
-use crate::store::runs::{one_of, parsed};
+use crate::store::runs::{all_of, one_of, parsed};
 use crate::store::{Tx, View};
+
+/// Which execs to list. The default is all.
+#[derive(Debug, Clone, Default)]
+pub struct ExecFilter {
+    pub run: Option<RunId>,
+    pub state: Option<ExecState>,
+    /// At most so many: the newest.
+    pub limit: Option<u32>,
+}
 
 macro_rules! select {
     ($rest:literal) => {
@@ -31,10 +40,37 @@ impl View<'_> {
 
     /// Of one run, or of all; oldest first.
     pub fn execs(&self, run: Option<&RunId>) -> Result<Vec<ExecRecord>, StoreError> {
-        self.prepare(select!("WHERE ?1 IS NULL OR run_id = ?1 ORDER BY exec_id"))?
-            .query_map([run.map(RunId::as_str)], read_exec)
+        self.execs_that(&ExecFilter { run: run.cloned(), ..Default::default() })
+    }
+
+    /// Oldest first.
+    pub fn execs_that(&self, filter: &ExecFilter) -> Result<Vec<ExecRecord>, StoreError> {
+        let by_index = filter.run.is_none() && filter.state == Some(ExecState::Running);
+        let conditions = [
+            filter.run.is_some().then_some("run_id = ?1"),
+            filter.state.is_some().then_some("state = ?2"),
+            by_index.then_some("state = 'running'"),
+        ];
+        let sql = format!(
+            "{} {} WHERE {} ORDER BY exec_id DESC LIMIT ?3",
+            select!(""),
+            if by_index { "INDEXED BY exec_live" } else { "" },
+            all_of(&conditions),
+        );
+        let mut found: Vec<ExecRecord> = self
+            .prepare(&sql)?
+            .query_map(
+                (
+                    filter.run.as_ref().map(RunId::as_str),
+                    filter.state.map(ExecState::as_str),
+                    filter.limit.map_or(-1, i64::from),
+                ),
+                read_exec,
+            )
             .and_then(Iterator::collect)
-            .map_err(self.error())
+            .map_err(self.error())?;
+        found.reverse();
+        Ok(found)
     }
 
     pub(super) fn running_execs_of(&self, owner: OwnerId) -> Result<Vec<ExecRecord>, StoreError> {

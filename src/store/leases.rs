@@ -9,10 +9,11 @@ use crate::model::exec::ExecRecord;
 use crate::model::id::{LeaseId, RunId};
 use crate::model::lease::{LeaseRecord, LeaseState};
 use crate::model::moment::Moment;
+use crate::model::name::IdentityName;
 use crate::store::error::StoreError;
 use crate::store::owner::OwnerId;
 use crate::store::place::unusable;
-use crate::store::runs::{nanoseconds, one_of, parsed};
+use crate::store::runs::{all_of, nanoseconds, one_of, parsed};
 use crate::store::{Tx, View};
 
 /// Why a use was not given. The lease is as it was.
@@ -31,11 +32,39 @@ pub enum UseRefused {
     OtherBoot,
 }
 
+/// Why a lease was not given more time. It is as it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RenewRefused {
+    #[error("there is no such lease")]
+    NotFound,
+    #[error("the lease has expired")]
+    Expired,
+    #[error("the lease is {}", .0.as_str())]
+    NotOpen(LeaseState),
+    #[error("the lease was granted before the last reboot")]
+    OtherBoot,
+    #[error("the lease already lasts as long")]
+    NoLonger,
+}
+
 /// Which leases to list. The default is all.
 #[derive(Debug, Clone, Default)]
 pub struct LeaseFilter {
     pub run: Option<RunId>,
+    pub principal: Option<IdentityName>,
+    pub state: Option<LeaseState>,
     pub open_only: bool,
+    /// At most so many: the newest.
+    pub limit: Option<u32>,
+}
+
+/// Which open leases to revoke.
+#[derive(Debug, Clone, Copy)]
+pub enum Revoke<'a> {
+    Lease(&'a LeaseId),
+    Run(&'a RunId),
+    Principal(&'a IdentityName),
+    All,
 }
 
 /// What processes that are gone left open; adopted by this one.
@@ -45,13 +74,16 @@ pub struct Orphans {
     pub execs: Vec<ExecRecord>,
 }
 
+macro_rules! columns {
+    () => {
+        "lease_id, run_id, request_id, capability, audience, channel, secret, issued_at, expires_at,
+         expires_boot_ns, boot_id, uses, uses_left, state"
+    };
+}
+
 macro_rules! select {
     ($rest:literal) => {
-        concat!(
-            "SELECT lease_id, run_id, request_id, capability, audience, channel, secret, issued_at,
-                    expires_at, expires_boot_ns, boot_id, uses, uses_left, state FROM lease ",
-            $rest
-        )
+        concat!("SELECT ", columns!(), " FROM lease ", $rest)
     };
 }
 
@@ -66,15 +98,50 @@ impl View<'_> {
 
     /// Oldest first.
     pub fn leases(&self, filter: &LeaseFilter) -> Result<Vec<LeaseRecord>, StoreError> {
-        let run = filter.run.as_ref().map(RunId::as_str);
-        self.prepare(select!(
-            "WHERE (?1 IS NULL OR run_id = ?1)
-               AND (?2 = 0 OR state IN ('granted', 'consumed'))
-             ORDER BY lease_id"
-        ))?
-        .query_map((run, filter.open_only), read_lease)
-        .and_then(Iterator::collect)
-        .map_err(self.error())
+        // Spelled out for each filter, so that what there is an index for is found by it.
+        let by_index = filter.open_only && filter.run.is_none();
+        let conditions = [
+            filter.run.is_some().then_some("run_id = ?1"),
+            filter
+                .principal
+                .is_some()
+                .then_some("run_id IN (SELECT run_id FROM run WHERE principal = ?2)"),
+            filter.state.is_some().then_some("state = ?3"),
+            filter.open_only.then_some("state IN ('granted', 'consumed')"),
+        ];
+        let sql = format!(
+            "{} {} WHERE {} ORDER BY lease_id DESC LIMIT ?4",
+            select!(""),
+            if by_index { "INDEXED BY lease_due" } else { "" },
+            all_of(&conditions),
+        );
+        let mut found: Vec<LeaseRecord> = self
+            .prepare(&sql)?
+            .query_map(
+                (
+                    filter.run.as_ref().map(RunId::as_str),
+                    filter.principal.as_ref().map(IdentityName::as_str),
+                    filter.state.map(LeaseState::as_str),
+                    filter.limit.map_or(-1, i64::from),
+                ),
+                read_lease,
+            )
+            .and_then(Iterator::collect)
+            .map_err(self.error())?;
+        found.reverse();
+        Ok(found)
+    }
+
+    /// When the next of the open leases of `owner` expires, on `CLOCK_BOOTTIME`.
+    pub fn next_expiry(&self, owner: OwnerId) -> Result<Option<Duration>, StoreError> {
+        let next: Option<u64> = self
+            .prepare(
+                "SELECT min(expires_boot_ns) FROM lease
+                 WHERE owner = ?1 AND state IN ('granted', 'consumed')",
+            )?
+            .query_row([owner.0], |row| row.get(0))
+            .map_err(self.error())?;
+        Ok(next.map(Duration::from_nanos))
     }
 }
 
@@ -164,6 +231,108 @@ impl Tx<'_> {
             .execute((id.as_str(), state.as_str()))
             .map_err(self.error())?;
         Ok(changed == 1)
+    }
+
+    /// Lets an open lease of this boot that has not expired last until `expires_boot`, which is later than it
+    /// was to. Returns it as it is then. `expires_at` is what people are shown.
+    pub fn renew(
+        &mut self,
+        id: &LeaseId,
+        expires_at: jiff::Timestamp,
+        expires_boot: Duration,
+        now: &Moment,
+    ) -> Result<Result<LeaseRecord, RenewRefused>, StoreError> {
+        let changed = self
+            .prepare(
+                "UPDATE lease SET expires_at = ?2, expires_boot_ns = ?3
+                 WHERE lease_id = ?1 AND state IN ('granted', 'consumed')
+                   AND boot_id = ?4 AND expires_boot_ns > ?5 AND expires_boot_ns < ?3",
+            )?
+            .execute((
+                id.as_str(),
+                expires_at.to_string(),
+                nanoseconds(expires_boot),
+                &now.boot_id,
+                nanoseconds(now.boot),
+            ))
+            .map_err(self.error())?;
+        Ok(match self.lease(id)? {
+            Some(lease) if changed == 1 => Ok(lease),
+            None => Err(RenewRefused::NotFound),
+            Some(lease) if !lease.state.is_open() => Err(RenewRefused::NotOpen(lease.state)),
+            Some(lease) if lease.boot_id != now.boot_id => Err(RenewRefused::OtherBoot),
+            Some(lease) if lease.expires_boot <= now.boot => Err(RenewRefused::Expired),
+            Some(_) => Err(RenewRefused::NoLonger),
+        })
+    }
+
+    /// Completes a lease that was used and has no use left, unless an exec of this process still runs under
+    /// it. Returns it if it was completed now. To be asked after [`Tx::finish_exec`].
+    pub fn complete_if_spent(&mut self, id: &LeaseId) -> Result<Option<LeaseRecord>, StoreError> {
+        // Ids are letters, digits and `_`, so that they stand in the list as they are.
+        self.prepare(concat!(
+            "UPDATE lease SET state = 'completed'
+             WHERE lease_id = ?1 AND state = 'consumed' AND uses_left = 0
+               AND NOT EXISTS (
+                   SELECT 1 FROM exec INDEXED BY exec_live
+                   WHERE exec.owner = ?2 AND exec.run_id = lease.run_id AND exec.state = 'running'
+                     AND instr(exec.lease_ids, '\"' || ?1 || '\"'))
+             RETURNING ",
+            columns!()
+        ))?
+        .query_row((id.as_str(), self.owner.id().0), read_lease)
+        .optional()
+        .map_err(self.error())
+    }
+
+    /// Revokes what is open of these, whoever opened it. Returns each as it was: a consumed one may be in
+    /// use, and its delivery has to be wiped.
+    pub fn revoke(&mut self, which: Revoke<'_>) -> Result<Vec<LeaseRecord>, StoreError> {
+        let open = match which {
+            Revoke::Lease(id) => {
+                self.lease(id)?.into_iter().filter(|lease| lease.state.is_open()).collect()
+            }
+            Revoke::Run(run) => {
+                let run = Some(run.clone());
+                self.leases(&LeaseFilter { run, open_only: true, ..Default::default() })?
+            }
+            Revoke::Principal(principal) => {
+                let principal = Some(principal.clone());
+                self.leases(&LeaseFilter { principal, open_only: true, ..Default::default() })?
+            }
+            Revoke::All => self.leases(&LeaseFilter { open_only: true, ..Default::default() })?,
+        };
+        self.close_all(open, LeaseState::Revoked)
+    }
+
+    /// Marks as expired what this process opened and whose time is over: at most `limit`, the longest
+    /// overdue first. Returns each as it was.
+    pub fn expire_due(&mut self, now: &Moment, limit: u32) -> Result<Vec<LeaseRecord>, StoreError> {
+        let due = self
+            .prepare(select!(
+                "INDEXED BY lease_due
+                 WHERE owner = ?1 AND state IN ('granted', 'consumed') AND expires_boot_ns <= ?2
+                   AND boot_id = ?3
+                 ORDER BY expires_boot_ns LIMIT ?4"
+            ))?
+            .query_map((self.owner.id().0, nanoseconds(now.boot), &now.boot_id, limit), read_lease)
+            .and_then(Iterator::collect)
+            .map_err(self.error())?;
+        self.close_all(due, LeaseState::Expired)
+    }
+
+    fn close_all(
+        &mut self,
+        open: Vec<LeaseRecord>,
+        state: LeaseState,
+    ) -> Result<Vec<LeaseRecord>, StoreError> {
+        let mut closed = Vec::with_capacity(open.len());
+        for lease in open {
+            if self.set_lease_state(&lease.lease_id, state)? {
+                closed.push(lease);
+            }
+        }
+        Ok(closed)
     }
 
     /// Takes over the open leases and running execs of processes that are gone, killed or cut off by a

@@ -4,8 +4,11 @@
 //! nothing else. Must never see a plain value, and never report a grant as recorded before it is.
 //!
 //! - [`Store`]: open for writing, one transaction a step; [`Reader`]: open for looking
+//! - [`SharedStore`]: the store of many threads, whose transactions share a sync of the disk; `reopen`: how it
+//!   comes back after a failure
 //! - [`View`]: what can be read; [`Tx`]: a view that can also write, until its end
 //! - `trail`, `runs`, `leases`, `execs`, `secrets`: reading and writing of each
+//! - `checkpoints`: what vouches for the trail, and where it begins; `follow`: noticing that others wrote
 //! - `place`: whose files these are; `owner`: who is alive; `schema`: the tables
 //!
 //! # Durability
@@ -15,14 +18,18 @@
 //! is left to [`Store::tidy`], off the hot path.
 #![forbid(unsafe_code)]
 
+mod checkpoints;
 mod error;
 mod execs;
+mod follow;
 mod leases;
 mod owner;
 mod place;
+mod reopen;
 mod runs;
 mod schema;
 mod secrets;
+mod shared;
 mod trail;
 
 use std::ops::Deref;
@@ -30,17 +37,22 @@ use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use crate::model::event::Head;
 use crate::store::error::sorted;
 use crate::store::owner::Owner;
 use crate::store::place::{Identity, Place};
 
+pub use checkpoints::{CheckpointRow, EVENTS_BETWEEN_CHECKPOINTS};
 pub use error::{Cause, StoreError};
-pub use leases::{LeaseFilter, Orphans, UseRefused};
+pub use execs::ExecFilter;
+pub use follow::DatabaseFile;
+pub use leases::{LeaseFilter, Orphans, RenewRefused, Revoke, UseRefused};
 pub use owner::OwnerId;
+pub use runs::{Counts, RunFilter};
 pub use secrets::{SealedSecret, SecretEntry};
+pub use shared::{Heads, SharedStore};
 pub use trail::Events;
 
 /// Whether a transaction waits for the disk.
@@ -57,12 +69,15 @@ pub enum Durability {
 /// log, at some 4 µs a page, so that it has to stay short.
 const EVENTS_PER_CHECKPOINT: u64 = 32;
 
+/// Why nothing more may be written through a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Failure {
     /// The kernel forgets pages that it could not write, so that a later sync would say yes to lost
     /// data. fsync(2), "EIO".
     Sync,
     Lost,
+    /// It was closed to be opened anew, which has not succeeded yet.
+    Closed,
 }
 
 /// The database, open for reading and writing by this process, which owns what it grants.
@@ -77,8 +92,14 @@ pub struct Store {
     /// The trail's length after the last transaction, and whether more than the trail has grown.
     seq: u64,
     large: bool,
-    /// Why nothing more may be written through this connection.
+    /// The last head that was reported as recorded.
+    vouched: Head,
     failed: Option<Failure>,
+    /// What the log holds may not be on disk, whatever a sync says.
+    unsynced: bool,
+    /// A write was refused in a way that this connection may not get over: a file that was opened while
+    /// the file system was read-only stays so.
+    stale: bool,
 }
 
 impl Store {
@@ -95,25 +116,20 @@ impl Store {
             schema::create(&place, &owner)?;
             before = place.identity();
         }
-        let conn = connect(&place, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-        schema::check(&conn, &place)?;
-        let mut files = place.identity();
-        if !files.has_log() {
-            // A stranger's tool set another journal mode, or closed as the last and tidied up.
-            conn.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))
-                .map_err(|e| sorted(&place.db, e))?;
-            schema::check(&conn, &place)?;
-            files = place.identity();
-        }
-        if !before.has_log() {
-            // A new log's entry in the directory must be as durable as what is to be written to it.
-            place::sync(&place.dir)?;
-        }
-        if files.database() != before.database() || !files.has_log() {
-            return Err(StoreError::Lost { path: place.db });
-        }
-        let durability = Durability::Durable;
-        Ok(Self { conn, place, owner, files, durability, seq: 0, large: false, failed: None })
+        let (conn, files) = attach(&place, &owner, before)?;
+        Ok(Self {
+            conn,
+            place,
+            owner,
+            files,
+            durability: Durability::Durable,
+            seq: 0,
+            large: false,
+            vouched: Head::EMPTY,
+            failed: None,
+            unsynced: false,
+            stale: false,
+        })
     }
 
     /// Runs `step` with the only right to write, and commits it whole or not at all. Returns what it
@@ -127,23 +143,45 @@ impl Store {
         durability: Durability,
         step: impl FnOnce(&mut Tx<'_>) -> Result<T, StoreError>,
     ) -> Result<(T, Head), StoreError> {
-        self.refuse_after_failure()?;
-        self.wait_for_disk(durability)?;
-        let path = &self.place.db;
-        let sql = self
-            .conn
-            .transaction_with_behavior(TransactionBehavior::Immediate)
-            .map_err(|e| sorted(path, e))?;
-        let view = View { conn: &sql, place: &self.place };
-        let head = view.head()?;
-        let mut tx = Tx { view, owner: &self.owner, head, large: false };
+        let head = self.begin(durability)?;
+        let unfinished = Unfinished { conn: &self.conn };
+        let mut tx = self.tx(head);
         let value = step(&mut tx)?;
         let (head, large) = (tx.head, tx.large);
-        if let Err(e) = sql.commit() {
-            if e.sqlite_error_code() == Some(rusqlite::ErrorCode::SystemIoFailure) {
+        std::mem::forget(unfinished);
+        self.commit(head, large)?;
+        Ok((value, head))
+    }
+
+    /// Takes the only right to write. Returns the trail's head.
+    fn begin(&mut self, durability: Durability) -> Result<Head, StoreError> {
+        self.refuse_after_failure()?;
+        let begun = self
+            .wait_for_disk(durability)
+            .and_then(|()| self.act("BEGIN IMMEDIATE").map_err(|e| sorted(&self.place.db, e)));
+        begun.inspect_err(|e| self.note(e))?;
+        let head = View { conn: &self.conn, place: &self.place }.head();
+        if head.is_err() {
+            self.roll_back();
+        }
+        head
+    }
+
+    fn tx(&self, head: Head) -> Tx<'_> {
+        let view = View { conn: &self.conn, place: &self.place };
+        Tx { view, owner: &self.owner, head, large: false }
+    }
+
+    /// Commits what was begun, with the trail's head as it is then, or rolls it back.
+    fn commit(&mut self, head: Head, large: bool) -> Result<(), StoreError> {
+        if let Err(e) = self.act("COMMIT") {
+            if e.sqlite_error_code() == Some(ErrorCode::SystemIoFailure) {
                 self.failed = Some(Failure::Sync);
             }
-            return Err(sorted(path, e));
+            self.roll_back();
+            let e = sorted(&self.place.db, e);
+            self.note(&e);
+            return Err(e);
         }
         // After the commit, so that it vouches for the commit: what was written lies at the path.
         if self.place.identity() != self.files {
@@ -151,8 +189,20 @@ impl Store {
             self.refuse_after_failure()?;
         }
         self.seq = head.seq;
+        self.vouched = head;
         self.large |= large;
-        Ok((value, head))
+        Ok(())
+    }
+
+    fn roll_back(&mut self) {
+        if !self.conn.is_autocommit() && self.act("ROLLBACK").is_err() {
+            // Then only closing the connection ends the transaction.
+            self.stale = true;
+        }
+    }
+
+    fn act(&self, sql: &'static str) -> rusqlite::Result<()> {
+        self.conn.prepare_cached(sql)?.execute([]).map(drop)
     }
 
     /// Reads at one point in time.
@@ -160,6 +210,9 @@ impl Store {
         &self,
         look: impl FnOnce(&View<'_>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
+        if self.failed == Some(Failure::Closed) {
+            self.refuse_after_failure()?;
+        }
         snapshot(&self.conn, &self.place, look)
     }
 
@@ -184,24 +237,30 @@ impl Store {
         if !self.large && self.seq.saturating_sub(tidied) < EVENTS_PER_CHECKPOINT {
             return Ok(false);
         }
-        let moved_all = self
-            .conn
-            .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
-                let (busy, pages, moved): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
-                Ok(busy == 0 && pages == moved)
-            })
-            .map_err(|e| sorted(path, e))?;
-        if !moved_all {
-            return Ok(false);
+        self.begin_log_anew()
+    }
+
+    fn begin_log_anew(&mut self) -> Result<bool, StoreError> {
+        let moved_all = move_log(&self.conn, &self.place, "PASSIVE").inspect_err(|e| {
+            if e.is_failed_io() {
+                self.failed = Some(Failure::Sync);
+            }
+        })?;
+        if moved_all {
+            self.note_tidied()?;
         }
-        // The next write begins the log anew, in the space it has on disk. That it may is known only
-        // while someone has the database open, so it is done at once.
+        Ok(moved_all)
+    }
+
+    /// The next write begins the log anew, in the space it has on disk. That it may is known only while
+    /// someone has the database open, so it is done at once.
+    fn note_tidied(&mut self) -> Result<(), StoreError> {
         self.wait_for_disk(Durability::Relaxed)?;
         self.conn
             .execute("UPDATE tidied SET seq = ?1", [self.seq])
             .map_err(|e| sorted(&self.place.db, e))?;
         self.large = false;
-        Ok(true)
+        Ok(())
     }
 
     fn refuse_after_failure(&self) -> Result<(), StoreError> {
@@ -209,6 +268,11 @@ impl Store {
         match self.failed {
             None => Ok(()),
             Some(Failure::Lost) => Err(StoreError::Lost { path }),
+            Some(Failure::Closed) => Err(StoreError::Unwritable {
+                path,
+                doing: "used before it is opened again",
+                source: std::io::Error::from_raw_os_error(libc::EBADF).into(),
+            }),
             Some(Failure::Sync) => Err(StoreError::Unwritable {
                 path,
                 doing: "trusted after a write of it failed",
@@ -229,6 +293,20 @@ impl Store {
             self.durability = durability;
         }
         Ok(())
+    }
+}
+
+/// Rolls back what a step that failed or panicked has begun.
+struct Unfinished<'a> {
+    conn: &'a Connection,
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        // What cannot be rolled back cannot be committed either: the next BEGIN fails on it.
+        if let Err(e) = self.conn.execute_batch("ROLLBACK") {
+            debug_assert!(self.conn.is_autocommit(), "{e}");
+        }
     }
 }
 
@@ -283,6 +361,12 @@ impl View<'_> {
         |e| sorted(&self.place.db, e)
     }
 
+    /// What a reader of an older database must ask before it reads what a later step made. The writer's
+    /// database has all of them.
+    fn has_step(&self, version: i64) -> Result<bool, StoreError> {
+        Ok(schema::version(self.conn).map_err(self.error())? >= version)
+    }
+
     fn prepare(&self, sql: &str) -> Result<rusqlite::CachedStatement<'_>, StoreError> {
         self.conn.prepare_cached(sql).map_err(self.error())
     }
@@ -299,12 +383,48 @@ fn snapshot<T>(
     Ok(value)
 }
 
+/// The database at `place`, in WAL mode, and the files that it is. `before`: those that were there before it
+/// was opened.
+fn attach(
+    place: &Place,
+    owner: &Owner,
+    before: Identity,
+) -> Result<(Connection, Identity), StoreError> {
+    let conn = connect(place, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    schema::upgrade(&conn, place, owner)?;
+    let mut files = place.identity();
+    if !files.has_log() {
+        // A stranger's tool set another journal mode, or closed as the last and tidied up.
+        conn.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))
+            .map_err(|e| sorted(&place.db, e))?;
+        schema::check(&conn, place)?;
+        files = place.identity();
+    }
+    if !before.has_log() {
+        // A new log's entry in the directory must be as durable as what is to be written to it.
+        place::sync(&place.dir)?;
+    }
+    if files.database() != before.database() || !files.has_log() {
+        return Err(StoreError::Lost { path: place.db.clone() });
+    }
+    Ok((conn, files))
+}
+
+/// Moves the log into the database as far as readers allow. Whether that was all.
+fn move_log(conn: &Connection, place: &Place, how: &str) -> Result<bool, StoreError> {
+    conn.query_row(&format!("PRAGMA wal_checkpoint({how})"), [], |row| {
+        let (busy, pages, moved): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        Ok(busy == 0 && pages == moved)
+    })
+    .map_err(|e| sorted(&place.db, e))
+}
+
 fn connect(place: &Place, access: OpenFlags) -> Result<Connection, StoreError> {
     let flags = access | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let configured = || {
         let conn = Connection::open_with_flags(&place.db, flags)?;
         conn.busy_handler(Some(wait_a_little))?;
-        conn.set_prepared_statement_cache_capacity(64);
+        conn.set_prepared_statement_cache_capacity(128);
         conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         // The file is data, not code: no trigger or view in it can call a function with effects.
         conn.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;

@@ -8,7 +8,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -59,6 +59,14 @@ impl Owner {
 
     pub fn id(&self) -> OwnerId {
         self.id
+    }
+
+    /// Whether the file with our claim in it is the one that others ask.
+    pub fn is_at(&self, place: &Place) -> bool {
+        let inode = |found: std::fs::Metadata| (found.dev(), found.ino());
+        let ours = self.file.metadata().map(inode);
+        let theirs = std::fs::symlink_metadata(&place.owners).map(inode);
+        matches!((ours, theirs), (Ok(ours), Ok(theirs)) if ours == theirs)
     }
 
     /// Whether the process that claimed `id` still runs. Our own lock does not conflict with us.

@@ -35,7 +35,7 @@ impl Place {
             }
             other => other?,
         };
-        refuse_unsafe(&root, &found(&root)?, Kind::Directory, user)?;
+        refuse_unsafe(&root, &found(&root)?, Kind::Above, user)?;
         let place = Self::under(&root);
         match found(&place.dir) {
             Err(StoreError::NotFound { .. }) => {
@@ -52,16 +52,13 @@ impl Place {
         Ok(place)
     }
 
-    /// Creates nothing. Root may read what another user recorded.
+    /// Creates nothing. Not even root reads what another user recorded: reading makes an index beside the
+    /// database, where that user could lead it elsewhere. Root becomes that user first.
     pub fn for_reading(state_dir: &Path) -> Result<Self, StoreError> {
-        let mut user = rustix::process::geteuid().as_raw();
+        let user = rustix::process::geteuid().as_raw();
         let root = resolve(state_dir, user)?;
         let place = Self::under(&root);
-        let directory = found(&root)?;
-        if user == 0 {
-            user = directory.uid();
-        }
-        refuse_unsafe(&root, &directory, Kind::Directory, user)?;
+        refuse_unsafe(&root, &found(&root)?, Kind::Above, user)?;
         refuse_unsafe(&place.dir, &found(&place.dir)?, Kind::Directory, user)?;
         found(&place.db)?;
         place.refuse_unsafe_files(user)?;
@@ -123,6 +120,8 @@ impl Identity {
 
 #[derive(Clone, Copy)]
 enum Kind {
+    /// The state's directory: root's, where a broker that is not root serves the state.
+    Above,
     Directory,
     File,
 }
@@ -154,7 +153,7 @@ fn resolve(state_dir: &Path, user: u32) -> Result<PathBuf, StoreError> {
 
 fn refuse_unsafe(path: &Path, found: &Metadata, kind: Kind, user: u32) -> Result<(), StoreError> {
     match kind {
-        Kind::Directory if !found.is_dir() => {
+        Kind::Above | Kind::Directory if !found.is_dir() => {
             return Err(refused(path, "is no directory", "choose another with --state-dir"));
         }
         Kind::File if found.is_symlink() => {
@@ -163,9 +162,10 @@ fn refuse_unsafe(path: &Path, found: &Metadata, kind: Kind, user: u32) -> Result
         Kind::File if !found.is_file() => {
             return Err(refused(path, "is no regular file", "move it away"));
         }
-        Kind::Directory | Kind::File => {}
+        Kind::Above | Kind::Directory | Kind::File => {}
     }
-    if found.uid() != user {
+    let is_roots = matches!(kind, Kind::Above) && found.uid() == 0;
+    if found.uid() != user && !is_roots {
         return Err(refused(
             path,
             format!("belongs to uid {} and not to {user}", found.uid()),

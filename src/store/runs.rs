@@ -11,6 +11,7 @@ use rusqlite::{OptionalExtension, Row};
 
 use crate::model::id::RunId;
 use crate::model::moment::Moment;
+use crate::model::name::IdentityName;
 use crate::model::run::{Counters, Run, RunState};
 use crate::store::error::StoreError;
 use crate::store::{Tx, View};
@@ -21,7 +22,40 @@ const WINDOW: Duration = Duration::from_secs(60);
 /// How often what has left the window is deleted.
 const REQUESTS_PER_SWEEP: u32 = 64;
 
+/// Which runs to list. The default is all.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RunFilter<'a> {
+    pub state: Option<RunState>,
+    pub principal: Option<&'a IdentityName>,
+    /// At most so many: the newest.
+    pub limit: Option<u32>,
+}
+
+/// How much there is, for metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counts {
+    pub open_leases: u64,
+    pub running_execs: u64,
+    /// The length of the trail: the number of its last event.
+    pub events: u64,
+}
+
 impl View<'_> {
+    /// Costs a walk over what is open, not over what was.
+    pub fn counts(&self) -> Result<Counts, StoreError> {
+        let count = |sql| self.prepare(sql)?.query_row([], |row| row.get(0)).map_err(self.error());
+        Ok(Counts {
+            open_leases: count(
+                "SELECT count(*) FROM lease INDEXED BY lease_due
+                 WHERE state IN ('granted', 'consumed')",
+            )?,
+            running_execs: count(
+                "SELECT count(*) FROM exec INDEXED BY exec_live WHERE state = 'running'",
+            )?,
+            events: self.head()?.seq,
+        })
+    }
+
     /// A run as it is recorded; without its principal's permissions, which are configuration.
     pub fn run(&self, id: &RunId) -> Result<Option<Run>, StoreError> {
         self.prepare(
@@ -33,15 +67,31 @@ impl View<'_> {
         .map_err(self.error())
     }
 
-    /// All runs, the oldest name first.
+    /// All runs, the oldest first.
     pub fn runs(&self) -> Result<Vec<Run>, StoreError> {
-        self.prepare(
-            "SELECT run_id, agent, principal, profile, workspace, state, started_at
-             FROM run ORDER BY started_at, run_id",
-        )?
-        .query_map([], read_run)
-        .and_then(Iterator::collect)
-        .map_err(self.error())
+        self.runs_that(RunFilter::default())
+    }
+
+    /// The oldest first.
+    pub fn runs_that(&self, filter: RunFilter<'_>) -> Result<Vec<Run>, StoreError> {
+        let mut found: Vec<Run> = self
+            .prepare(
+                "SELECT run_id, agent, principal, profile, workspace, state, started_at
+                 FROM run WHERE (?1 IS NULL OR state = ?1) AND (?2 IS NULL OR principal = ?2)
+                 ORDER BY started_at DESC, run_id DESC LIMIT ?3",
+            )?
+            .query_map(
+                (
+                    filter.state.map(state_text),
+                    filter.principal.map(IdentityName::as_str),
+                    filter.limit.map_or(-1, i64::from),
+                ),
+                read_run,
+            )
+            .and_then(Iterator::collect)
+            .map_err(self.error())?;
+        found.reverse();
+        Ok(found)
     }
 
     /// What has been counted for the run, as of `now`. Zeros for a run that is not recorded.
@@ -186,6 +236,12 @@ fn read_run(row: &Row<'_>) -> rusqlite::Result<Run> {
         state: one_of(row, 5, &[RunState::Active, RunState::Ended], state_text)?,
         started_at: parsed(row, 6)?,
     })
+}
+
+/// A condition for those that hold.
+pub(super) fn all_of(conditions: &[Option<&'static str>]) -> String {
+    let named: Vec<&str> = conditions.iter().flatten().copied().collect();
+    if named.is_empty() { "true".to_owned() } else { named.join(" AND ") }
 }
 
 /// A text column, as what it says.

@@ -5,14 +5,17 @@
 use std::io;
 use std::path::Path;
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 use crate::store::error::{StoreError, sorted};
 use crate::store::owner::Owner;
 use crate::store::place::{Place, sync, unusable};
 
-/// `PRAGMA user_version`. A later one adds its step to [`check`].
-pub(super) const VERSION: i64 = 1;
+/// `PRAGMA user_version`. A later one adds its list of statements to [`STEPS`].
+pub(super) const VERSION: i64 = 2;
+
+/// What a reader still understands: it cannot take the steps itself.
+const OLDEST: i64 = 1;
 
 /// `PRAGMA application_id`: "subl".
 const APPLICATION: i64 = 0x7375_626c;
@@ -88,6 +91,25 @@ const TABLES: &str = "
     INSERT INTO tidied VALUES (0);
 ";
 
+/// From version 1 to 2. Statements that change nothing when they run again.
+///
+/// `lease_due` finds what expires next among what a process holds; `exec_live` what a run still runs. The
+/// two others are what lists a run's own leases and execs without a walk over those of all runs.
+const STEP_2: &[&str] = &[
+    "DROP INDEX IF EXISTS lease_open",
+    "CREATE INDEX IF NOT EXISTS lease_due ON lease (owner, expires_boot_ns)
+         WHERE state IN ('granted', 'consumed')",
+    "CREATE INDEX IF NOT EXISTS lease_of_run ON lease (run_id)",
+    "DROP INDEX IF EXISTS exec_running",
+    "CREATE INDEX IF NOT EXISTS exec_live ON exec (owner, run_id) WHERE state = 'running'",
+    "CREATE INDEX IF NOT EXISTS exec_of_run ON exec (run_id)",
+    // Signed notes about the event `seq`. After a rotation the first says where the trail begins.
+    "CREATE TABLE IF NOT EXISTS checkpoint (seq INTEGER PRIMARY KEY, note TEXT NOT NULL) STRICT",
+];
+
+/// What leads from each version to the next, and the version after it.
+const STEPS: &[(i64, &[&str])] = &[(2, STEP_2)];
+
 /// Makes the database if no other process was first.
 pub(super) fn create(place: &Place, owner: &Owner) -> Result<(), StoreError> {
     let making = owner.making(place)?;
@@ -125,22 +147,21 @@ fn fill(path: &Path) -> rusqlite::Result<()> {
         "PRAGMA synchronous = FULL;
          BEGIN IMMEDIATE;
          {TABLES}
-         PRAGMA application_id = {APPLICATION};
-         PRAGMA user_version = {VERSION};
-         COMMIT;"
+         PRAGMA application_id = {APPLICATION};"
     ))?;
+    take_steps(&conn, OLDEST)?;
+    conn.execute_batch("COMMIT")?;
     // Written into the header, for every later connection. sqlite.org/wal.html
     conn.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))?;
     conn.close().map_err(|(_, e)| e)
 }
 
-/// Reads the schema's version: the first touch of the file, so that damage shows here.
-pub(super) fn check(conn: &Connection, place: &Place) -> Result<(), StoreError> {
-    let found: i64 = conn
-        .query_row("PRAGMA user_version", [], |row| row.get(0))
-        .map_err(|e| sorted(&place.db, e))?;
+/// Reads the schema's version: the first touch of the file, so that damage shows here. A reader may meet
+/// an older one, without what later steps made.
+pub(super) fn check(conn: &Connection, place: &Place) -> Result<i64, StoreError> {
+    let found = version(conn).map_err(|e| sorted(&place.db, e))?;
     match found {
-        VERSION => Ok(()),
+        OLDEST..=VERSION => Ok(found),
         _ if found > VERSION => {
             Err(StoreError::Newer { path: place.db.clone(), found, known: VERSION })
         }
@@ -150,4 +171,32 @@ pub(super) fn check(conn: &Connection, place: &Place) -> Result<(), StoreError> 
             source: None,
         }),
     }
+}
+
+/// Brings an older database to this version, durably and whole, if no other process was first. One that
+/// an older sublet has open goes on: no step takes away what it uses.
+pub(super) fn upgrade(conn: &Connection, place: &Place, owner: &Owner) -> Result<(), StoreError> {
+    if check(conn, place)? == VERSION {
+        return Ok(());
+    }
+    let making = owner.making(place)?;
+    let taken = || {
+        let sql = Transaction::new_unchecked(conn, TransactionBehavior::Immediate)?;
+        take_steps(&sql, version(&sql)?)?;
+        sql.commit()
+    };
+    taken().map_err(|e| sorted(&place.db, e))?;
+    making.done()
+}
+
+fn take_steps(conn: &Connection, from: i64) -> rusqlite::Result<()> {
+    for (to, statements) in STEPS.iter().filter(|(to, _)| *to > from) {
+        statements.iter().try_for_each(|statement| conn.execute_batch(statement))?;
+        conn.pragma_update(None, "user_version", to)?;
+    }
+    Ok(())
+}
+
+pub(super) fn version(conn: &Connection) -> rusqlite::Result<i64> {
+    conn.query_row("PRAGMA user_version", [], |row| row.get(0))
 }

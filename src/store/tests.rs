@@ -13,6 +13,8 @@ use crate::model::run::{Counters, Run, RunState};
 
 mod children;
 mod damage;
+mod queries;
+mod shared;
 
 const BOOT: &str = "5a2c7f0e-0000-4000-8000-123456789abc";
 
@@ -156,10 +158,10 @@ fn leases_and_execs_end_once() {
         };
         assert_eq!(ids(LeaseFilter::default())?, [kept.lease_id.clone(), closed.lease_id.clone()]);
         assert_eq!(
-            ids(LeaseFilter { run: None, open_only: true })?,
+            ids(LeaseFilter { open_only: true, ..Default::default() })?,
             std::slice::from_ref(&kept.lease_id)
         );
-        let of_other = LeaseFilter { run: Some(other.run_id.clone()), open_only: false };
+        let of_other = LeaseFilter { run: Some(other.run_id.clone()), ..Default::default() };
         assert_eq!(ids(of_other)?, std::slice::from_ref(&closed.lease_id));
         Ok(())
     });

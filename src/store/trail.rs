@@ -108,7 +108,7 @@ impl Iterator for Events<'_> {
 }
 
 /// What has been tampered with may be of any type; the audit names it, so it must not end the reading.
-fn as_it_lies(value: ValueRef<'_>) -> String {
+pub(super) fn as_it_lies(value: ValueRef<'_>) -> String {
     match value {
         ValueRef::Text(bytes) | ValueRef::Blob(bytes) => {
             String::from_utf8_lossy(bytes).into_owned()

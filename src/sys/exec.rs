@@ -1,4 +1,5 @@
-//! Starting the command: execve(2) with vectors that were laid out before the clone.
+//! Starting a program: execve(2) with vectors that were laid out before the clone, and values that it
+//! copies from a mapping.
 
 use std::ffi::{CStr, CString, c_char};
 use std::ptr;
@@ -7,45 +8,22 @@ use rustix::io::Errno;
 
 use super::process::last_errno;
 
-/// A null-terminated vector of C strings, as execve wants it. Some slots may be filled later with
-/// strings that live in a delivery's mapping (`reserve`, `place`), without allocation.
+/// A null-terminated vector of C strings, as execve wants it.
 pub struct StringVector {
     /// Keeps the strings alive that `pointers` names.
     _strings: Vec<CString>,
     pointers: Vec<*const c_char>,
 }
 
-// SAFETY: the pointers name heap strings owned by this value, or slots set by `place` whose target the
-// caller keeps alive; nothing is mutated through them.
+// SAFETY: the pointers name heap strings owned by this value; nothing is mutated through them.
 unsafe impl Send for StringVector {}
 
 impl StringVector {
     pub fn new(strings: Vec<CString>) -> Self {
-        Self::with_reserve(strings, 0)
-    }
-
-    /// With `reserve` empty slots behind the strings.
-    pub fn with_reserve(strings: Vec<CString>, reserve: usize) -> Self {
-        let mut pointers = Vec::with_capacity(strings.len() + reserve + 1);
+        let mut pointers = Vec::with_capacity(strings.len() + 1);
         pointers.extend(strings.iter().map(|s| s.as_ptr()));
         pointers.push(ptr::null());
         Self { _strings: strings, pointers }
-    }
-
-    /// Adds a string that lives elsewhere, in a reserved slot. Child-side: does not allocate.
-    ///
-    /// # Errors
-    /// `NOSPC` if no slot is left.
-    ///
-    /// The bytes must stay mapped and unchanged in length until exec; the caller holds the mapping.
-    pub fn place(&mut self, string: &CStr) -> Result<(), Errno> {
-        if self.pointers.len() == self.pointers.capacity() {
-            return Err(Errno::NOSPC);
-        }
-        let last = self.pointers.len() - 1;
-        self.pointers[last] = string.as_ptr();
-        self.pointers.push(ptr::null());
-        Ok(())
     }
 }
 

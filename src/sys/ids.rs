@@ -30,21 +30,27 @@ fn keep_capabilities() -> Result<(), Errno> {
     check(unsafe { libc::prctl(libc::PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0) }.into())
 }
 
-/// Empties the bounding set, the ambient set, and then permitted, effective and inheritable, and locks
-/// the securebits so that uid 0 is nothing special.
+/// Empties the bounding set: whatever this process or a child executes can give it no capability.
+pub fn drop_bounding_set() -> Result<(), Errno> {
+    for capability in 0..=LAST_CAPABILITY {
+        // SAFETY: prctl with integer arguments touches no memory.
+        match check(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) }.into()) {
+            Ok(()) => {}
+            // Past the kernel's last capability.
+            Err(Errno::INVAL) => break,
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// Empties the ambient set, and then permitted, effective and inheritable, and locks the securebits so
+/// that uid 0 is nothing special. The bounding set is [`drop_bounding_set`]'s.
 pub fn drop_all_capabilities() -> Result<(), Errno> {
     // SECBIT_NOROOT, NO_SETUID_FIXUP, KEEP_CAPS off, NO_CAP_AMBIENT_RAISE, each with its lock.
     const SECUREBITS: libc::c_ulong = 0b1110_1111;
     // SAFETY: prctl with integer arguments touches no memory.
     unsafe {
-        for capability in 0..=LAST_CAPABILITY {
-            match check(libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0).into()) {
-                Ok(()) => {}
-                // Past the kernel's last capability.
-                Err(Errno::INVAL) => break,
-                Err(e) => return Err(e),
-            }
-        }
         check(libc::prctl(libc::PR_SET_SECUREBITS, SECUREBITS, 0, 0, 0).into())?;
         check(libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0).into())?;
     }

@@ -7,6 +7,7 @@
 
 pub mod clock;
 pub mod exec;
+pub mod helper;
 pub mod ids;
 pub mod landlock;
 pub mod memory;
@@ -15,4 +16,5 @@ pub mod net;
 pub mod probe;
 pub mod process;
 pub mod seccomp;
+pub mod slate;
 pub mod socket;

@@ -61,20 +61,22 @@ pub fn clone3(args: &CloneArgs<'_>) -> io::Result<Cloned> {
 /// Runs `entry` in a child that shares this memory, and waits until it has called execve or exited:
 /// vfork with a stack of its own (clone(2), CLONE_VM|CLONE_VFORK). Saves the copy of the page tables.
 ///
-/// `entry` must not allocate, lock or panic, and must end in exec or `exit_now`.
+/// `entry` must not allocate, lock or panic, and must end in exec or `exit_now`. What it writes for the
+/// caller to read goes into cells: a write through `&mut` just before a call that does not return is one
+/// that nobody sees, for the compiler.
 pub fn spawn_until_exec<T>(
-    entry: fn(&mut T) -> i32,
-    argument: &mut T,
+    entry: fn(&T) -> i32,
+    argument: &T,
     stack: &mut [u8],
 ) -> Result<i32, Errno> {
     struct Start<'a, T> {
-        entry: fn(&mut T) -> i32,
-        argument: &'a mut T,
+        entry: fn(&T) -> i32,
+        argument: &'a T,
     }
     extern "C" fn start<T>(start: *mut c_void) -> i32 {
         // SAFETY: the only caller is the clone below, with a pointer to a `Start<T>` of the same T that
         // is alive and untouched by its suspended owner until this child has left the memory.
-        let start = unsafe { &mut *start.cast::<Start<'_, T>>() };
+        let start = unsafe { &*start.cast::<Start<'_, T>>() };
         (start.entry)(start.argument)
     }
     let mut argument = Start { entry, argument };
@@ -287,6 +289,21 @@ pub fn duplicate_to(from: i32, to: i32) -> Result<(), Errno> {
     // SAFETY: replaces the descriptor `to` of a process that is about to execute and never uses an
     // earlier owner of that number again.
     if unsafe { libc::dup2(from, to) } < 0 { Err(last_errno()) } else { Ok(()) }
+}
+
+/// A copy of a descriptor that is known by its number alone, closed on exec: what a service manager hands
+/// over (sd_listen_fds(3)). The one behind the number stays as it is, whoever it belongs to.
+///
+/// # Errors
+/// `EBADF` if there is none.
+pub fn copy_of_descriptor(number: i32) -> io::Result<OwnedFd> {
+    // SAFETY: fcntl(2) with F_DUPFD_CLOEXEC touches no memory and closes nothing.
+    let copy = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call returned a new descriptor that nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
 /// Enters new namespaces (`CLONE_NEW*`). unshare(2). Child-side, in a single-threaded process.

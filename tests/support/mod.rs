@@ -5,16 +5,20 @@
 //! - [`outcome`]: what a call gave, and what a test may claim about it
 //! - [`probe`]: hostile programs, compiled once, and the bare namespace in which each is shown to work
 //! - [`host`]: what the machine shows from outside: processes, mounts, cgroups, files
+//! - [`schema`]: JSON against the description of the API
+//! - [`broker`]: `sublet serve` for one test
 //! - [`git_server`]: `git http-backend` behind a server that demands a token
 //!
 //! The tests speak to the command line only: what they hold is what a user can see.
 #![allow(dead_code)] // each test binary uses its own part
 #![forbid(unsafe_code)]
 
+pub mod broker;
 pub mod git_server;
 pub mod host;
 pub mod outcome;
 pub mod probe;
+pub mod schema;
 pub mod world;
 
 #[allow(unused_imports)]

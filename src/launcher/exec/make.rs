@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::{Delivery, refuse, refuse_error};
 use crate::delivery::container::{Empty, Owner, SecretsMount};
@@ -11,18 +11,24 @@ use crate::launcher::compile::{self, Workspace};
 use crate::launcher::posture::Ownership;
 use crate::launcher::wire::{DeliverySpec, Prepare, Refusal, RefusalKind};
 use crate::model::name::Channel;
-use crate::sandbox::identity::{self, Identity, Mode};
+use crate::sandbox::identity::{Identity, IdmapNamespace, Mode};
 use crate::sandbox::layout::Access;
-use crate::sandbox::plan::Streams;
-use crate::sandbox::root::{self, Root};
+use crate::sandbox::root;
+use crate::sys::helper::Helper;
 use crate::sys::mount::{self, MountAttributes};
 
-pub(super) type Streamed = (Streams, Vec<OwnedFd>);
+/// The command's streams; none where it gets a terminal.
+pub(super) struct Streams {
+    /// Standard input, output and error as the command has them.
+    pub inside: Vec<OwnedFd>,
+    /// Their other ends, for the broker.
+    pub outside: Vec<OwnedFd>,
+}
 
 /// Pipes of the exec's uid, so that it can reopen them (`/dev/stdout`); the broker relays.
-pub(super) fn make_streams(order: &Prepare, owner: Owner) -> Result<Streamed, Refusal> {
-    if let Some((rows, columns)) = order.terminal {
-        return Ok((Streams::Terminal { rows, columns }, Vec::new()));
+pub(super) fn make_streams(order: &Prepare, owner: Owner) -> Result<Streams, Refusal> {
+    if order.terminal.is_some() {
+        return Ok(Streams { inside: Vec::new(), outside: Vec::new() });
     }
     let pipe = || -> io::Result<(OwnedFd, OwnedFd)> {
         let (read, write) = io::pipe()?;
@@ -40,7 +46,10 @@ pub(super) fn make_streams(order: &Prepare, owner: Owner) -> Result<Streamed, Re
     let (stdin, stdin_end) = pipe().map_err(failed)?;
     let (stdout_end, stdout) = pipe().map_err(failed)?;
     let (stderr_end, stderr) = pipe().map_err(failed)?;
-    Ok((Streams::Pipes { stdin, stdout, stderr }, vec![stdin_end, stdout_end, stderr_end]))
+    Ok(Streams {
+        inside: vec![stdin, stdout, stderr],
+        outside: vec![stdin_end, stdout_end, stderr_end],
+    })
 }
 
 pub(super) type Made = (Vec<Delivery>, Option<SecretsMount>, Vec<OwnedFd>);
@@ -48,8 +57,7 @@ pub(super) type Made = (Vec<Delivery>, Option<SecretsMount>, Vec<OwnedFd>);
 pub(super) fn make_deliveries(
     specs: &[DeliverySpec],
     owner: Owner,
-    root: &Root,
-    identity: &Identity,
+    root: BorrowedFd<'_>,
 ) -> Result<Made, Refusal> {
     let failed = |e: &dyn std::error::Error| Refusal {
         kind: RefusalKind::DeliveryUnavailable,
@@ -74,10 +82,7 @@ pub(super) fn make_deliveries(
             (Channel::Git, _) => {
                 let listener = match &git_socket {
                     Some(socket) => socket.try_clone(),
-                    None => {
-                        let owner = (identity.outside_uid, identity.outside_gid);
-                        git::listen(root.tmpfs.as_fd(), owner)
-                    }
+                    None => git::listen(root, (owner.uid, owner.gid)),
                 }
                 .map_err(|e| failed(&e))?;
                 ends.push(listener.try_clone().map_err(|e| failed(&e))?);
@@ -135,12 +140,13 @@ pub fn ownership(
     Ok(Ownership::AsOwner { why: format!("a uid of its own ({kind} cannot be idmapped)") })
 }
 
+/// The tree, and a helper that may be reaped later.
 pub(super) fn workspace_tree(
     workspace: &Workspace,
     identity: &Identity,
     pid: i32,
     ownership: &Ownership,
-) -> Result<OwnedFd, Refusal> {
+) -> Result<(OwnedFd, Option<Helper>), Refusal> {
     let shown = workspace.path.display();
     let tree = root::clone_tree(workspace.directory.as_fd())
         .map_err(|e| refuse(format!("could not show {shown} inside: {e}"), ""))?;
@@ -149,12 +155,12 @@ pub(super) fn workspace_tree(
         Ownership::Idmapped => {
             let same = (workspace.uid, workspace.gid) == (identity.inside_uid, identity.inside_gid);
             let namespace = if same {
-                identity::user_namespace_of(pid).map_err(|e| refuse_error(&e, ""))?
+                IdmapNamespace::of_child(pid)
             } else {
                 let outside = (identity.outside_uid, identity.outside_gid);
-                identity::idmap_namespace((workspace.uid, workspace.gid), outside)
-                    .map_err(|e| refuse_error(&e, ""))?
-            };
+                IdmapNamespace::new((workspace.uid, workspace.gid), outside)
+            }
+            .map_err(|e| refuse_error(&e, ""))?;
             Some(namespace)
         }
     };
@@ -165,7 +171,7 @@ pub(super) fn workspace_tree(
     let attributes = MountAttributes {
         set: read_only | mount::NOSUID | mount::NODEV,
         recursive: true,
-        idmap: idmap.as_ref().map(AsFd::as_fd),
+        idmap: idmap.as_ref().map(|namespace| namespace.fd.as_fd()),
     };
     mount::set_attributes(&tree, &attributes).map_err(|e| {
         refuse(
@@ -173,5 +179,5 @@ pub(super) fn workspace_tree(
             "a file system in it cannot be idmapped: unmount it, or use another workspace",
         )
     })?;
-    Ok(tree)
+    Ok((tree, idmap.and_then(IdmapNamespace::into_helper)))
 }

@@ -7,7 +7,7 @@ use crate::launcher::compile;
 use crate::profile::{NetworkMode, Profile};
 use crate::sandbox::cgroup::Held;
 use crate::sandbox::landlock;
-use crate::sandbox::plan::{InnerRule, Limit, Plan, Streams};
+use crate::sandbox::plan::{InnerRule, Limit, Plan};
 
 pub(super) fn namespaces(network: NetworkMode) -> u64 {
     let always = libc::CLONE_NEWUSER
@@ -78,28 +78,29 @@ pub(super) fn inner_rules(abi: u32) -> Vec<InnerRule> {
 
 /// Mounts over parts of /proc, as container runtimes make them.
 pub fn proc_is_masked() -> bool {
-    std::fs::read_to_string("/proc/self/mountinfo").is_ok_and(|mounts| {
-        mounts.lines().any(|line| {
+    // In few reads: each makes the kernel walk the mounts anew.
+    let mut mounts = Vec::with_capacity(64 << 10);
+    let read = std::fs::File::open("/proc/self/mountinfo").and_then(|mut file| {
+        let mut chunk = vec![0; 64 << 10];
+        loop {
+            match std::io::Read::read(&mut file, &mut chunk)? {
+                0 => return Ok(()),
+                n => mounts.extend_from_slice(&chunk[..n]),
+            }
+        }
+    });
+    let mounts = String::from_utf8_lossy(&mounts);
+    read.is_ok()
+        && mounts.lines().any(|line| {
             line.split(' ')
                 .nth(4)
                 .is_some_and(|at| at.starts_with("/proc/") && at != "/proc/sys/fs/binfmt_misc")
         })
-    })
 }
 
-/// Fills in which descriptors the child keeps at first, and which as init.
+/// Fills in which descriptors the child keeps.
 pub(super) fn keep_only_planned(plan: &mut Plan) {
-    let kept_by_init: Vec<&OwnedFd> =
+    let kept: Vec<&OwnedFd> =
         [&plan.socket, &plan.lifeline].into_iter().chain(&plan.uid_lock).collect();
-    let mut init = compile::numbers(kept_by_init);
-    let mut early = init.clone();
-    early.extend(compile::numbers([&plan.root]));
-    early.extend(compile::numbers(
-        plan.attachments.iter().chain(&plan.attachments_in_workspace).map(|a| &a.tree),
-    ));
-    if let Streams::Pipes { stdin, stdout, stderr } = &plan.streams {
-        early.extend(compile::numbers([stdin, stdout, stderr]));
-    }
-    plan.close_before = compile::gaps(&mut early, 0);
-    plan.close_after = compile::gaps(&mut init, 0);
+    plan.close = compile::gaps(&mut compile::numbers(kept), 0);
 }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::io;
+use std::path::PathBuf;
 
 use rustix::io::Errno;
 
@@ -46,33 +47,34 @@ impl Exec {
                 },
             };
         }
-        let subject = match step {
-            Step::Attach => self
-                .attached_at
-                .get(which as usize)
-                .map(|p| format!(" at {}", p.display()))
-                .unwrap_or_default(),
-            _ => String::new(),
-        };
-        let hint = match (step, errno) {
-            (Step::MountProc, Errno::PERM) => {
-                "this surrounding masks parts of /proc, as container runtimes do: unmask it (docker: \
-                 `--security-opt systempaths=unconfined`), or run sublet as root"
-            }
-            (Step::Attach, Errno::NOENT) => {
-                "the path lies in a tree that does not hold it; create it there, or show another path"
-            }
-            (Step::AttachWorkspace, Errno::NOENT) => {
-                "the workspace lies in a read-only path of the profile that does not hold it"
-            }
-            (Step::Pivot, Errno::INVAL) => {
-                "the root is an initramfs: switch to a real root file system first (switch_root(8))"
-            }
-            (_, Errno::PERM) => "run `sublet doctor`: it says what this host forbids",
-            _ => "`sublet doctor` shows what this host can and cannot do",
-        };
-        refuse(format!("could not {}{subject}: {errno}", step.doing()), hint)
+        self.sandbox.explain(step, errno, which)
     }
+}
+
+/// Words for a step of the sandbox's; `at` is the tree that it was about, where it was about one.
+pub(super) fn of_step(step: Step, errno: Errno, at: Option<&PathBuf>) -> Refusal {
+    let subject = match step {
+        Step::Attach => at.map(|p| format!(" at {}", p.display())).unwrap_or_default(),
+        _ => String::new(),
+    };
+    let hint = match (step, errno) {
+        (Step::MountProc, Errno::PERM) => {
+            "this surrounding masks parts of /proc, as container runtimes do: unmask it (docker: \
+             `--security-opt systempaths=unconfined`), or run sublet as root"
+        }
+        (Step::Attach, Errno::NOENT) => {
+            "the path lies in a tree that does not hold it; create it there, or show another path"
+        }
+        (Step::AttachWorkspace, Errno::NOENT) => {
+            "the workspace lies in a read-only path of the profile that does not hold it"
+        }
+        (Step::Pivot, Errno::INVAL) => {
+            "the root is an initramfs: switch to a real root file system first (switch_root(8))"
+        }
+        (_, Errno::PERM) => "run `sublet doctor`: it says what this host forbids",
+        _ => "`sublet doctor` shows what this host can and cannot do",
+    };
+    refuse(format!("could not {}{subject}: {errno}", step.doing()), hint)
 }
 
 pub(super) fn end_text(status: WaitStatus) -> String {

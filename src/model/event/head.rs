@@ -18,6 +18,15 @@ impl EventHash {
     /// What the first event names as its predecessor.
     pub const ZERO: EventHash = EventHash([0; 32]);
 
+    /// A hash as another document carries it.
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     pub(super) fn of_body(body: &str) -> Self {
         Self(Sha256::new().chain_update(DOMAIN).chain_update(body).finalize().into())
     }

@@ -47,6 +47,7 @@ event_types! {
     SecretRemoved = "secret.removed",
     BrokerStarted = "broker.started",
     BrokerStopped = "broker.stopped",
+    TrailRotated = "trail.rotated",
 }
 
 impl fmt::Display for EventType {

@@ -4,8 +4,8 @@
 use super::{Attendant, Given, TOLD_REFUSALS};
 use crate::delivery::git::{self, Asked, Destination, Operation, Request};
 use crate::run::deliver::Delivery;
+use crate::run::entries::Leased;
 use crate::run::error::RunError;
-use crate::run::ledger::Leased;
 use crate::run::value;
 use crate::store::UseRefused;
 
@@ -78,6 +78,9 @@ impl Attendant<'_> {
         if self.expired.contains(&(index as u32)) {
             return Ok(Err(format!("lease_expired: lease {id} has expired")));
         }
+        if self.revoked.contains(&(index as u32)) {
+            return Ok(Err(format!("lease_not_active: lease {id} was revoked")));
+        }
         match self.ledger.take(self.scene, lease) {
             Ok(Ok(())) => *self.git_uses.entry(index as u32).or_default() += 1,
             Ok(Err(refused)) => {
@@ -93,7 +96,7 @@ impl Attendant<'_> {
             Err(e @ RunError::Trail(_)) => return Ok(Err(format!("{}: {e}", e.reason()))),
             Err(e) => return Err(e),
         }
-        let resolved = value::resolve(self.scene, self.ledger, self.launcher, None, &lease.grant)
+        let resolved = value::resolve(self.scene, self.ledger, self.session, None, &lease.grant)
             .and_then(value::Value::into_secret);
         let mut secret = match resolved {
             Ok(secret) => secret,

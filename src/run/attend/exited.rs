@@ -4,15 +4,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::outlive_the_launcher;
-use crate::launcher::client::Launcher;
+use crate::launcher::client::Session;
 use crate::launcher::wire::{Ending, Notice};
 use crate::lease::LeaseView;
 use crate::model::lease::LeaseState;
 use crate::model::name::Channel;
 use crate::model::report::{Posture, Report, ScrubbedDelivery, Timings};
 use crate::run::Outcome;
+use crate::run::entries::Leased;
 use crate::run::error::RunError;
-use crate::run::ledger::Leased;
 use crate::run::scene::Scene;
 use crate::sys::process::WaitStatus;
 
@@ -24,6 +24,7 @@ pub struct Exited {
     pub(super) posture: Posture,
     pub(super) timed_out: bool,
     pub expired: BTreeSet<u32>,
+    pub(super) revoked: BTreeSet<u32>,
     pub redacted: u64,
     pub(super) unmasked: u64,
     pub(super) git_uses: BTreeMap<u32, u32>,
@@ -33,12 +34,12 @@ pub struct Exited {
 
 impl Exited {
     /// Waits until no process, mount or cgroup of the exec is left.
-    pub fn wait_until_gone(&mut self, scene: &Scene, launcher: &Launcher) -> Result<(), RunError> {
+    pub fn wait_until_gone(&mut self, scene: &Scene, session: &Session) -> Result<(), RunError> {
         if self.gone {
             return Ok(());
         }
         let is_end = |n: &Notice| matches!(n, Notice::Ended { .. } | Notice::Refused { .. });
-        match launcher.notice_of(is_end) {
+        match session.notice_of(is_end) {
             Ok((Notice::Refused { refusal, .. }, _)) => Err(refusal.into()),
             Ok(_) => {
                 self.gone = true;
@@ -82,13 +83,21 @@ impl Exited {
             (true, ..) => "timed_out",
             (_, None, false) => "expired",
             (_, Some(_), _) => "exited",
+            (_, None, true) if !self.revoked.is_empty() => "revoked",
             (_, None, true) => "killed",
         }
     }
 
     /// How the lease of this index ended.
-    pub fn state_of(&self, index: u32) -> LeaseState {
-        if self.expired.contains(&index) { LeaseState::Expired } else { LeaseState::Completed }
+    pub fn state_of(&self, scene: &Scene, lease: &Leased, index: u32) -> LeaseState {
+        let is_spent = self.uses_of(lease, index) >= lease.record.uses_left;
+        match (self.revoked.contains(&index), self.expired.contains(&index)) {
+            (true, _) => LeaseState::Revoked,
+            (_, true) => LeaseState::Expired,
+            // In one shot a lease ends with its exec; the broker's, when its uses are spent.
+            _ if is_spent || scene.is_one_shot() => LeaseState::Completed,
+            _ => LeaseState::Consumed,
+        }
     }
 
     /// A use is one start of an exec; on `git`, one answered `get`.
@@ -122,13 +131,13 @@ impl Exited {
             .zip(0..)
             .map(|(lease, index)| {
                 let mut record = lease.record.clone();
-                record.state = self.state_of(index);
-                record.uses_left -= self.uses_of(lease, index);
+                record.state = self.state_of(scene, lease, index);
+                record.uses_left = record.uses_left.saturating_sub(self.uses_of(lease, index));
                 let view = LeaseView::new(&record, Some(lease.grant.place()), &scene.now);
                 serde_json::to_value(view).unwrap_or_default()
             })
             .collect();
-        let exit_status = self.exit_status();
+        let (exit_status, word) = (self.exit_status(), self.outcome_word());
         let report = Report {
             run_id: scene.run.run_id.clone(),
             exec_id: scene.exec_id.clone(),
@@ -145,6 +154,6 @@ impl Exited {
             unmasked_values: self.unmasked,
             timings_us: timings,
         };
-        Outcome { report, exit_status }
+        Outcome { report, exit_status, word }
     }
 }

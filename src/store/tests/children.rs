@@ -137,6 +137,27 @@ fn a_child() {
             assert_eq!(whole_trail(&store), appended + 1);
             say("room again");
         }
+        "fill the disk from many threads" => {
+            let store = SharedStore::open(dir).unwrap();
+            let event = || draft(EventType::LeaseGranted).because("x".repeat(900));
+            let append = || store.transaction(Durability::Durable, |tx| tx.append(event()));
+            let refused: Vec<String> = std::thread::scope(|scope| {
+                let fill = || loop {
+                    if let Err(e) = append() {
+                        break format!("{:?}", e.cause());
+                    }
+                };
+                let threads: Vec<_> = (0..8).map(|_| scope.spawn(fill)).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            let vouched = store.heads().unwrap().durable.seq;
+            assert_eq!(store.read(|view| view.head()).unwrap().seq, vouched);
+            say(format!("{vouched} {}", refused.join(" ")));
+            std::fs::remove_file(dir.join("ballast")).unwrap();
+            assert_eq!(append().unwrap().0.seq, vouched + 1);
+            say("room again");
+        }
+        "live through a faulty disk" => faulty_disk(dir),
         "time" => {
             let start = Instant::now();
             let mut store = Store::open(dir).unwrap();
@@ -163,6 +184,76 @@ fn a_child() {
         }
         other => panic!("no role is called {other}"),
     }
+}
+
+/// Under `slow_fsync.c`, on whose faults the file `faults` decides.
+fn faulty_disk(dir: &Path) {
+    let faults = dir.join("faults");
+    let store = SharedStore::open(dir).unwrap();
+    let append =
+        |durability| store.transaction(durability, |tx| tx.append(draft(EventType::LeaseGranted)));
+    for (fault, durable) in [("s", true), ("w", true), ("w", false)] {
+        append(Durability::Durable).unwrap();
+        let before = append(Durability::Relaxed).unwrap().1;
+        assert_eq!(store.heads().unwrap().latest, before);
+        std::fs::write(&faults, fault).unwrap();
+        let durability = if durable { Durability::Durable } else { Durability::Relaxed };
+        for _ in 0..3 {
+            let refused = append(durability).unwrap_err();
+            assert!(matches!(refused.cause(), StoreError::Unwritable { .. }), "{refused:?}");
+            assert_eq!(store.heads().unwrap().latest, before, "nothing is vouched for");
+        }
+        std::fs::remove_file(&faults).unwrap();
+        let log = std::fs::metadata(dir.join("db/sublet.db-wal")).unwrap().size();
+        let written = bytes_written();
+        let after = append(Durability::Durable).unwrap().1;
+        assert!(after.seq > before.seq);
+        // What the kernel may have forgotten is written again before anything rests on it.
+        assert!(bytes_written() - written > log, "{} of {log}", bytes_written() - written);
+        let written = bytes_written();
+        append(Durability::Durable).unwrap();
+        assert!(bytes_written() - written < log / 2, "once");
+        store.read(|view| Ok(assert_eq!(view.head()?, store.heads().unwrap().latest))).unwrap();
+    }
+    // The same in the connection that moves the log.
+    let tidied = || {
+        for _ in 0..20 {
+            append(Durability::Relaxed).unwrap();
+        }
+        store.tidy()
+    };
+    assert!(tidied().unwrap());
+    std::fs::write(&faults, "s").unwrap();
+    assert!(matches!(tidied().unwrap_err().cause(), StoreError::Unwritable { .. }));
+    append(Durability::Relaxed).unwrap_err();
+    std::fs::remove_file(&faults).unwrap();
+    assert!(tidied().unwrap());
+    drop(store);
+    say(whole_trail(&Store::open(dir).unwrap()));
+}
+
+/// proc_pid_io(5)
+fn bytes_written() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/io").unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("wchar: ")).unwrap();
+    line.parse().unwrap()
+}
+
+#[test]
+fn a_disk_that_fails_stops_grants_until_it_works_again() {
+    let dir = state();
+    let tools = tempfile::tempdir().unwrap();
+    let shim = tools.path().join("slow_fsync.so");
+    let built = Command::new("cc")
+        .args(["-shared", "-fPIC", "-O1", "-o"])
+        .arg(&shim)
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/benches/slow_fsync.c"))
+        .status()
+        .expect("cc, which also builds SQLite");
+    assert!(built.success());
+    let mut command = child(&[], "live through a faulty disk", dir.path());
+    command.env("LD_PRELOAD", shim).env("FAULTY_DISK", dir.path().join("faults"));
+    assert!(said(&mut command)[0].parse::<u64>().unwrap() >= 50);
 }
 
 /// Medians of opening and of the first durable step, in microseconds.
@@ -285,6 +376,15 @@ fn a_directory_that_cannot_be_written_is_told_from_other_errors() {
 
 #[test]
 fn a_full_disk_grants_nothing_and_loses_nothing() {
+    full_disk("fill the disk");
+}
+
+#[test]
+fn a_full_disk_grants_nothing_to_any_thread_and_loses_nothing() {
+    full_disk("fill the disk from many threads");
+}
+
+fn full_disk(role: &str) {
     let dir = state();
     let script = format!(
         "mount -t tmpfs -o size=700k,mode=0700 tmpfs {0} && head -c 200k /dev/zero >{0}/ballast && exec \"$0\" \"$@\"",
@@ -294,7 +394,7 @@ fn a_full_disk_grants_nothing_and_loses_nothing() {
         true => ["unshare", "--mount", "--propagation=private", "sh", "-c", &script],
         false => ["unshare", "--mount", "--map-root-user", "sh", "-c", &script],
     };
-    let said = said(&mut child(&unshare, "fill the disk", dir.path()));
+    let said = said(&mut child(&unshare, role, dir.path()));
     let (appended, error) = said[0].split_once(' ').unwrap();
     assert!(appended.parse::<u64>().unwrap() > 10, "{said:?}");
     assert!(error.starts_with("Unwritable"), "{said:?}");

@@ -125,7 +125,7 @@ fn a_later_schema_is_left_alone() {
     let conn = rusqlite::Connection::open(dir.path().join("db/sublet.db")).unwrap();
     conn.pragma_update(None, "user_version", schema::VERSION + 1).unwrap();
     drop(conn);
-    assert!(matches!(use_it(dir.path()), Err(StoreError::Newer { found: 2, known: 1, .. })));
+    assert!(matches!(use_it(dir.path()), Err(StoreError::Newer { found: 3, known: 2, .. })));
     assert!(matches!(Reader::open(dir.path()), Err(StoreError::Newer { .. })));
 }
 
@@ -210,7 +210,7 @@ fn state_that_others_could_change_is_refused() {
 }
 
 #[test]
-fn root_reads_what_another_user_recorded_and_writes_nothing_there() {
+fn root_does_not_open_what_another_user_recorded() {
     if !rustix::process::geteuid().is_root() {
         return;
     }
@@ -219,6 +219,44 @@ fn root_reads_what_another_user_recorded_and_writes_nothing_there() {
         std::os::unix::fs::chown(dir.path().join(path), Some(12345), None).unwrap();
     }
     assert!(matches!(Store::open(dir.path()), Err(StoreError::Unsafe { .. })));
-    let events = Reader::open(dir.path()).unwrap().read(|view| Ok(view.events().count()));
-    assert_eq!(events.unwrap(), 200);
+    assert!(matches!(Reader::open(dir.path()), Err(StoreError::Unsafe { .. })));
+}
+
+/// A database as the first version made it, with one open lease and one event.
+fn of_version_1() -> tempfile::TempDir {
+    let dir = filled();
+    let conn = rusqlite::Connection::open(dir.path().join("db/sublet.db")).unwrap();
+    conn.execute_batch(
+        "DROP INDEX lease_due; DROP INDEX lease_of_run; DROP INDEX exec_live; DROP INDEX exec_of_run;
+         CREATE INDEX lease_open ON lease (owner) WHERE state IN ('granted', 'consumed');
+         CREATE INDEX exec_running ON exec (owner) WHERE state = 'running';
+         PRAGMA user_version = 1;",
+    )
+    .unwrap();
+    dir
+}
+
+#[test]
+fn a_database_of_the_first_version_is_brought_up_to_date_once() {
+    let dir = of_version_1();
+    // Who only looks changes nothing, and reads what was there.
+    let reader = Reader::open(dir.path()).unwrap();
+    let seen = |reader: &Reader| {
+        reader.read(|view| Ok((view.has_step(2)?, view.events().count()))).unwrap()
+    };
+    assert_eq!(seen(&reader), (false, 200));
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| use_it(dir.path()).unwrap());
+        }
+    });
+    assert_eq!(seen(&reader), (true, 208), "the open reader sees it too");
+    let new = state();
+    drop(Store::open(new.path()).unwrap());
+    let tables = |dir: &Path| -> Vec<String> {
+        let conn = rusqlite::Connection::open(dir.join("db/sublet.db")).unwrap();
+        let mut rows = conn.prepare("SELECT name FROM sqlite_schema ORDER BY name").unwrap();
+        rows.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+    };
+    assert_eq!(tables(dir.path()), tables(new.path()), "one that is made anew has the same");
 }

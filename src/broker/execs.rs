@@ -1,0 +1,239 @@
+//! Execs: each a thread of its own, which tells the story of `run.rs` and speaks with its client alone.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use crate::broker::{Accepting, Broker, BrokerError, ClientStream, ExecAsk, ExecView, Scope};
+use crate::model::exec::ExecRecord;
+use crate::model::id::{ExecId, LeaseId, RunId};
+use crate::model::moment::timestamp_text;
+use crate::policy::environment::{Given, Origin};
+use crate::profile::NetworkMode;
+use crate::relay::connection::Connection;
+use crate::relay::frames::{Kind, MAX_PAYLOAD};
+use crate::run::caller::{Caller, Client};
+use crate::run::ledger::Ledger;
+use crate::run::mailbox::{Mail, Mailbox};
+use crate::run::{self, AskedOfRun, Outcome, RunError};
+use crate::store::ExecFilter;
+
+/// Of one run at once.
+const MOST_OF_A_RUN: usize = 1024;
+/// An exec's thread keeps little on its stack, and only what is touched costs memory.
+const STACK: usize = 512 << 10;
+/// How long the server has to hand over a client's connection.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
+/// How many execs are listed: the newest.
+const MOST_LISTED: u32 = 10_000;
+
+/// A living exec, as other threads reach it.
+#[derive(Debug)]
+pub(super) struct LiveExec {
+    pub run_id: RunId,
+    pub leases: Vec<LeaseId>,
+    pub mailbox: Mailbox,
+}
+
+impl Broker {
+    /// Begins an exec on a thread of its own. Does not wait for anything.
+    ///
+    /// # Errors
+    /// Where there is no such run, no thread, or too much of it already. All else comes through
+    /// [`Accepting::accepted`].
+    pub fn exec(self: &Arc<Self>, run_id: &RunId, ask: ExecAsk) -> Result<Accepting, BrokerError> {
+        self.refuse_while_draining()?;
+        if ask.command.is_empty() {
+            return Err(BrokerError::Malformed { message: "there is no command".to_owned() });
+        }
+        let run = self.run_to_decide(run_id)?;
+        let mailbox = Mailbox::new().map_err(BrokerError::Thread)?;
+        let exec_id = ExecId::fresh();
+        let live = LiveExec {
+            run_id: run_id.clone(),
+            leases: ask.lease_ids.clone(),
+            mailbox: mailbox.clone(),
+        };
+        {
+            // Known before it takes a use, so that no revocation can miss it.
+            let mut execs = self.live();
+            let of_run = execs.values().filter(|live| live.run_id == *run_id).count();
+            if of_run >= MOST_OF_A_RUN {
+                return Err(BrokerError::TooManyExecs { live: of_run });
+            }
+            execs.insert(exec_id.clone(), live);
+        }
+        let (tell, accepted) = oneshot::channel();
+        let (stream, connection) = sync_channel(1);
+        let task = Task {
+            broker: Arc::clone(self),
+            run,
+            exec_id: exec_id.clone(),
+            ask,
+            mailbox,
+            tell,
+            connection,
+        };
+        let spawned = std::thread::Builder::new()
+            .name("exec".to_owned())
+            .stack_size(STACK)
+            .spawn(move || task.perform());
+        if let Err(e) = spawned {
+            self.live().remove(&exec_id);
+            return Err(BrokerError::Thread(e));
+        }
+        Ok(Accepting { accepted, stream })
+    }
+
+    pub fn execs(&self, scope: &Scope) -> Result<Vec<ExecView>, BrokerError> {
+        let run = match scope {
+            Scope::Run(id) => Some(id.clone()),
+            Scope::Host => None,
+        };
+        let filter = ExecFilter { run, limit: Some(MOST_LISTED), ..ExecFilter::default() };
+        let found = self.store.read(|view| view.execs_that(&filter))?;
+        Ok(found.into_iter().map(view).collect())
+    }
+
+    pub fn exec_of(&self, scope: &Scope, id: &ExecId) -> Result<ExecView, BrokerError> {
+        let found = self.store.read(|view| view.exec(id))?.filter(|exec| match scope {
+            Scope::Run(run) => exec.run_id == *run,
+            Scope::Host => true,
+        });
+        found.map(view).ok_or_else(|| BrokerError::NotFound { what: format!("exec {id}") })
+    }
+
+    pub(super) fn live(&self) -> MutexGuard<'_, BTreeMap<ExecId, LiveExec>> {
+        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells every living exec that fits.
+    pub(super) fn mail_execs(&self, fits: impl Fn(&LiveExec) -> bool, mail: Mail) {
+        for (id, live) in self.live().iter().filter(|(_, live)| fits(live)) {
+            if let Err(e) = live.mailbox.send(mail.clone()) {
+                // Its thread sees the launcher's wiping at expiry; this is a descriptor that failed.
+                tracing::error!(exec_id = %id, error = %e, "could not reach a living exec");
+            }
+        }
+    }
+}
+
+/// One exec on its thread.
+struct Task {
+    broker: Arc<Broker>,
+    run: crate::model::run::Run,
+    exec_id: ExecId,
+    ask: ExecAsk,
+    mailbox: Mailbox,
+    tell: oneshot::Sender<Result<ExecId, BrokerError>>,
+    connection: Receiver<ClientStream>,
+}
+
+impl Task {
+    fn perform(self) {
+        let Task { broker, run, exec_id, ask, mailbox, tell, connection } = self;
+        let span = tracing::info_span!("exec", run_id = %run.run_id, exec_id = %exec_id);
+        let _entered = span.enter();
+        broker.metrics.exec_began();
+        // Taken by whoever answers first: the grant, or the failure before it.
+        let tell = Arc::new(std::sync::Mutex::new(Some(tell)));
+        let accept = {
+            let (tell, exec_id) = (Arc::clone(&tell), exec_id.clone());
+            move || answer(&tell, Ok(exec_id))
+        };
+        let connect = move || match connection.recv_timeout(CONNECT_PATIENCE) {
+            Ok(ClientStream { stream, read_ahead }) => Connection::new(stream, read_ahead).ok(),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
+        };
+        let ExecAsk { caller, .. } = &ask;
+        let process = caller.as_ref().and_then(|pidfd| pidfd.try_clone().ok());
+        let mut caller = Caller::Client(Client::new(accept, connect, process, mailbox));
+        let told = tell_story(&broker, run, &exec_id, ask, &mut caller);
+        broker.live().remove(&exec_id);
+        let outcome = match &told {
+            Ok(outcome) => outcome.word,
+            Err(BrokerError::Run(RunError::LauncherDied)) => "interrupted",
+            Err(_) => "not_started",
+        };
+        broker.metrics.exec_ended(outcome);
+        let (kind, last) = match told {
+            Ok(outcome) => {
+                broker.metrics.stages(&outcome.report.timings_us);
+                (Kind::Exit, serde_json::to_vec(&outcome.report).unwrap_or_default())
+            }
+            Err(e) => {
+                if let BrokerError::Run(RunError::Denied(denial)) = &e {
+                    broker.metrics.denied(denial.reason);
+                }
+                let body = serde_json::json!({ "error": {
+                    "stage": e.stage(),
+                    "reason": e.reason(),
+                    "message": e.message(),
+                    "hint": e.hint(),
+                    "exit_status": e.exit_status(),
+                }});
+                answer(&tell, Err(e));
+                (Kind::Error, body.to_string().into_bytes())
+            }
+        };
+        let whole = &last[..last.len().min(MAX_PAYLOAD)];
+        if let Err(e) = caller.finish(kind, whole) {
+            tracing::debug!(error = %e, "the client did not take the end of its exec");
+        }
+    }
+}
+
+type Tell = std::sync::Mutex<Option<oneshot::Sender<Result<ExecId, BrokerError>>>>;
+
+fn answer(tell: &Tell, with: Result<ExecId, BrokerError>) {
+    if let Some(tell) = tell.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        // A client that left does not wait for it.
+        drop(tell.send(with));
+    }
+}
+
+fn tell_story(
+    broker: &Broker,
+    run: crate::model::run::Run,
+    exec_id: &ExecId,
+    ask: ExecAsk,
+    caller: &mut Caller,
+) -> Result<Outcome, BrokerError> {
+    let scope = Scope::Run(run.run_id.clone());
+    let leases: Result<Vec<_>, _> =
+        ask.lease_ids.iter().map(|id| broker.record(&scope, id)).collect();
+    let asked = AskedOfRun {
+        run,
+        exec_id: exec_id.clone(),
+        leases: leases?,
+        reason: ask.reason,
+        environment: ask
+            .environment
+            .into_iter()
+            .map(|(name, value)| Given { name, value, origin: Origin::Flag })
+            .collect(),
+        timeout: ask.timeout,
+        terminal: ask.terminal,
+        network: ask.without_network.then_some(NetworkMode::None),
+        command: ask.command,
+    };
+    let session = broker.door.open().map_err(RunError::from)?;
+    let ledger = Ledger::shared(Arc::clone(&broker.store), Arc::clone(&broker.shared));
+    Ok(run::run_held(&broker.host, asked, &session, caller, ledger)?)
+}
+
+fn view(exec: ExecRecord) -> ExecView {
+    ExecView {
+        exec_id: exec.exec_id,
+        run_id: exec.run_id,
+        lease_ids: exec.lease_ids,
+        command: exec.command,
+        state: exec.state,
+        exit_status: exec.exit_status,
+        started_at: timestamp_text(exec.started_at),
+    }
+}

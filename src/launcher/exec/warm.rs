@@ -1,0 +1,117 @@
+//! Warm sandboxes: built ahead for runs that executed lately, so that the next exec of such a run only
+//! needs its command.
+//!
+//! A warm sandbox is used for one exec, or for none. It holds no value, no lease and no command; it
+//! dies with the launcher, as every exec does, and is killed and given back when it is not used.
+#![forbid(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::Setting;
+use super::sandbox::Sandbox;
+use crate::launcher::compile::{self, Compiled, Spec};
+use crate::launcher::wire::Refusal;
+use crate::model::id::ExecId;
+use crate::sys::clock;
+
+/// How long one is kept: the mounts that it shows are those of its making.
+const LIFE: Duration = Duration::from_secs(120);
+
+/// A sandbox that stands and waits for its command.
+pub struct Warm {
+    spec: Spec,
+    compiled: Compiled,
+    sandbox: Sandbox,
+    /// `CLOCK_BOOTTIME`.
+    until: Duration,
+}
+
+impl Warm {
+    /// Builds one. Its child is not waited for: what it cannot do is found when it is to be used.
+    pub fn prepare(spec: Spec, setting: &Setting) -> Result<Self, Refusal> {
+        let compiled = compile::sandbox(&spec, &setting.host, setting.mode)?;
+        // It has no exec yet; its cgroup needs a name, with the time in it for the sweep.
+        let sandbox = Sandbox::build(&compiled, &ExecId::fresh(), setting)?;
+        Ok(Self { spec, compiled, sandbox, until: clock::boottime() + LIFE })
+    }
+
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// Its sandbox, if that is what would be built now: profile and workspace were read again. One that
+    /// does not fit, failed or died is given back.
+    pub(super) fn into_sandbox(self, wanted: &Compiled) -> Option<Sandbox> {
+        let fits = self.compiled.is_same_as(wanted) && self.sandbox.waits();
+        fits.then_some(self.sandbox)
+    }
+}
+
+/// The warm sandboxes of a launcher. Of capacity 0 until it is told otherwise: a launcher of one exec
+/// needs none.
+#[derive(Default)]
+pub struct Pool {
+    capacity: usize,
+    ready: VecDeque<Warm>,
+    /// What executed lately and has none ready, the latest last.
+    wanted: VecDeque<Spec>,
+}
+
+impl Pool {
+    /// How many are kept, in all.
+    pub fn resize(&mut self, capacity: usize) {
+        self.capacity = capacity;
+        self.ready.truncate(capacity);
+        self.wanted.truncate(capacity);
+    }
+
+    /// For an exec that begins: one that was built for its like, if there is one. Another will be wanted.
+    pub fn take(&mut self, spec: &Spec) -> Option<Warm> {
+        if self.capacity == 0 {
+            return None;
+        }
+        self.wanted.retain(|wanted| wanted != spec);
+        self.wanted.push_back(spec.clone());
+        if self.wanted.len() > self.capacity {
+            self.wanted.pop_front();
+        }
+        let found = self.ready.iter().position(|warm| warm.spec == *spec)?;
+        self.ready.remove(found)
+    }
+
+    /// Builds one that is wanted, if there is one; for a moment in which nothing else is to be done. The
+    /// oldest goes where there are too many.
+    pub fn refill(&mut self, setting: &Setting) -> Result<(), Refusal> {
+        let Some(spec) = self.wanted.pop_back() else { return Ok(()) };
+        if self.ready.iter().any(|warm| warm.spec == spec) {
+            return Ok(());
+        }
+        if self.ready.len() >= self.capacity {
+            self.ready.pop_front();
+        }
+        self.ready.push_back(Warm::prepare(spec, setting)?);
+        Ok(())
+    }
+
+    /// Whether [`Pool::refill`] has something to do.
+    pub fn is_wanting(&self) -> bool {
+        !self.wanted.is_empty()
+    }
+
+    /// The next moment at which [`Pool::on_time`] has something to do.
+    pub fn next_time(&self) -> Option<Duration> {
+        self.ready.iter().map(|warm| warm.until).min()
+    }
+
+    /// Gives back what has stood too long.
+    pub fn on_time(&mut self, now: Duration) {
+        self.ready.retain(|warm| warm.until > now);
+    }
+
+    /// Gives all back.
+    pub fn clear(&mut self) {
+        self.ready.clear();
+        self.wanted.clear();
+    }
+}

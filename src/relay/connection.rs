@@ -1,0 +1,221 @@
+//! A client's connection while its exec lives: frames in, frames out, neither waiting for the other. A
+//! client that reads nothing stops its own command, through [`Connection::is_full`], and no one else's.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+
+use super::frames::{self, FrameError, Kind};
+
+/// Bytes read at once.
+const CHUNK: usize = 64 << 10;
+/// Bytes that wait for a slow client, before the command has to.
+const MOST_UNSENT: usize = 256 << 10;
+
+/// What the client says.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Said<'a> {
+    Stdin(&'a [u8]),
+    EndOfInput,
+    Signal(i32),
+    Window { rows: u16, columns: u16 },
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectionError {
+    #[error("the client has closed the connection")]
+    Gone,
+    #[error("the client sent what is no frame of a client: {0}")]
+    Frame(#[from] FrameError),
+    #[error(
+        "the client sent a frame of kind {0:?}, which does not come from clients, or a wrong one"
+    )]
+    Unexpected(Kind),
+    #[error("could not speak with the client")]
+    Socket(#[source] io::Error),
+}
+
+pub struct Connection {
+    socket: UnixStream,
+    received: Vec<u8>,
+    unsent: Vec<u8>,
+    sent: usize,
+}
+
+impl Connection {
+    /// `read_ahead`: what was received of it before.
+    pub fn new(socket: UnixStream, read_ahead: Vec<u8>) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        Ok(Self { socket, received: read_ahead, unsent: Vec::new(), sent: 0 })
+    }
+
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// Reads once if something is there, and gives every whole frame to `hear`.
+    ///
+    /// # Errors
+    /// [`ConnectionError`]: the exec has lost its caller.
+    pub fn receive(&mut self, mut hear: impl FnMut(Said<'_>)) -> Result<(), ConnectionError> {
+        let before = self.received.len();
+        self.received.resize(before + CHUNK, 0);
+        let read = recv(&self.socket, &mut self.received[before..], RecvFlags::DONTWAIT);
+        let (count, end) = match read {
+            Ok((0, _)) => (0, Some(ConnectionError::Gone)),
+            Ok((count, _)) => (count, None),
+            Err(Errno::INTR | Errno::AGAIN) => (0, None),
+            Err(Errno::CONNRESET) => (0, Some(ConnectionError::Gone)),
+            Err(e) => (0, Some(ConnectionError::Socket(e.into()))),
+        };
+        self.received.truncate(before + count);
+        let mut at = 0;
+        while let Some((kind, payload, taken)) = frames::take(&self.received[at..])? {
+            hear(said(kind, payload)?);
+            at += taken;
+        }
+        self.received.drain(..at);
+        end.map_or(Ok(()), Err)
+    }
+
+    /// Whether so much is unsent that nothing more should be read from the command.
+    pub fn is_full(&self) -> bool {
+        self.unsent.len() - self.sent >= MOST_UNSENT
+    }
+
+    pub fn has_unsent(&self) -> bool {
+        !self.unsent.is_empty()
+    }
+
+    /// Sends a frame, now or when the client takes it.
+    pub fn push(&mut self, kind: Kind, payload: &[u8]) -> Result<(), ConnectionError> {
+        frames::push(kind, payload, &mut self.unsent);
+        self.flush()
+    }
+
+    /// Sends what can be sent without waiting.
+    pub fn flush(&mut self) -> Result<(), ConnectionError> {
+        while self.sent < self.unsent.len() {
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            match send(&self.socket, &self.unsent[self.sent..], flags) {
+                Ok(count) => self.sent += count,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(()),
+                Err(Errno::PIPE | Errno::CONNRESET) => return Err(ConnectionError::Gone),
+                Err(e) => return Err(ConnectionError::Socket(e.into())),
+            }
+        }
+        self.unsent.clear();
+        self.sent = 0;
+        Ok(())
+    }
+
+    /// Sends the last frame, and waits for the client to take all, but no longer than `patience`.
+    pub fn finish(
+        mut self,
+        kind: Kind,
+        payload: &[u8],
+        patience: Duration,
+    ) -> Result<(), ConnectionError> {
+        let until = Instant::now() + patience;
+        self.push(kind, payload)?;
+        while self.has_unsent() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(ConnectionError::Socket(io::ErrorKind::TimedOut.into()));
+            }
+            let timeout =
+                Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+            match poll(&mut [PollFd::new(&self.socket, PollFlags::OUT)], Some(&timeout)) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(e) => return Err(ConnectionError::Socket(e.into())),
+            }
+            self.flush()?;
+        }
+        Ok(())
+    }
+}
+
+fn said(kind: Kind, payload: &[u8]) -> Result<Said<'_>, ConnectionError> {
+    match (kind, payload) {
+        (Kind::Stdin, []) => Ok(Said::EndOfInput),
+        (Kind::Stdin, bytes) => Ok(Said::Stdin(bytes)),
+        (Kind::Signal, &[number @ 1..=64]) => Ok(Said::Signal(number.into())),
+        (Kind::Window, &[a, b, c, d]) => Ok(Said::Window {
+            rows: u16::from_be_bytes([a, b]),
+            columns: u16::from_be_bytes([c, d]),
+        }),
+        (kind, _) => Err(ConnectionError::Unexpected(kind)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+
+    #[test]
+    fn frames_are_heard_however_they_are_cut() {
+        let (mut client, ours) = UnixStream::pair().unwrap();
+        let mut connection = Connection::new(ours, b"\0\0\0\0\0\0\0\x02a".to_vec()).unwrap();
+        let mut bytes = b"b".to_vec();
+        frames::push(Kind::Signal, &[15], &mut bytes);
+        frames::push(Kind::Window, &[0, 24, 0, 80], &mut bytes);
+        frames::push(Kind::Stdin, &[], &mut bytes);
+        let mut heard = Vec::new();
+        for byte in bytes {
+            client.write_all(&[byte]).unwrap();
+            connection.receive(|said| heard.push(format!("{said:?}"))).unwrap();
+        }
+        assert_eq!(
+            heard,
+            ["Stdin([97, 98])", "Signal(15)", "Window { rows: 24, columns: 80 }", "EndOfInput"]
+        );
+        drop(client);
+        assert!(matches!(connection.receive(|_| ()), Err(ConnectionError::Gone)));
+    }
+
+    #[test]
+    fn what_no_client_says_ends_the_connection() {
+        #[track_caller]
+        fn check(kind: Kind, payload: &[u8]) {
+            let (mut client, ours) = UnixStream::pair().unwrap();
+            let mut connection = Connection::new(ours, Vec::new()).unwrap();
+            let mut bytes = Vec::new();
+            frames::push(kind, payload, &mut bytes);
+            client.write_all(&bytes).unwrap();
+            assert!(matches!(connection.receive(|_| ()), Err(ConnectionError::Unexpected(_))));
+        }
+        check(Kind::Stdout, b"x");
+        check(Kind::Exit, b"{}");
+        check(Kind::Signal, &[0]);
+        check(Kind::Signal, &[65]);
+        check(Kind::Signal, &[1, 2]);
+        check(Kind::Window, &[0, 24]);
+    }
+
+    #[test]
+    fn a_client_that_reads_nothing_fills_only_its_own_connection() {
+        let (mut client, ours) = UnixStream::pair().unwrap();
+        let mut connection = Connection::new(ours, Vec::new()).unwrap();
+        let mut pushed = 0;
+        while !connection.is_full() {
+            connection.push(Kind::Stdout, &[b'x'; 10_000]).unwrap();
+            pushed += 10_000;
+        }
+        let reader = std::thread::spawn(move || {
+            let mut all = Vec::new();
+            client.read_to_end(&mut all).unwrap();
+            all.len()
+        });
+        connection.finish(Kind::Exit, b"{}", Duration::from_secs(10)).unwrap();
+        let frames = pushed / 10_000 + 1;
+        assert_eq!(reader.join().unwrap(), pushed + 2 + frames * frames::HEADER);
+    }
+}

@@ -1,0 +1,179 @@
+//! Who asked for the exec, as the story hears them and writes to them: the process that called
+//! `sublet run`, by its streams and signals; or a client of the broker, by its connection.
+#![forbid(unsafe_code)]
+
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::error::RunError;
+use super::mailbox::{Mail, Mailbox};
+use crate::relay::connection::Connection;
+use crate::relay::frames::Kind;
+use crate::sys::process;
+
+/// Forwarded to the command. SIGWINCH is for the terminal's size.
+const FORWARDED: [i32; 6] =
+    [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2];
+
+/// How long a client may take for the last of the output, once its exec is over.
+const LAST_PATIENCE: Duration = Duration::from_secs(30);
+
+pub enum Caller {
+    Process(Signals),
+    Client(Client),
+}
+
+/// Signals of this process, read from a descriptor from now on.
+pub struct Signals(OwnedFd);
+
+/// A client of the broker.
+pub struct Client {
+    /// Told once all is granted and recorded.
+    pub accept: Option<Box<dyn FnOnce() + Send>>,
+    /// Waits for the connection; none if the client left.
+    pub connect: Option<Box<dyn FnOnce() -> Option<Connection> + Send>>,
+    /// The process at the other end.
+    pub process: Option<OwnedFd>,
+    pub mailbox: Mailbox,
+    connection: Option<Rc<RefCell<Connection>>>,
+}
+
+impl Caller {
+    /// This process's own signals, from now on.
+    pub fn process() -> Result<Self, RunError> {
+        let mut signals = vec![libc::SIGWINCH];
+        for signal in FORWARDED {
+            // A blocked signal reaches its descriptor even where nohup(1) has it ignored.
+            if !process::is_ignored(signal).map_err(RunError::Settle)? {
+                signals.push(signal);
+            }
+        }
+        Ok(Caller::Process(Signals(process::signalfd(&signals).map_err(RunError::Settle)?)))
+    }
+
+    /// All is granted and durable: the client may hear of it.
+    pub fn accepted(&mut self) {
+        if let Caller::Client(client) = self
+            && let Some(accept) = client.accept.take()
+        {
+            accept();
+        }
+    }
+
+    /// Waits for the streams of the caller.
+    ///
+    /// # Errors
+    /// [`RunError::CallerGone`].
+    pub fn connect(&mut self) -> Result<(), RunError> {
+        if let Caller::Client(client) = self
+            && let Some(connect) = client.connect.take()
+        {
+            let connection = connect().ok_or(RunError::CallerGone)?;
+            client.connection = Some(Rc::new(RefCell::new(connection)));
+        }
+        Ok(())
+    }
+
+    /// Readable when the caller may want the end of what takes long.
+    pub fn interrupt(&self) -> BorrowedFd<'_> {
+        match self {
+            Caller::Process(signals) => signals.0.as_fd(),
+            Caller::Client(client) => client.mailbox.fd(),
+        }
+    }
+
+    /// Whether the caller does want it. A change of the window's size does not count.
+    pub fn interrupted(&self) -> Result<Option<RunError>, RunError> {
+        match self {
+            Caller::Process(signals) => loop {
+                match signals.next()? {
+                    Some(libc::SIGWINCH) => {}
+                    other => return Ok(other.map(RunError::Interrupted)),
+                }
+            },
+            Caller::Client(client) => Ok(client.mailbox.killed().map(RunError::Stopped)),
+        }
+    }
+
+    /// The process that asked for this, to end with it. None where it is outside of our pid namespace.
+    pub fn parent(&mut self) -> Option<OwnedFd> {
+        match self {
+            Caller::Client(client) => client.process.take(),
+            Caller::Process(_) => {
+                let flags = rustix::process::PidfdFlags::empty();
+                let parent = rustix::process::getppid()?;
+                let pidfd = rustix::process::pidfd_open(parent, flags).ok()?;
+                // It may have ended between the two calls, and its number been given away.
+                (rustix::process::getppid() == Some(parent)).then_some(pidfd)
+            }
+        }
+    }
+
+    /// What the broker has told this exec.
+    pub fn mail(&self) -> Result<impl Iterator<Item = Mail> + use<>, RunError> {
+        let mail = match self {
+            Caller::Process(_) => Default::default(),
+            Caller::Client(client) => client.mailbox.take().map_err(RunError::Relay)?,
+        };
+        Ok(mail.into_iter())
+    }
+
+    /// The client's connection, while it stands.
+    pub fn connection(&self) -> Option<&Rc<RefCell<Connection>>> {
+        match self {
+            Caller::Process(_) => None,
+            Caller::Client(client) => client.connection.as_ref(),
+        }
+    }
+
+    /// The next signal of this process.
+    pub fn signal(&self) -> Result<Option<i32>, RunError> {
+        match self {
+            Caller::Process(signals) => signals.next(),
+            Caller::Client(_) => Ok(None),
+        }
+    }
+
+    /// The last word to a client: the report, or the error.
+    ///
+    /// # Errors
+    /// If the client does not take it, which changes nothing any more.
+    pub fn finish(self, kind: Kind, payload: &[u8]) -> io::Result<()> {
+        let Caller::Client(Client { connection: Some(connection), .. }) = self else {
+            return Ok(());
+        };
+        match Rc::try_unwrap(connection) {
+            Ok(connection) => connection
+                .into_inner()
+                .finish(kind, payload, LAST_PATIENCE)
+                .map_err(io::Error::other),
+            Err(_) => Err(io::Error::other("the client's connection is still in use")),
+        }
+    }
+}
+
+impl Client {
+    pub fn new(
+        accept: impl FnOnce() + Send + 'static,
+        connect: impl FnOnce() -> Option<Connection> + Send + 'static,
+        process: Option<OwnedFd>,
+        mailbox: Mailbox,
+    ) -> Self {
+        Self {
+            accept: Some(Box::new(accept)),
+            connect: Some(Box::new(connect)),
+            process,
+            mailbox,
+            connection: None,
+        }
+    }
+}
+
+impl Signals {
+    fn next(&self) -> Result<Option<i32>, RunError> {
+        process::read_signal(&self.0).map_err(RunError::Relay)
+    }
+}

@@ -1,0 +1,155 @@
+//! `sublet serve` for one test: started with the world's configuration and state, ended with the test.
+
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::outcome::Outcome;
+use super::world::{World, finish, leasing_profile, vault_secret};
+
+/// From start until the control socket listens.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A broker. Its service is asked to stop, and then killed, when the test lets go of it.
+pub struct Broker<'a> {
+    world: &'a World,
+    child: Child,
+    log: PathBuf,
+    pub control: PathBuf,
+}
+
+/// What most tests of the broker need: the secret `s`, the profile `leasing` for it, and leave to take
+/// workspaces from this world. `more` is added to the capability's table.
+pub fn leasing_host(world: &World, value: &[u8], more: &str) -> String {
+    let base = world.workspace.parent().unwrap().display().to_string();
+    let secret = vault_secret("s", "test.use@svc.test");
+    world.configure(&format!("{secret}[host]\nworkspaces = [\"{base}\"]\n"));
+    world.set_secret("s", value);
+    world.profile("leasing", &leasing_profile("default", more))
+}
+
+/// Starts `sublet serve` and waits until it listens.
+#[track_caller]
+pub fn serve(world: &World) -> Broker<'_> {
+    let log = world.path("serve.log");
+    let control = world.state().join("run/control.sock");
+    let stderr = fs::File::create(&log).unwrap();
+    let mut command = world.sublet();
+    command.arg("serve").stdin(Stdio::null()).stdout(stderr.try_clone().unwrap()).stderr(stderr);
+    let mut broker = Broker { world, child: command.spawn().unwrap(), log, control };
+    let start = Instant::now();
+    while UnixStream::connect(&broker.control).is_err() {
+        let ended = broker.child.try_wait().unwrap();
+        assert!(
+            ended.is_none() && start.elapsed() < PATIENCE,
+            "no broker at {} ({ended:?}):\n{}",
+            broker.control.display(),
+            broker.log()
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    broker
+}
+
+impl Broker<'_> {
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it said until now.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// `sublet …` on this world's host.
+    pub fn call(&self, args: &[&str]) -> Outcome {
+        self.world.call(args)
+    }
+
+    /// The same with input.
+    pub fn call_with(&self, args: &[&str], stdin: &[u8]) -> Outcome {
+        self.world.call_with(args, stdin)
+    }
+
+    /// Starts a run in the world's workspace: its object, as `runs start --json` prints it.
+    #[track_caller]
+    pub fn start_run(&self, profile: &str) -> Run<'_> {
+        let workspace = self.world.workspace.to_str().unwrap();
+        let args = ["--json", "runs", "start", "--agent", "bot", "--principal", "root"];
+        let place = ["--profile", profile, "--workspace", workspace];
+        let object = self.call(&[&args[..], &place].concat()).ok().json();
+        let id = object["run_id"].as_str().unwrap().to_owned();
+        let socket = object["socket"].as_str().unwrap().into();
+        Run { broker: self, id, socket, object }
+    }
+
+    /// Kills the service itself, as the kernel would.
+    pub fn shoot(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Broker<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the broker said:\n{}", self.log());
+        }
+        if !matches!(self.child.try_wait(), Ok(None)) {
+            return;
+        }
+        // Ours and not yet reaped: the number is still its own. That it is gone shows below.
+        let pid = rustix::process::Pid::from_child(&self.child);
+        drop(rustix::process::kill_process(pid, rustix::process::Signal::TERM));
+        let start = Instant::now();
+        while let Ok(None) = self.child.try_wait() {
+            if start.elapsed() > Duration::from_secs(5) {
+                let _ = self.child.kill();
+                let _ = self.child.wait();
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// A run of a broker.
+pub struct Run<'a> {
+    broker: &'a Broker<'a>,
+    pub id: String,
+    pub socket: PathBuf,
+    pub object: Value,
+}
+
+impl Run<'_> {
+    /// `sublet exec --run ID ARGS…`.
+    pub fn exec(&self, args: &[&str]) -> Outcome {
+        self.exec_with(args, b"")
+    }
+
+    pub fn exec_with(&self, args: &[&str], stdin: &[u8]) -> Outcome {
+        let report = self.broker.world.path(&format!("reports/{}.json", self.id));
+        drop(fs::remove_file(&report));
+        finish(self.prepare(&report, args), stdin, Some(&report))
+    }
+
+    /// The same, not yet started.
+    pub fn prepare(&self, report: &Path, args: &[&str]) -> Command {
+        let mut command = self.broker.world.sublet();
+        command.args(["exec", "--run", &self.id, "--report"]).arg(report).args(args);
+        command
+    }
+
+    /// Asks for `test.use@svc.test` with these options (`,channel=env,uses=2`): the lease's id.
+    #[track_caller]
+    pub fn lease(&self, options: &str) -> String {
+        let flag = format!("test.use@svc.test{options}");
+        let args = ["--json", "lease", "request", &flag, "--run", &self.id];
+        let lease = self.broker.call(&args).ok().json();
+        lease["lease_id"].as_str().unwrap().to_owned()
+    }
+}
