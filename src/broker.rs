@@ -316,10 +316,10 @@ impl Broker {
         Who { run, hostname: &self.hostname, now }
     }
 
-    fn transaction<T>(
+    fn transaction<T: Send>(
         &self,
         durability: Durability,
-        act: impl FnOnce(&mut Tx<'_>) -> Result<T, StoreError>,
+        act: impl FnOnce(&mut Tx<'_>) -> Result<T, StoreError> + Send,
     ) -> Result<T, BrokerError> {
         let began = Instant::now();
         let (value, _) = self.store.transaction(durability, act)?;

@@ -295,10 +295,10 @@ impl Ledger {
         }
     }
 
-    fn transaction<T>(
+    fn transaction<T: Send>(
         &self,
         durability: Durability,
-        act: impl FnOnce(&mut Tx<'_>) -> Result<T, StoreError>,
+        act: impl FnOnce(&mut Tx<'_>) -> Result<T, StoreError> + Send,
     ) -> Result<T, RunError> {
         let (value, _) = self.store.transaction(durability, act).map_err(RunError::Trail)?;
         if let (Some(shared), Some(heads)) = (&self.shared, self.store.heads()) {
