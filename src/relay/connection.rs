@@ -25,6 +25,8 @@ pub enum Said<'a> {
     EndOfInput,
     Signal(i32),
     Window { rows: u16, columns: u16 },
+    /// Nobody reads this stream any more.
+    ReaderGone(Kind),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -155,6 +157,7 @@ fn said(kind: Kind, payload: &[u8]) -> Result<Said<'_>, ConnectionError> {
             rows: u16::from_be_bytes([a, b]),
             columns: u16::from_be_bytes([c, d]),
         }),
+        (kind @ (Kind::Stdout | Kind::Stderr), []) => Ok(Said::ReaderGone(kind)),
         (kind, _) => Err(ConnectionError::Unexpected(kind)),
     }
 }
