@@ -173,7 +173,7 @@ impl Host {
 
     /// The socket that the broker answers a run on.
     pub fn agent_socket(&self, run: &RunId) -> PathBuf {
-        self.runtime_dir.join("runs").join(run.as_str()).join("agent.sock")
+        agent_socket(&self.runtime_dir, run)
     }
 
     /// The home that `~/` in profiles means: the invoker's, and for the host no one's.
@@ -277,6 +277,11 @@ impl Host {
         }
         profile::load_builtin(name)
     }
+}
+
+/// The socket that a broker answers a run on.
+pub fn agent_socket(runtime_dir: &Path, run: &RunId) -> PathBuf {
+    runtime_dir.join("runs").join(run.as_str()).join("agent.sock")
 }
 
 /// Where nothing is, for `~/` of no one.

@@ -160,7 +160,10 @@ pub fn sandbox(spec: &Spec, host: &Host, mode: Mode) -> Result<Compiled, Refusal
     let inside = inside(mode, workspace.as_ref());
     let mut view = view(spec, &profile, workspace.as_ref(), inside, &home)?;
     if spec.agent {
-        view.agent_socket = Some(host.agent_socket(&spec.run_id)).filter(|socket| socket.exists());
+        // The way to the runtime directory may have links; what the broker made below it may not.
+        let runtime_dir = host.runtime_dir.canonicalize().unwrap_or(host.runtime_dir.clone());
+        let socket = crate::host::agent_socket(&runtime_dir, &spec.run_id);
+        view.agent_socket = Some(socket).filter(|socket| socket.exists());
         view.binary |= view.agent_socket.is_some();
     }
     let layout = layout::layout(&view);

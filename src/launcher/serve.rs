@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
@@ -85,6 +85,17 @@ struct Live {
 
 /// Runs as the launcher until the broker is gone. The status to exit with.
 pub fn run(broker: OwnedFd, places: &Places, trust: Trust) -> i32 {
+    if trust == Trust::Host {
+        // A control socket that a service manager handed over is the broker's.
+        let ours = broker.as_raw_fd().unsigned_abs();
+        let others = [(3, ours.saturating_sub(1)), (ours + 1, u32::MAX)];
+        for (first, last) in others.into_iter().filter(|(first, last)| first <= last) {
+            if let Err(e) = process::close_range(first, last) {
+                eprintln!("sublet: launcher: could not close what was inherited: {e}");
+                return 125;
+            }
+        }
+    }
     let voice = broker.try_clone();
     match Launcher::settle(broker, places, trust) {
         Ok(mut launcher) => status(launcher.serve()),

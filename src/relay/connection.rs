@@ -24,7 +24,10 @@ pub enum Said<'a> {
     Stdin(&'a [u8]),
     EndOfInput,
     Signal(i32),
-    Window { rows: u16, columns: u16 },
+    Window {
+        rows: u16,
+        columns: u16,
+    },
     /// Nobody reads this stream any more.
     ReaderGone(Kind),
 }

@@ -10,13 +10,10 @@ use std::time::Duration;
 
 use super::error::RunError;
 use super::mailbox::{Mail, Mailbox};
+use crate::relay::FORWARDED;
 use crate::relay::connection::Connection;
 use crate::relay::frames::Kind;
 use crate::sys::process;
-
-/// Forwarded to the command. SIGWINCH is for the terminal's size.
-const FORWARDED: [i32; 6] =
-    [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2];
 
 /// How long a client may take for the last of the output, once its exec is over.
 const LAST_PATIENCE: Duration = Duration::from_secs(30);
