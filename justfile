@@ -23,3 +23,33 @@ bench SAMPLES="200":
     cargo bench --bench pure
     cargo bench --bench seccomp
     cargo bench --bench store
+
+# One leased exec through the broker against the floor and runc; revocation; neighbours; 1,000 live execs;
+# 10,000 idle runs; growth over SOAK execs. As root, on an idle machine.
+
+# Measure the broker.
+bench-broker SAMPLES="200" SOAK="2000":
+    cargo bench --bench broker -- {{SAMPLES}} {{SOAK}}
+# Needs cargo-fuzz (`cargo install --locked cargo-fuzz`) and, for libFuzzer, a C++ compiler (Debian: g++).
+# No nightly toolchain: only sanitizers would need one. What it learns stays in fuzz/target/corpus; an input
+# that breaks something lands in fuzz/artifacts, and fuzz/README.md says what then.
+
+# Fuzz one target, or all of them, for so many seconds each.
+fuzz TARGET="all" SECONDS="60":
+    #!/usr/bin/env bash
+    set -euo pipefail
+    for tool in cargo-fuzz c++; do
+        command -v "$tool" >/dev/null || { echo "just fuzz needs $tool: see the justfile" >&2; exit 1; }
+    done
+    targets={{TARGET}}
+    if [ "$targets" = all ]; then targets=$(cargo fuzz list); fi
+    for target in $targets; do
+        learnt=fuzz/target/corpus/$target
+        mkdir -p "$learnt"
+        corpus=("$learnt" "fuzz/corpus/$target")
+        # The files that users start from.
+        case $target in profile) corpus+=(profiles) ;; seccomp) corpus+=(seccomp) ;; esac
+        options=(-max_total_time={{SECONDS}} -timeout=10 -max_len=40000 -print_final_stats=1)
+        if [ -e "fuzz/dict/$target" ]; then options+=("-dict=fuzz/dict/$target"); fi
+        cargo fuzz run --sanitizer none "$target" "${corpus[@]}" -- "${options[@]}"
+    done

@@ -1,6 +1,7 @@
 /* A disk that is slow or fails, for one process: LD_PRELOAD it.
  *
- * SLOW_FSYNC_US=N   every fsync and fdatasync takes N microseconds more.
+ * SLOW_FSYNC_US=N   every fsync and fdatasync takes N microseconds, or as long as the disk does if that is
+ *                   longer.
  * FAULTY_DISK=FILE  while FILE is there and begins with `s`, syncs fail with EIO; with `w`, writes to
  *                   files fail with EROFS too.
  */
@@ -42,14 +43,22 @@ static int faulty(char kind)
 
 static int synced(long call, int fd)
 {
-    struct timespec delay = {delay_us / 1000000, delay_us % 1000000 * 1000};
+    struct timespec until;
+    int result, saved;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_nsec += delay_us * 1000;
+    until.tv_sec += until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
+    result = (int)syscall(call, fd);
+    saved = errno;
     if (delay_us)
-        nanosleep(&delay, NULL);
+        clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL);
+    errno = saved;
     if (faulty('s')) {
         errno = EIO;
         return -1;
     }
-    return (int)syscall(call, fd);
+    return result;
 }
 
 int fsync(int fd) { return synced(SYS_fsync, fd); }

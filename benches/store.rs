@@ -54,7 +54,7 @@ fn main() -> ExitCode {
         with.add(grouped.ask(CALLERS, ROUND, in_group, || shared.tidy()));
     }
     let ratio = with.rate() / without.rate();
-    println!("{CALLERS} callers              grants/s   p50 ms   p99 ms");
+    println!("{CALLERS} callers              grants/s   p50 ms   p99 ms   CPU µs/grant");
     println!("one sync a grant     {without}");
     println!("group commit         {with}");
     println!("ratio {ratio:.1} (goal: 20 or more)");
@@ -164,7 +164,7 @@ impl Grants {
         let ended = AtomicBool::new(false);
         let granted = AtomicU64::new(0);
         let waits = Mutex::new(Vec::new());
-        let start = Instant::now();
+        let (start, cpu) = (Instant::now(), cpu_time());
         std::thread::scope(|scope| {
             for run in &self.runs[..callers] {
                 scope.spawn(|| {
@@ -188,7 +188,8 @@ impl Grants {
             ended.store(true, Ordering::Relaxed);
         });
         let (time, granted) = (start.elapsed(), granted.into_inner());
-        Measured { granted, time, waits: waits.into_inner().unwrap() }
+        let cpu = cpu_time() - cpu;
+        Measured { granted, time, cpu, waits: waits.into_inner().unwrap() }
     }
 }
 
@@ -196,6 +197,8 @@ impl Grants {
 struct Measured {
     granted: u64,
     time: Duration,
+    /// Of all threads, those that ask included.
+    cpu: Duration,
     waits: Vec<Duration>,
 }
 
@@ -203,6 +206,7 @@ impl Measured {
     fn add(&mut self, mut other: Measured) {
         self.granted += other.granted;
         self.time += other.time;
+        self.cpu += other.cpu;
         self.waits.append(&mut other.waits);
         self.waits.sort_unstable();
     }
@@ -220,8 +224,14 @@ impl Measured {
 
 impl std::fmt::Display for Measured {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:>11.0}{:>9.2}{:>9.2}", self.rate(), self.at(50), self.at(99))
+        let cpu = self.cpu.as_secs_f64() * 1e6 / self.granted as f64;
+        write!(f, "{:>11.0}{:>9.2}{:>9.2}{cpu:>15.0}", self.rate(), self.at(50), self.at(99))
     }
+}
+
+fn cpu_time() -> Duration {
+    let spent = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(spent.tv_sec as u64, spent.tv_nsec as u32)
 }
 
 fn milliseconds(time: Duration) -> f64 {

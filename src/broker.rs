@@ -204,7 +204,7 @@ impl Broker {
             boot_id: now.boot_id.clone(),
             host: Arc::new(host),
             store,
-            shared: Arc::new(Shared { key, committed: Box::new(committed) }),
+            shared: Arc::new(Shared { key: Arc::new(key), committed: Box::new(committed) }),
             door: launcher.door().map_err(RunError::Settle)?,
             heard,
             runs: Mutex::default(),
@@ -316,10 +316,10 @@ impl Broker {
         Who { run, hostname: &self.hostname, now }
     }
 
-    fn transaction<T>(
+    fn transaction<T: Send>(
         &self,
         durability: Durability,
-        act: impl FnOnce(&mut Tx<'_>) -> Result<T, StoreError>,
+        act: impl FnOnce(&mut Tx<'_>) -> Result<T, StoreError> + Send,
     ) -> Result<T, BrokerError> {
         let began = Instant::now();
         let (value, _) = self.store.transaction(durability, act)?;

@@ -252,7 +252,16 @@ impl Host {
     /// # Errors
     /// [`OwnerError`]: then nothing of the state may be touched.
     pub fn become_state_owner(&self) -> Result<(), HostError> {
-        owner::become_owner_of(&self.state_dir).map_err(HostError::from)
+        owner::become_owner_of(&self.state_dir, false).map_err(HostError::from)
+    }
+
+    /// As [`Host::become_state_owner`], for a broker with a launcher that stays root: it writes the trail's
+    /// head in the state's directory, which therefore must be root's.
+    ///
+    /// # Errors
+    /// [`OwnerError`].
+    pub fn become_state_owner_beside_launcher(&self) -> Result<(), HostError> {
+        owner::become_owner_of(&self.state_dir, true).map_err(HostError::from)
     }
 
     fn profile_text(&self, name: &str) -> Result<String, LoadError> {

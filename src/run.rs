@@ -56,9 +56,10 @@ pub fn run(asked: Asked) -> Result<Outcome, RunError> {
     memory::forbid_core_dumps().map_err(RunError::Settle)?;
     let scene = scene::set(asked)?;
     let ledger = || {
+        let key = ledger::open_key(&scene.host)?;
         // The state may be a broker's: the launcher keeps what only root can do.
-        scene.host.become_state_owner()?;
-        Ledger::open(&scene)
+        scene.host.become_state_owner_beside_launcher()?;
+        Ledger::open(&scene, key)
     };
     tell(&scene, launcher.root(), &mut caller, ledger, &mut watch)
 }
@@ -103,7 +104,7 @@ fn tell(
     watch.lap(|t| &mut t.record);
 
     let prepared = deliver::prepared(session).map_err(|e| ledger.abandon(scene, &leased, e))?;
-    let values = deliver::resolve(scene, &ledger, session, caller, &leased)
+    let values = deliver::resolve(&ledger, session, caller, &leased)
         .map_err(|e| ledger.abandon(scene, &leased, e))?;
     watch.lap(|t| &mut t.resolve);
 

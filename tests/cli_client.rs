@@ -268,8 +268,9 @@ fn inside_a_sandbox_of_the_run_its_socket_is_at_its_place() {
     let profile = leasing_host(&world, VALUE, "");
     let broker = serve(&world);
     let run = broker.start_run(&profile);
+    world.file("sublet", std::fs::read(support::world::binary()).unwrap(), 0o755);
     let script = "set -e
-        sublet=/run/sublet/bin/sublet
+        sublet=./sublet
         lease=$($sublet lease request test.use@svc.test,channel=env --reason inner)
         $sublet lease list | grep granted
         $sublet exec --lease ${lease%% *} -- sh -c 'printf %s \"$TOKEN\" | wc -c'
@@ -301,6 +302,8 @@ fn the_library_speaks_to_both_sockets() {
     let lease: sublet::model::id::LeaseId = run.lease("").parse().unwrap();
     let envelope: Value = serde_json::from_str(&agent.envelope(&lease).unwrap()).unwrap();
     assert!(envelope["payload"].is_string() && envelope["signatures"].is_array(), "{envelope}");
+    let shown = broker.call(&["lease", "show", lease.as_str(), "--envelope"]).ok();
+    broker.call_with(&["lease", "verify", "-"], &shown.stdout).ok();
     assert!(!agent.revocation(&lease).unwrap().revoked);
     control.revoke(&lease, &Default::default()).unwrap();
     assert!(control.revocation(&lease).unwrap().revoked);

@@ -328,6 +328,43 @@ fn exported_lines_are_verified_alone() {
     assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 1, "nothing half is left");
 }
 
+/// Root becomes the user whom the state belongs to, and still reads and writes where root may.
+#[test]
+fn root_moves_the_events_of_the_brokers_user_to_where_only_root_may_write() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root can be another user");
+        return;
+    }
+    const BROKER: u32 = 12_345;
+    let state = trail(10);
+    check(state.path(), &["checkpoint"], 0, "");
+    let all = |path: &Path| -> Vec<PathBuf> {
+        std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect()
+    };
+    for directory in [state.path().join("db"), state.path().join("keys")] {
+        for path in all(&directory).into_iter().chain([directory]) {
+            std::os::unix::fs::chown(path, Some(BROKER), Some(BROKER)).unwrap();
+        }
+    }
+    let mode = |path: &Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    mode(state.path(), 0o711);
+    let place = tempfile::tempdir().unwrap();
+    mode(place.path(), 0o700);
+    let (archive, export) = (place.path().join("archive"), place.path().join("export"));
+    check(state.path(), &["rotate", "--keep", "4", "--out", text(&archive)], 0, "events 1 to 6");
+    check(state.path(), &["export", "--out", text(&export)], 0, "5 events");
+    check(state.path(), &["verify", "--archive", text(&archive)], 0, "11 events");
+    check(state.path(), &["verify", "--file", text(&export)], 0, "5 events");
+    use std::os::unix::fs::MetadataExt;
+    let owner = |path: &Path| path.metadata().unwrap().uid();
+    assert_eq!((owner(&archive), owner(&export)), (0, 0));
+    assert!(all(&state.path().join("db")).iter().all(|path| owner(path) == BROKER));
+    // And what the broker's user could not name, root's command does not write there in their name.
+    assert_eq!(all(place.path()).len(), 2);
+}
+
 struct Followed {
     child: Child,
     lines: std::sync::mpsc::Receiver<String>,

@@ -525,6 +525,77 @@ fn init_may_do_its_work_and_nothing_else() {
 }
 
 #[test]
+fn the_broker_may_do_its_work_and_start_signal_connect_and_change_nothing() {
+    use libc::*;
+    let (unix, stream) = (i64::from(AF_UNIX), i64::from(SOCK_STREAM | SOCK_CLOEXEC));
+    let private = i64::from(MAP_PRIVATE | MAP_ANONYMOUS);
+    check(
+        "broker",
+        &[
+            works("openat", SYS_openat, [HERE, at(c"target"), i64::from(O_RDONLY), 0]),
+            works("mmap", SYS_mmap, [0, 4096, 3, private, -1, 0]),
+            works("memfd", SYS_memfd_create, [at(c"x"), 1]),
+            works("socket", SYS_socket, [unix, stream, 0]),
+            works("socketpair", SYS_socketpair, [unix, i64::from(SOCK_SEQPACKET), 0, at_scratch()]),
+            works("epoll", SYS_epoll_create1, [0]),
+            works("eventfd", SYS_eventfd2, [0, 0]),
+            works("prctl name", SYS_prctl, [15, at(c"x"), 0, 0, 0]),
+            works("prlimit of its own", SYS_prlimit64, [0, 7, 0, at_scratch()]),
+            works("chmod", SYS_chmod, [at(c"target"), 0o666]),
+            probe(Expect::Reaches(ECHILD), "wait4", SYS_wait4, [-1, 0, 0, 0]),
+            probe(Expect::Reaches(ESRCH), "abort", SYS_tgkill, [ABSENT, ABSENT, 6]),
+            probe(Expect::Reaches(EBADF), "sendto no address", SYS_sendto, [NO_FD, 0, 0, 0, 0, 0]),
+            probe(Expect::Reaches(EBADF), "lock", SYS_fcntl, [NO_FD, i64::from(F_SETLK), 0]),
+            probe(Expect::Reaches(EBADF), "window size", SYS_ioctl, [NO_FD, 0x5414, 0]),
+            refused("execve", SYS_execve, [NOWHERE, 0, 0]),
+            refused("execveat", SYS_execveat, [NO_FD, NOWHERE, 0, 0, 0]),
+            refused("clone of a process", SYS_clone, [i64::from(SIGCHLD), 0, 0, 0, 0]),
+            refused("fork", SYS_fork, []),
+            refused("mmap of code", SYS_mmap, [0, 4096, 5, private, -1, 0]),
+            refused("mprotect to code", SYS_mprotect, [0, 0, 5]),
+            refused("kill", SYS_kill, [ABSENT, 0]),
+            refused("tgkill", SYS_tgkill, [ABSENT, ABSENT, 9]),
+            refused("tkill", SYS_tkill, [ABSENT, 9]),
+            refused("pidfd_send_signal", SYS_pidfd_send_signal, [NO_FD, 9, 0, 0]),
+            refused("rt_sigqueueinfo", SYS_rt_sigqueueinfo, [ABSENT, 9, at_scratch()]),
+            refused("F_SETOWN", SYS_fcntl, [NO_FD, i64::from(F_SETOWN), 1]),
+            refused("connect", SYS_connect, [NO_FD, 0, 0]),
+            refused("IPv4", SYS_socket, [i64::from(AF_INET), stream, 0]),
+            refused("IPv6", SYS_socket, [i64::from(AF_INET6), stream, 0]),
+            refused("netlink", SYS_socket, [i64::from(AF_NETLINK), 3, 0]),
+            refused("datagrams", SYS_socket, [unix, i64::from(SOCK_DGRAM), 0]),
+            refused("setuid", SYS_setuid, [i64::from(u32::MAX)]),
+            refused("setresuid", SYS_setresuid, [-1, -1, -1]),
+            refused("setgroups", SYS_setgroups, [-1, 0]),
+            refused("chown", SYS_chown, [at(c"target"), -1, -1]),
+            refused("fchownat", SYS_fchownat, [HERE, at(c"target"), -1, -1, 0]),
+            refused("set-uid", SYS_chmod, [at(c"target"), 0o4755]),
+            refused("symlink", SYS_symlink, [at(c"x"), at(c"link")]),
+            refused("fifo", SYS_mknod, [at(c"fifo"), 0o010_600, 0]),
+            refused("ptrace", SYS_ptrace, [16, ABSENT, 0, 0]),
+            refused("process_vm_readv", SYS_process_vm_readv, [ABSENT, 0, 0, 0, 0, 0]),
+            refused("pidfd_getfd", SYS_pidfd_getfd, [NO_FD, 0, 0]),
+            refused("unshare", SYS_unshare, [0]),
+            refused("setns", SYS_setns, [NO_FD, 0]),
+            refused("mount", SYS_mount, [NOWHERE, NOWHERE, NOWHERE, 0, 0]),
+            refused("bpf", SYS_bpf, [5, NOWHERE, 0]),
+            refused("io_uring", SYS_io_uring_setup, [8, NOWHERE]),
+            refused("userfaultfd", SYS_userfaultfd, [1]),
+            refused("keyctl", SYS_keyctl, [6, 0, 0, 0, 0]),
+            refused("clock_settime", SYS_clock_settime, [99, NOWHERE]),
+            refused("sendto an address", SYS_sendto, [NO_FD, 0, 0, 0, NOWHERE, 110]),
+            refused("others' limits", SYS_prlimit64, [ABSENT, 7, 0, 0]),
+            refused("dumpable", SYS_prctl, [4, 1, 0, 0, 0]),
+            refused("a filter on a socket", SYS_setsockopt, [NO_FD, 1, 26, NOWHERE, 16]),
+            refused("typing", SYS_ioctl, [NO_FD, 0x5412, 0]),
+            refused("clone3", SYS_clone3, [0, 0]),
+            refused("openat2", SYS_openat2, [HERE, NOWHERE, NOWHERE, 24]),
+        ],
+        true,
+    );
+}
+
+#[test]
 fn a_set_uid_file_is_really_not_made() {
     let mode_after = |filter: Option<&Filter>| {
         let ends = in_a_box(filter, 1, |_| {
@@ -546,7 +617,7 @@ fn a_set_uid_file_is_really_not_made() {
 fn x32_numbers_are_unknown() {
     let probes = [X32 | libc::SYS_getpid, X32 | libc::SYS_mount, X32 | 520]
         .map(|call| probe(Expect::Reaches(ENOSYS), "x32", call, [NOWHERE; 6]));
-    for name in ["default", "build", "strict", "init"] {
+    for name in ["default", "build", "strict", "init", "broker"] {
         let ends = attempt_all(builtin(name).as_ref(), &probes);
         assert_eq!(ends, [End::Failed(ENOSYS); 3], "{name}");
     }
@@ -566,7 +637,7 @@ fn the_32_bit_entry_kills() {
         End::Returned(result)
     };
     let control = in_a_box(None, 1, enter);
-    for name in ["default", "build", "strict", "init"] {
+    for name in ["default", "build", "strict", "init", "broker"] {
         let ends = in_a_box(builtin(name).as_ref(), 1, enter);
         match control[0] {
             // PID 1 of its namespace.
@@ -585,7 +656,7 @@ fn the_check_after_installing_tells_a_filter_from_none() {
         })[0]
     };
     assert_eq!(look(None), End::Failed(libc::ENOTRECOVERABLE));
-    for name in ["default", "build", "strict", "init"] {
+    for name in ["default", "build", "strict", "init", "broker"] {
         assert_eq!(look(builtin(name).as_ref()), End::Returned(0), "{name}");
     }
 }

@@ -10,7 +10,8 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, UdpSocket};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown, symlink};
-use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -19,6 +20,66 @@ use sublet::broker::settle::{self, Settled, Settlement};
 use sublet::config::UidPool;
 use sublet::host::{Host, Places};
 use support::{World, needs, needs_root};
+
+type Test = (&'static str, fn());
+
+macro_rules! tests {
+    ($($name:ident),* $(,)?) => { &[$((stringify!($name), $name as fn())),*] };
+}
+
+const TESTS: &[Test] = tests![
+    what_roots_broker_could_do_before_it_cannot_do_after,
+    what_a_users_broker_could_do_before_it_cannot_do_after,
+    a_broker_can_do_its_work_behind_the_walls,
+    its_memory_is_closed_to_its_own_user,
+    abort_still_aborts,
+    one_broker_at_a_time_serves_a_state,
+    it_settles_without_threads,
+    a_stale_socket_is_replaced_and_anything_else_is_not,
+    what_root_could_be_led_by_is_refused,
+    the_configuration_names_the_user,
+    what_the_broker_must_read_it_can_or_says_so,
+    systemd_hands_over_the_socket,
+    systemd_is_told,
+    a_credential_of_roots_is_the_brokers_key,
+    roots_one_shot_state_is_taken_over_with_its_secrets,
+    roots_commands_leave_the_state_its_brokers,
+    a_planted_link_does_not_lead_root,
+    a_state_in_a_strangers_directory_is_not_entered,
+];
+
+/// As libtest's, as far as cargo and nextest ask: names to choose by, `--exact`, `--list`. No threads.
+fn main() -> std::process::ExitCode {
+    if let Ok(role) = std::env::var("SUBLET_TEST_ROLE") {
+        a_broker(&role);
+        return std::process::ExitCode::SUCCESS;
+    }
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let has = |flag: &str| args.iter().any(|a| a == flag);
+    let wanted: Vec<&String> = args.iter().filter(|a| !a.starts_with('-')).collect();
+    let is_wanted = |name: &str| {
+        let fits = |w: &&String| {
+            if has("--exact") { name == w.as_str() } else { name.contains(w.as_str()) }
+        };
+        wanted.is_empty() || wanted.iter().any(fits)
+    };
+    let chosen = TESTS.iter().filter(|(name, _)| is_wanted(name) && !has("--ignored"));
+    let mut failed = 0;
+    for (name, test) in chosen {
+        if has("--list") {
+            println!("{name}: test");
+            continue;
+        }
+        let passed = std::panic::catch_unwind(test).is_ok();
+        failed += u32::from(!passed);
+        println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
+    }
+    // A static is never dropped.
+    if !has("--list") {
+        fs::remove_dir_all(this_program().parent().unwrap()).unwrap();
+    }
+    std::process::ExitCode::from(u8::from(failed > 0))
+}
 
 /// The lines that a child prints for its parent.
 const MARK: &str = "settled says: ";
@@ -31,6 +92,8 @@ fn say(word: impl std::fmt::Display) {
 struct Corner {
     base: tempfile::TempDir,
     user: Option<u32>,
+    /// Configuration and state, where they are another's.
+    world: Option<(PathBuf, PathBuf)>,
 }
 
 impl Corner {
@@ -41,7 +104,7 @@ impl Corner {
         needs("setpriv", "util-linux");
         let base = tempfile::Builder::new().prefix("sublet-settle-").tempdir().unwrap();
         fs::set_permissions(base.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let corner = Self { base, user };
+        let corner = Self { base, user, world: None };
         for dir in ["etc", "etc/profiles", "outside"] {
             fs::create_dir(corner.path(dir)).unwrap();
         }
@@ -86,15 +149,18 @@ impl Corner {
         }
         command
             .arg(this_program())
-            // One thread at a time is run by the main thread itself.
-            .args(["--exact", "a_broker", "--ignored", "--nocapture", "--test-threads=1"])
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .env("SUBLET_TEST_ROLE", role)
             .env("SUBLET_TEST_BASE", self.base.path())
+            .env("SUBLET_TEST_CONFIG", self.path("etc/sublet.toml"))
+            .env("SUBLET_TEST_STATE", self.state())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        if let Some((config, state)) = &self.world {
+            command.env("SUBLET_TEST_CONFIG", config).env("SUBLET_TEST_STATE", state);
+        }
         command
     }
 
@@ -112,12 +178,9 @@ impl Corner {
         Running::start(self.command(role))
     }
 
-    fn sublet(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(support::world::binary());
-        command.env_clear().env("PATH", "/usr/bin:/bin").current_dir("/");
-        command.arg("--config").arg(self.path("etc/sublet.toml"));
-        command.arg("--state-dir").arg(self.state()).args(args);
-        command
+    /// To be the broker of another test's world.
+    fn link_to(&mut self, world: &World) {
+        self.world = Some((world.path("etc/sublet.toml"), world.state()));
     }
 }
 
@@ -175,13 +238,9 @@ fn base() -> PathBuf {
 }
 
 fn host() -> Host {
-    let base = base();
-    let places = Places {
-        config: Some(base.join("etc/sublet.toml")),
-        state_dir: Some(base.join("state")),
-        runtime_dir: None,
-    };
-    Host::load(&places).unwrap()
+    let named = |name| std::env::var_os(name).map(PathBuf::from);
+    let (config, state_dir) = (named("SUBLET_TEST_CONFIG"), named("SUBLET_TEST_STATE"));
+    Host::load(&Places { config, state_dir }).unwrap()
 }
 
 fn settled(host: &Host) -> Result<Settled, settle::SettleError> {
@@ -193,11 +252,9 @@ fn settled(host: &Host) -> Result<Settled, settle::SettleError> {
     })
 }
 
-#[test]
-#[ignore = "other tests start it as their child"]
-fn a_broker() {
-    let Ok(role) = std::env::var("SUBLET_TEST_ROLE") else { return };
-    match role.as_str() {
+/// What the children do.
+fn a_broker(role: &str) {
+    match role {
         "try what is forbidden" => {
             fs::create_dir_all(base().join("state")).unwrap();
             fs::write(base().join("state/trail.head"), "").unwrap();
@@ -226,6 +283,13 @@ fn a_broker() {
             Ok(settled) => say(format_args!("settled, {:?}", settled.posture.control_from)),
             Err(e) => say(format_args!("refused: {e}: {:?}", std::error::Error::source(&e))),
         },
+        "tell the key" => {
+            let settled = settled(&host()).unwrap();
+            match settled.key.load() {
+                Ok(_) => say("a key"),
+                Err(e) => say(e),
+            }
+        }
         "settle with a thread" => {
             let (end, ended) = std::sync::mpsc::channel::<()>();
             let thread = std::thread::spawn(move || ended.recv());
@@ -408,7 +472,6 @@ fn check_walls(corner: &Corner, not_for_this_user: &[&str]) -> serde_json::Value
     serde_json::from_str(posture).unwrap()
 }
 
-#[test]
 fn what_roots_broker_could_do_before_it_cannot_do_after() {
     let corner = Corner::new(None);
     let posture = check_walls(&corner, &[]);
@@ -418,7 +481,6 @@ fn what_roots_broker_could_do_before_it_cannot_do_after() {
     }
 }
 
-#[test]
 fn what_a_users_broker_could_do_before_it_cannot_do_after() {
     let corner = Corner::new(Some(23_456));
     let roots_alone = [
@@ -431,7 +493,6 @@ fn what_a_users_broker_could_do_before_it_cannot_do_after() {
         "enter a mount namespace",
         "mount",
         "change its root",
-        "raise a limit",
         // The shell is root's.
         "signal its parent",
     ];
@@ -608,7 +669,6 @@ fn ask(socket: &Path, request: &str) -> String {
     answer
 }
 
-#[test]
 fn a_broker_can_do_its_work_behind_the_walls() {
     for user in [None, Some(23_456)] {
         let corner = Corner::new(user);
@@ -646,4 +706,410 @@ fn a_broker_can_do_its_work_behind_the_walls() {
             assert_eq!(found.uid(), corner.caller(), "{path}");
         }
     }
+}
+
+/// What another process of the broker's user may look at, and another program of that user's.
+fn its_memory_is_closed_to_its_own_user() {
+    let corner = Corner::new(None);
+    let mut running = corner.start("serve");
+    running.hear();
+    let broker = support::host::family(running.child.id());
+    let broker = broker.last().unwrap();
+    let uid = corner.broker();
+    // Ends with this test, as its input does.
+    let mut other = Command::new("cat");
+    other.stdin(Stdio::piped()).uid(uid).gid(uid);
+    let mut other = other.spawn().unwrap();
+    let look = |pid: u32, file: &str| {
+        let path = format!("/proc/{pid}/{file}");
+        let ids = [format!("--reuid={uid}"), format!("--regid={uid}")];
+        let head = ["--clear-groups", "--", "head", "-c1", &path];
+        Command::new("setpriv").args(ids).args(head).output().unwrap().status.success()
+    };
+    for file in ["environ", "maps", "auxv"] {
+        assert!(look(other.id(), file), "the control: {file}");
+        assert!(!look(broker.pid, file), "{file}");
+    }
+    drop(other.stdin.take());
+    other.wait().unwrap();
+    running.end();
+}
+
+fn abort_still_aborts() {
+    let corner = Corner::new(None);
+    let output = corner.command("abort").output().unwrap();
+    let signalled = output.status.code() == Some(128 + libc::SIGABRT)
+        || output.status.signal() == Some(libc::SIGABRT);
+    assert!(signalled, "{output:?}");
+}
+
+fn one_broker_at_a_time_serves_a_state() {
+    for user in [None, Some(23_456)] {
+        let corner = Corner::new(user);
+        let mut running = corner.start("serve");
+        running.hear();
+        let [said] = &corner.run("settle")[..] else { panic!() };
+        assert!(said.contains("another broker serves"), "{said}");
+        running.end();
+        assert_eq!(corner.run("settle"), ["settled, Broker"]);
+    }
+}
+
+fn it_settles_without_threads() {
+    let corner = Corner::new(None);
+    let [said] = &corner.run("settle with a thread")[..] else { panic!() };
+    assert!(said.contains("this one has 2"), "{said}");
+}
+
+fn a_stale_socket_is_replaced_and_anything_else_is_not() {
+    let corner = Corner::new(None);
+    assert_eq!(corner.run("settle"), ["settled, Broker"]);
+    let control = corner.state().join("run/control.sock");
+    assert!(control.exists());
+    assert_eq!(corner.run("settle"), ["settled, Broker"]);
+    #[track_caller]
+    fn check(corner: &Corner, expected: &str) {
+        let [said] = &corner.run("settle")[..] else { panic!() };
+        assert!(said.contains(expected), "{said}");
+    }
+    fs::remove_file(&control).unwrap();
+    let listening = UnixListener::bind(&control).unwrap();
+    check(&corner, "another broker serves");
+    drop(listening);
+    chown(&control, Some(54_321), None).unwrap();
+    check(&corner, "no socket of this user");
+    fs::remove_file(&control).unwrap();
+    symlink("/etc/passwd", &control).unwrap();
+    check(&corner, "no socket of this user");
+    fs::remove_file(&control).unwrap();
+    assert_eq!(corner.run("settle"), ["settled, Broker"]);
+}
+
+fn what_root_could_be_led_by_is_refused() {
+    #[track_caller]
+    fn check(expected: &str, spoil: impl FnOnce(&Corner)) {
+        let corner = Corner::new(None);
+        assert_eq!(corner.run("settle"), ["settled, Broker"]);
+        // Back to what a one-shot run of root's leaves behind, and one that a broker had.
+        spoil(&corner);
+        let [said] = &corner.run("settle")[..] else { panic!() };
+        assert!(said.contains(expected), "{said}");
+        let victim = fs::metadata(corner.path("outside/file")).unwrap();
+        assert_eq!((victim.uid(), victim.mode() & 0o777), (0, 0o644));
+    }
+    let roots = |corner: &Corner| {
+        for dir in ["db", "keys"] {
+            chown(corner.state().join(dir), Some(0), Some(0)).unwrap();
+        }
+    };
+    // The control: nothing is wrong with it.
+    check("settled", roots);
+    check("which sublet did not make", |corner| {
+        roots(corner);
+        fs::hard_link(corner.path("outside/file"), corner.state().join("db/sublet.db")).unwrap();
+    });
+    check("which sublet did not make", |corner| {
+        roots(corner);
+        symlink(corner.path("outside/file"), corner.state().join("keys/vault.key")).unwrap();
+    });
+    check("which sublet did not make", |corner| {
+        roots(corner);
+        let file = corner.state().join("db/sublet.db");
+        fs::write(&file, "").unwrap();
+        chown(&file, Some(54_321), None).unwrap();
+    });
+    check("which sublet did not make", |corner| {
+        symlink(corner.path("outside/file"), corner.state().join("trail.head"))
+            .and_then(|()| fs::rename(corner.state().join("trail.head"), corner.path("link")))
+            .unwrap();
+        fs::hard_link(corner.path("outside/file"), corner.state().join("trail.head")).unwrap();
+    });
+    check("opened", |corner| {
+        symlink(corner.path("outside/file"), corner.state().join("trail.head")).unwrap();
+    });
+    check("opened", |corner| {
+        fs::remove_dir(corner.state().join("db")).unwrap();
+        symlink(corner.path("outside"), corner.state().join("db")).unwrap();
+    });
+    check("opened", |corner| {
+        fs::remove_file(corner.state().join("serve.lock")).unwrap();
+        symlink(corner.path("outside/file"), corner.state().join("serve.lock")).unwrap();
+    });
+    check("belongs to uid 54321", |corner| {
+        chown(corner.state().join("db"), Some(54_321), None).unwrap();
+    });
+    check("belongs to uid 54321", |corner| {
+        chown(corner.state(), Some(54_321), None).unwrap();
+    });
+    check("belongs to uid 54321", |corner| {
+        chown(corner.state().join("run/runs"), Some(54_321), None).unwrap();
+    });
+    check("with mode 0770", |corner| {
+        fs::set_permissions(corner.state(), fs::Permissions::from_mode(0o770)).unwrap();
+    });
+    check("with mode 0777", |corner| {
+        fs::set_permissions(corner.state().join("run"), fs::Permissions::from_mode(0o777)).unwrap();
+    });
+    check("where others may replace it", |corner| {
+        fs::set_permissions(corner.base.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    });
+    check("where others may replace it", |corner| {
+        chown(corner.base.path(), Some(54_321), None).unwrap();
+    });
+    // What the broker itself may have planted in what is its own stays as it is.
+    check("settled", |corner| {
+        symlink(corner.path("outside/file"), corner.state().join("db/sublet.db")).unwrap();
+        fs::hard_link(corner.path("outside/file"), corner.state().join("keys/vault.key")).unwrap();
+    });
+}
+
+fn the_configuration_names_the_user() {
+    #[track_caller]
+    fn check(toml: &str, expected: Result<u32, &str>) {
+        let corner = Corner::new(None);
+        corner.configure(toml);
+        let [said] = &corner.run("settle")[..] else { panic!() };
+        match expected {
+            Ok(uid) => {
+                assert!(said.starts_with("settled"), "{said}");
+                assert_eq!(fs::metadata(corner.state().join("db")).unwrap().uid(), uid);
+            }
+            Err(text) => assert!(said.contains(text), "{said}"),
+        }
+    }
+    check("", Ok(UidPool::default().broker_uid()));
+    check("[host]\nuser = \"4321\"", Ok(4321));
+    check("[host]\nuser = \"daemon\"", Ok(1));
+    check("[host]\nuid_pool = \"50000:100\"", Ok(50_099));
+    check("[host]\nuser = \"no-such-user\"", Err("no such user"));
+    check("[host]\nuser = \"nobody\"", Err("nobody in particular"));
+    check("[host]\nuser = \"1879048192\"", Err("gives to execs"));
+}
+
+fn what_the_broker_must_read_it_can_or_says_so() {
+    let corner = Corner::new(None);
+    let closed = |path: &Path, mode: u32| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    #[track_caller]
+    fn check(corner: &Corner, expected: &str) {
+        let [said] = &corner.run("settle")[..] else { panic!() };
+        assert!(said.contains(expected), "{said}");
+    }
+    check(&corner, "settled");
+    closed(&corner.path("etc/sublet.toml"), 0o600);
+    check(&corner, "policy is no secret");
+    closed(&corner.path("etc/sublet.toml"), 0o644);
+    closed(&corner.path("etc/profiles"), 0o700);
+    check(&corner, "policy is no secret");
+    closed(&corner.path("etc/profiles"), 0o755);
+    closed(corner.base.path(), 0o700);
+    check(&corner, "cannot use");
+    closed(corner.base.path(), 0o711);
+    check(&corner, "settled");
+}
+
+fn systemd_hands_over_the_socket() {
+    needs("systemd-socket-activate", "systemd");
+    #[track_caller]
+    fn check(more: &[&str], expected: &str) {
+        let corner = Corner::new(None);
+        let socket = corner.path("handed.sock");
+        let mut command = Command::new("systemd-socket-activate");
+        command.arg("-l").arg(&socket).args(more);
+        if expected.starts_with('2') {
+            command.arg("-l").arg(corner.path("second.sock"));
+        }
+        for name in ["SUBLET_TEST_ROLE=settle", "PATH=/usr/bin:/bin"] {
+            command.arg("-E").arg(name);
+        }
+        for (name, path) in [("CONFIG", corner.path("etc/sublet.toml")), ("STATE", corner.state())]
+        {
+            command.arg("-E").arg(format!("SUBLET_TEST_{name}={}", path.display()));
+        }
+        // Fresh namespaces as for all; the pid stays the one that systemd names.
+        command.args(["unshare", "--mount", "--propagation", "private", "--"]).arg(this_program());
+        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        // It is started by whoever connects first.
+        support::host::eventually("someone listens", || {
+            if more.contains(&"--datagram") {
+                let knock = std::os::unix::net::UnixDatagram::unbound().unwrap();
+                knock.send_to(b"x", &socket).is_ok()
+            } else {
+                UnixStream::connect(&socket).is_ok()
+            }
+        });
+        let mut said = String::new();
+        child.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+        child.wait().unwrap();
+        assert!(said.contains(expected), "{said}");
+    }
+    check(&[], "settled, Manager");
+    check(&["--datagram"], "one listening Unix stream socket");
+    check(&[], "2 descriptors");
+}
+
+fn systemd_is_told() {
+    let corner = Corner::new(None);
+    let path = corner.path("notify");
+    let heard = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    let mut command = corner.command("serve");
+    command.env("NOTIFY_SOCKET", &path);
+    let mut running = Running::start(command);
+    running.hear();
+    let next = || {
+        let mut buffer = [0; 64];
+        let length = heard.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    };
+    assert_eq!(next(), "READY=1\n");
+    running.end();
+    assert_eq!(next(), "STOPPING=1\n");
+}
+
+/// systemd's directory of credentials is root's.
+fn a_credential_of_roots_is_the_brokers_key() {
+    let corner = Corner::new(None);
+    let credentials = corner.path("credentials");
+    fs::create_dir(&credentials).unwrap();
+    fs::set_permissions(&credentials, fs::Permissions::from_mode(0o700)).unwrap();
+    let key = credentials.join(sublet::source::vault::CREDENTIAL);
+    fs::write(&key, [7; 32]).unwrap();
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o400)).unwrap();
+    let load = |with: bool| {
+        let mut command = corner.command("tell the key");
+        if with {
+            command.env("CREDENTIALS_DIRECTORY", &credentials);
+        }
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        said.split_once(MARK).unwrap_or_else(|| panic!("{output:?}")).1.to_owned()
+    };
+    assert!(load(false).starts_with("the vault has no key"));
+    assert!(load(true).starts_with("a key"));
+    assert!(!corner.state().join("keys/vault.key").exists());
+    // Root's own command opens it before it becomes the broker's user.
+    let mut set = Command::new(support::world::binary());
+    set.env_clear().env("CREDENTIALS_DIRECTORY", &credentials).current_dir("/");
+    set.arg("--config").arg(corner.path("etc/sublet.toml"));
+    set.arg("--state-dir").arg(corner.state()).args(["secret", "set", "s"]);
+    support::world::finish(set, b"a value", None).ok();
+    assert!(!corner.state().join("keys/vault.key").exists());
+    assert_eq!(fs::metadata(corner.state().join("db/sublet.db")).unwrap().uid(), corner.broker());
+}
+
+const VALUE: &[u8] = b"correct-horse-battery-staple-4711";
+
+/// Root's world, as a one-shot call leaves it, then served once.
+fn served_world() -> (World, Corner, String) {
+    let world = World::host();
+    let profile = world.leasing_with(VALUE, "default", "redact = false");
+    let mut corner = Corner::new(None);
+    corner.link_to(&world);
+    assert_eq!(corner.run("settle"), ["settled, Broker"]);
+    (world, corner, profile)
+}
+
+/// Whom each file of the state belongs to, but for what only its owner could have changed.
+#[track_caller]
+fn check_owners(world: &World, corner: &Corner) {
+    for dir in ["db", "keys"] {
+        let dir = world.state().join(dir);
+        let files: Vec<_> = fs::read_dir(&dir).unwrap().map(|e| e.unwrap().path()).collect();
+        assert!(!files.is_empty());
+        for path in files.iter().chain([&dir]) {
+            assert_eq!(fs::metadata(path).unwrap().uid(), corner.broker(), "{}", path.display());
+        }
+    }
+    assert_eq!(fs::metadata(world.state()).unwrap().uid(), 0);
+}
+
+fn roots_one_shot_state_is_taken_over_with_its_secrets() {
+    let (world, corner, profile) = served_world();
+    check_owners(&world, &corner);
+    world
+        .leased_sh(&profile, &["env"], "printf %s \"$TOKEN\"")
+        .ok()
+        .prints("correct-horse-battery-staple-4711");
+    world.call(&["audit", "verify"]).ok();
+    check_owners(&world, &corner);
+    assert_eq!(corner.run("settle"), ["settled, Broker"]);
+}
+
+fn roots_commands_leave_the_state_its_brokers() {
+    let (world, corner, profile) = served_world();
+    world.set_secret("s", b"another value, rotated");
+    world.configure(&format!(
+        "{}{}",
+        support::world::vault_secret("s", "test.use@svc.test"),
+        support::world::vault_secret("t", "test.use@svc.test")
+    ));
+    world.set_secret("t", b"a second one");
+    world.call(&["secret", "list"]).ok();
+    for channel in ["memfd", "file", "env"] {
+        let outcome = world.leased_sh(&profile, &[channel], "true").ok();
+        // The report is root's own file, in a directory of root's.
+        assert!(outcome.report.is_some());
+    }
+    world
+        .run(&["--explain", "--profile", &profile, "--lease", "test.use@svc.test", "--", "true"])
+        .ok();
+    world.call(&["secret", "rm", "t"]).ok();
+    world.call(&["audit", "list"]).ok();
+    world.call(&["audit", "verify"]).ok();
+    check_owners(&world, &corner);
+    let head = fs::metadata(world.state().join("trail.head")).unwrap();
+    assert_eq!((head.uid(), head.mode() & 0o777), (0, 0o644));
+}
+
+fn a_planted_link_does_not_lead_root() {
+    let (world, corner, profile) = served_world();
+    let victim = world.path("victim");
+    fs::write(&victim, "root's").unwrap();
+    let db = world.state().join("db");
+    for planted in ["sublet.db-wal", "sublet.db-shm", "owners"] {
+        for hard in [false, true] {
+            let (path, aside) = (db.join(planted), db.join("aside"));
+            fs::rename(&path, &aside).unwrap();
+            match hard {
+                true => fs::hard_link(&victim, &path).unwrap(),
+                false => symlink(&victim, &path).unwrap(),
+            }
+            let set = world.call_with(&["secret", "rotate", "s"], b"x");
+            let run = world.leased_sh(&profile, &["env"], "true");
+            let list = world.call(&["audit", "list"]);
+            for outcome in [&set, &run, &list] {
+                assert_ne!(outcome.status, Some(0), "{planted}, hard: {hard}\n{outcome}");
+            }
+            assert_eq!(fs::read(&victim).unwrap(), b"root's");
+            assert_eq!(fs::metadata(&victim).unwrap().uid(), 0);
+            fs::remove_file(&path).unwrap();
+            fs::rename(&aside, &path).unwrap();
+        }
+    }
+    world.call_with(&["secret", "rotate", "s"], b"y").ok();
+    check_owners(&world, &corner);
+}
+
+fn a_state_in_a_strangers_directory_is_not_entered() {
+    let (world, corner, profile) = served_world();
+    let list = || world.call(&["audit", "list"]);
+    let run = || world.leased_sh(&profile, &["env"], "true");
+    #[track_caller]
+    fn is_refused(outcome: &support::Outcome) {
+        assert_ne!(outcome.status, Some(0));
+        assert!(outcome.err().contains("refused to use the state"), "{outcome}");
+    }
+    chown(world.state(), Some(54_321), None).unwrap();
+    is_refused(&list());
+    is_refused(&run());
+    // All of it an ordinary user's: they may be read by root as that user, and its launcher would write.
+    chown(world.state(), Some(corner.broker()), None).unwrap();
+    list().ok();
+    is_refused(&run());
+    chown(world.state(), Some(0), None).unwrap();
+    list().ok();
+    run().ok();
 }

@@ -229,39 +229,55 @@ enum Form {
     Json,
 }
 
-/// The value's bytes that stand at a place, and the length of their text.
-fn unit(form: Form, text: &[u8]) -> (Vec<u8>, usize) {
-    let first = text[0];
-    let itself = (vec![first], 1);
+/// What stands at a place: so many bytes of value, in so many bytes of text.
+struct Unit {
+    bytes: [u8; 4],
+    count: usize,
+    len: usize,
+}
+
+fn one(byte: u8, len: usize) -> Unit {
+    Unit { bytes: [byte, 0, 0, 0], count: 1, len }
+}
+
+/// UTF-8, of a lone surrogate too.
+fn scalar(code: u32, len: usize) -> Unit {
+    let mut bytes =
+        [0xE0 | (code >> 12) as u8, 0x80 | (code >> 6 & 63) as u8, 0x80 | (code & 63) as u8, 0];
+    let count = char::from_u32(code).map_or(3, |c| c.encode_utf8(&mut bytes).len());
+    Unit { bytes, count, len }
+}
+
+/// An escape that is none, or that the end of the text cuts off, stands for itself.
+fn unit(form: Form, text: &[u8]) -> Unit {
+    let itself = one(text[0], 1);
     let number = |from: usize, to: usize| {
         let digits = text.get(from..to).filter(|d| d.iter().all(u8::is_ascii_hexdigit))?;
         u32::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
     };
-    match (form, first) {
-        (Form::Terminal, b'\r') if text.get(1) == Some(&b'\n') => (vec![b'\n'], 2),
-        (Form::Query, b'+') => (vec![b' '], 1),
-        (Form::Percent | Form::Query, b'%') => match number(1, 3) {
-            Some(byte) => (vec![byte as u8], 3),
-            None => itself,
-        },
+    match (form, text[0]) {
+        (Form::Terminal, b'\r') if text.get(1) == Some(&b'\n') => one(b'\n', 2),
+        (Form::Query, b'+') => one(b' ', 1),
+        (Form::Percent | Form::Query, b'%') => {
+            number(1, 3).map_or(itself, |byte| one(byte as u8, 3))
+        }
         (Form::Json, b'\\') => match text.get(1) {
-            Some(b'b') => (vec![8], 2),
-            Some(b'f') => (vec![12], 2),
-            Some(b'n') => (vec![b'\n'], 2),
-            Some(b'r') => (vec![b'\r'], 2),
-            Some(b't') => (vec![b'\t'], 2),
-            Some(b @ (b'"' | b'\\' | b'/')) => (vec![*b], 2),
+            Some(b'b') => one(8, 2),
+            Some(b'f') => one(12, 2),
+            Some(b'n') => one(b'\n', 2),
+            Some(b'r') => one(b'\r', 2),
+            Some(b't') => one(b'\t', 2),
+            Some(byte @ (b'"' | b'\\' | b'/')) => one(*byte, 2),
             Some(b'u') => match number(2, 6) {
                 Some(high @ 0xD800..0xDC00) => {
-                    let low = text[6..].starts_with(b"\\u").then(|| number(8, 12)).flatten();
-                    match low {
+                    match text[6..].starts_with(b"\\u").then(|| number(8, 12)).flatten() {
                         Some(low @ 0xDC00..0xE000) => {
-                            (utf8(0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00)), 12)
+                            scalar(0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00), 12)
                         }
-                        _ => (utf8(high), 6),
+                        _ => scalar(high, 6),
                     }
                 }
-                Some(code) => (utf8(code), 6),
+                Some(code) => scalar(code, 6),
                 None => itself,
             },
             _ => itself,
@@ -270,26 +286,15 @@ fn unit(form: Form, text: &[u8]) -> (Vec<u8>, usize) {
     }
 }
 
-/// UTF-8, of a lone surrogate too.
-fn utf8(code: u32) -> Vec<u8> {
-    match char::from_u32(code) {
-        Some(c) => c.to_string().into_bytes(),
-        None => {
-            vec![0xE0 | (code >> 12) as u8, 0x80 | (code >> 6 & 63) as u8, 0x80 | (code & 63) as u8]
-        }
-    }
-}
-
 type Found = Vec<(usize, usize)>;
 
 /// The value may begin in any byte of the unit at `at`.
 fn find_spelled(form: Form, value: &[u8], text: &[u8], at: usize, found: &mut Found) {
-    let (first, _) = unit(form, &text[at..]);
-    for skipped in 0..first.len() {
+    for skipped in 0..unit(form, &text[at..]).count {
         let (mut place, mut matched, mut skip) = (at, 0, skipped);
         'units: while place < text.len() {
-            let (bytes, len) = unit(form, &text[place..]);
-            for byte in &bytes[skip..] {
+            let Unit { bytes, count, len } = unit(form, &text[place..]);
+            for byte in &bytes[skip..count] {
                 // A line break at the value's end belongs to it only where it is escaped.
                 let layout = matched >= core(value).len() && (len == 1 || form == Form::Terminal);
                 if layout || value.get(matched) != Some(byte) {

@@ -222,7 +222,14 @@ fn tampered(mut feed: Feed<'_>) {
         events.iter().cloned().map(Ok).collect()
     };
     let verified = |kept: Option<&KeptHead>, given: Option<&Head>| {
-        let Ok(report) = audit::verify(trail(&events), kept, BOOT, given);
+        let mut known = audit::Known::trail(&[]);
+        if let Some(kept) = kept {
+            known = known.kept(kept, BOOT);
+        }
+        if let Some(given) = given {
+            known = known.head(given);
+        }
+        let Ok(report) = audit::verify(trail(&events), known);
         report
     };
     let report = verified(Some(&kept), None);

@@ -15,7 +15,7 @@ use crate::model::moment::timestamp_text;
 use crate::policy::environment::{Given, Origin};
 use crate::profile::NetworkMode;
 use crate::relay::connection::Connection;
-use crate::relay::frames::{Kind, MAX_PAYLOAD};
+use crate::relay::frames::Kind;
 use crate::run::caller::{Caller, Client};
 use crate::run::ledger::Ledger;
 use crate::run::mailbox::{Mail, Mailbox};
@@ -180,8 +180,7 @@ impl Task {
                 (Kind::Error, body.to_string().into_bytes())
             }
         };
-        let whole = &last[..last.len().min(MAX_PAYLOAD)];
-        if let Err(e) = caller.finish(kind, whole) {
+        if let Err(e) = caller.finish(kind, &last) {
             tracing::debug!(error = %e, "the client did not take the end of its exec");
         }
     }

@@ -125,6 +125,8 @@ pub fn settle(settlement: &Settlement<'_>) -> Result<Settled, SettleError> {
     let account = account(host)?;
     walls::close_to_others()?;
     walls::raise_limits()?;
+    // Kept for all that comes: it cannot be read afterwards.
+    crate::host::now().map_err(walls::failed("read the clocks"))?;
 
     // With the rights that this process started with: everything that is needed, opened or made.
     let state = state::take_over(&host.state_dir, account)?;
@@ -152,8 +154,8 @@ pub fn settle(settlement: &Settlement<'_>) -> Result<Settled, SettleError> {
 
     let posture = Posture::of(account, landlock_abi, control_from);
     Ok(Settled {
+        control_path: sockets::path_of(&control, &place),
         control,
-        control_path: place.control(),
         runs_dir: place.runs(),
         key,
         manager,

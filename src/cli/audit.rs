@@ -150,19 +150,17 @@ impl Since {
 }
 
 pub fn execute(globals: &Globals, args: &AuditArgs) -> Answer {
+    let state = || load::host_of_state(globals);
     match &args.action {
-        Action::List(args) => list(globals, reader(&load::host_of_state(globals)?)?.as_ref(), args),
-        Action::Show(args) => {
-            show(globals, reader(&load::host_of_state(globals)?)?.as_ref(), &args.lease)
-        }
-        Action::Tail(args) => tail::execute(globals, &load::host_of_state(globals)?, args),
+        Action::List(args) => list(globals, reader(&state()?)?.as_ref(), args),
+        Action::Show(args) => show(globals, reader(&state()?)?.as_ref(), &args.lease),
+        Action::Tail(args) => tail::execute(globals, &state()?, args),
+        Action::Checkpoint(args) => checkpoint::execute(globals, &state()?, args),
+        Action::Key(args) => checkpoint::key(globals, &state()?, args),
+        // These look at the caller's files first.
         Action::Verify(args) => verify::execute(globals, args),
-        Action::Checkpoint(args) => {
-            checkpoint::execute(globals, &load::host_of_state(globals)?, args)
-        }
-        Action::Key(args) => checkpoint::key(globals, &load::host_of_state(globals)?, args),
-        Action::Rotate(args) => rotate::execute(globals, &load::host_of_state(globals)?, args),
-        Action::Export(args) => export::execute(globals, &load::host_of_state(globals)?, args),
+        Action::Rotate(args) => rotate::execute(globals, args),
+        Action::Export(args) => export::execute(globals, args),
     }
 }
 

@@ -4,7 +4,6 @@
 use super::fail::{Answer, NO, YES};
 use super::output::Output;
 use super::{Globals, load};
-use crate::config::UidPool;
 use crate::doctor::{Check, Places, Report, Status, examine};
 use crate::host::{Host, HostError, default_config_file};
 
@@ -24,26 +23,27 @@ Exit status:
   2    sublet could not look";
 
 pub fn execute(globals: &Globals, _args: &DoctorArgs) -> Answer {
-    let (state_dir, uid_pool, config_error) = match Host::load(&load::places(globals)) {
-        Ok(host) => (Some(host.state_dir), host.config.host.uid_pool, None),
-        Err(error) => {
-            // A file that cannot be read is found by its own check.
-            let invalid = match error {
-                HostError::Config(located) => Some(located.to_string()),
-                _ => None,
-            };
-            (globals.state_dir.clone(), UidPool::default(), invalid)
-        }
-    };
-    let report = examine(&Places {
+    let mut places = Places {
         config_is_named: globals.config.is_some(),
         config: globals.config.clone().or_else(default_config_file),
-        config_error,
-        state_dir,
-        uid_pool,
+        state_dir: globals.state_dir.clone(),
         // The root stands in where the current directory is gone.
         workspace: std::env::current_dir().unwrap_or_else(|_| "/".into()),
-    });
+        ..Places::default()
+    };
+    match Host::load(&load::places(globals)) {
+        Ok(host) => {
+            places.broker = Some(host.broker_account().map_err(|e| e.to_string()));
+            places.uid_pool = host.config.host.uid_pool;
+            places.waive = host.config.host.waive;
+            places.runtime_dir = Some(host.runtime_dir);
+            places.state_dir = Some(host.state_dir);
+        }
+        Err(HostError::Config(located)) => places.config_error = Some(located.to_string()),
+        // A file that cannot be read is found by its own check.
+        Err(_) => {}
+    }
+    let report = examine(&places);
     let mut output = Output::new(globals.json);
     if globals.json {
         output.object(&report)?;

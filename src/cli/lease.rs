@@ -10,6 +10,7 @@ use clap::builder::{StringValueParser, TypedValueParser};
 
 use super::fail::{Answer, Failure, NO, YES};
 use super::output::Output;
+use super::verify_envelope::{self, VerifyEnvelopeArgs};
 use super::{Globals, run, socket};
 use crate::api::client::{Client, ClientError};
 use crate::api::wire::{BatchBody, LeaseBody, LeaseObject, RenewBody, RevocationBody, RevokeBody};
@@ -33,7 +34,7 @@ Examples:
 
 Exit status:
   0    done
-  1    the answer is no: denied, with the reason's name; no such lease
+  1    the answer is no: denied, with the reason's name; no such lease; an envelope that is not valid
   2    sublet could not do it: no broker answers";
 
 const REQUEST_HELP: &str = "\
@@ -101,6 +102,8 @@ pub enum Action {
     Renew(RenewArgs),
     /// Take leases back: wipe what they delivered, at once
     Revoke(RevokeArgs),
+    /// Check a signed envelope offline
+    Verify(VerifyEnvelopeArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -186,6 +189,7 @@ pub struct RevokeArgs {
 pub fn execute(globals: &Globals, args: &LeaseArgs) -> Answer {
     let mut output = Output::new(globals.json);
     match &args.action {
+        Action::Verify(args) => return verify_envelope::execute(globals, args),
         Action::Request(args) => {
             let client = socket::of_a_run(globals, args.socket.as_deref(), args.run.as_ref())?;
             let granted = request(&client, args).map_err(|e| Failure::from(&e))?;

@@ -29,8 +29,14 @@ pub fn host(globals: &Globals) -> Result<Host, Failure> {
 /// As [`host`], for commands that open the state: root becomes the user whom the state belongs to.
 pub fn host_of_state(globals: &Globals) -> Result<Host, Failure> {
     let host = host(globals)?;
-    host.become_state_owner().map_err(|e| Failure::from(&e))?;
+    enter_state(&host)?;
     Ok(host)
+}
+
+/// Root becomes the user whom the state belongs to. Before any of it is opened, and after all else that
+/// takes root.
+pub fn enter_state(host: &Host) -> Result<(), Failure> {
+    host.become_state_owner().map_err(|e| Failure::from(&e))
 }
 
 pub fn profile(host: &Host, named: &str) -> Result<Profile, Failure> {

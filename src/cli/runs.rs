@@ -83,7 +83,8 @@ pub struct StartArgs {
     /// The person or workflow that authorises it
     #[arg(long, value_name = "NAME")]
     pub principal: IdentityName,
-    /// What its sandboxes may do: a profile's name, or a file that is root's
+    /// What its sandboxes may do: a profile's name. A file must be root's, and lie where the broker may
+    /// read: in `profiles/` beside the configuration
     #[arg(long, value_name = "NAME|FILE", default_value = "default")]
     pub profile: String,
     /// The directory to work in, below one of the host's `workspaces` [default: the current directory]

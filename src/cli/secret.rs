@@ -19,7 +19,7 @@ use crate::model::event::{Draft, EventType};
 use crate::model::moment::{Moment, timestamp_text};
 use crate::model::name::SecretName;
 use crate::model::secret::{MAX_VALUE, Secret};
-use crate::source::vault::{self, VaultError, VaultKey};
+use crate::source::vault::{self, KeySource, VaultError};
 use crate::store::{Durability, Reader, Store, StoreError, Tx};
 
 #[derive(Debug, clap::Args)]
@@ -132,23 +132,38 @@ pub fn vault_failure(error: &VaultError) -> Failure {
 }
 
 pub fn execute(globals: &Globals, args: &SecretArgs) -> Answer {
-    let host = load::host_of_state(globals)?;
-    match &args.action {
-        Action::Set(value) => put(globals, &host, value, EventType::SecretSet),
-        Action::Rotate(value) => put(globals, &host, value, EventType::SecretRotated),
-        Action::List(ListArgs {}) => list(globals, &host),
-        Action::Rm(NameArgs { name }) => remove(globals, &host, name),
-    }
+    let host = load::host(globals)?;
+    let (value, kind) = match &args.action {
+        Action::Set(value) => (value, EventType::SecretSet),
+        Action::Rotate(value) => (value, EventType::SecretRotated),
+        Action::List(ListArgs {}) => {
+            load::enter_state(&host)?;
+            return list(globals, &host);
+        }
+        Action::Rm(NameArgs { name }) => {
+            load::enter_state(&host)?;
+            return remove(globals, &host, name);
+        }
+    };
+    // A service's credentials are root's.
+    let keys = KeySource::open(&host.state_dir, load::credentials_directory().as_deref())
+        .map_err(|e| vault_failure(&e))?;
+    load::enter_state(&host)?;
+    put(globals, &host, &keys, value, kind)
 }
 
-fn put(globals: &Globals, host: &Host, args: &ValueArgs, kind: EventType) -> Answer {
+fn put(
+    globals: &Globals,
+    host: &Host,
+    keys: &KeySource,
+    args: &ValueArgs,
+    kind: EventType,
+) -> Answer {
     let name = &args.name;
     // The store first: no one types a value twice to hear that it cannot be kept.
     let mut store = Store::open(&host.state_dir).map_err(|e| Failure::from(&e))?;
     refuse_early(&store, name, kind)?;
-    let credentials = load::credentials_directory();
-    let key = VaultKey::load_or_create(&host.state_dir, credentials.as_deref())
-        .map_err(|e| vault_failure(&e))?;
+    let key = keys.load_or_create().map_err(|e| vault_failure(&e))?;
     let value = value(name, args.trim)?;
     let now = load::now()?;
 

@@ -47,9 +47,10 @@ Revocation:
 const MAX_JWKS: u64 = 1 << 20;
 
 pub fn execute(globals: &Globals, args: &VerifyEnvelopeArgs) -> Answer {
-    let keys = keys(globals, args.jwks.as_deref())?;
-    // One byte more than an envelope can have is enough to refuse it.
+    // One byte more than an envelope can have is enough to refuse it. Read first: root becomes the state's
+    // user before it looks for the key there.
     let bytes = read(&args.file, MAX_ENVELOPE as u64 + 1)?;
+    let keys = keys(globals, args.jwks.as_deref())?;
     let now = jiff::Timestamp::now();
     let checked = envelope::verify(&bytes, &keys, now, None).and_then(|envelope| {
         args.issuer.as_deref().map_or(Ok(()), |name| envelope.must_be_from(name))?;

@@ -76,8 +76,30 @@ pub struct Host {
     pub uid_pool: UidPool,
     /// Absolute; where the sockets are. Nothing: `/run/sublet`, for a user `$XDG_RUNTIME_DIR/sublet`.
     pub runtime_dir: Option<PathBuf>,
+    /// How many sandboxes `serve` keeps standing ahead of their commands, for runs that executed lately.
+    pub warm: Warm,
     /// Walls of the broker that this host may lack.
     pub waive: Vec<BrokerWall>,
+}
+
+/// How many sandboxes are kept ahead; each is a process that waits, with a uid of the pool and a cgroup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(try_from = "u32")]
+pub struct Warm(pub usize);
+
+impl Warm {
+    const MOST: u32 = 256;
+}
+
+impl TryFrom<u32> for Warm {
+    type Error = String;
+
+    fn try_from(count: u32) -> Result<Self, String> {
+        if count > Self::MOST {
+            return Err(format!("at most {} sandboxes are kept warm", Self::MOST));
+        }
+        Ok(Self(count as usize))
+    }
 }
 
 /// A wall around the broker that an old kernel lacks, and that the host's owner may do without.

@@ -11,7 +11,7 @@ use toml::Spanned;
 use crate::config::place::{self, Located};
 use crate::config::{
     AllowPattern, BrokerWall, Ceilings, Host, HostConfig, Leases, SOURCE_TIMEOUT, SecretEntry,
-    SecretSource, State, UidPool,
+    SecretSource, State, UidPool, Warm,
 };
 use crate::model::moment::Span;
 use crate::model::name::{IdentityName, Permission, SecretName};
@@ -48,6 +48,8 @@ struct RawHost {
     user: Option<Spanned<String>>,
     uid_pool: Option<UidPool>,
     runtime_dir: Option<Spanned<PathBuf>>,
+    #[serde(default)]
+    warm: Warm,
     #[serde(default)]
     waive: Vec<BrokerWall>,
 }
@@ -120,6 +122,7 @@ pub(super) fn parse(text: &str, origin: &str) -> Result<HostConfig, Box<Located>
                 .runtime_dir
                 .map(|dir| at.absolute(dir, "host.runtime_dir"))
                 .transpose()?,
+            warm: raw.host.warm,
             waive: raw.host.waive,
         },
         ceilings: {

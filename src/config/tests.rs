@@ -93,6 +93,8 @@ fn what_is_wrong_is_said_with_its_place() {
     refused("[host]\nworkspaces = [\"/srv\", \"/srv/../etc\"]", &["sublet.toml:2:23", "`..`"]);
     refused("[host]\nuser = \"root\"", &["sublet.toml:2:8", "must not be root"]);
     refused("[host]\nuid_pool = \"0:10\"", &["sublet.toml:2:12", "below 1000"]);
+    refused("[host]\nwarm = 257", &["sublet.toml:2:8", "at most 256"]);
+    assert_eq!(from("[host]\nwarm = 4").unwrap().host.warm, Warm(4));
     let config = from("[leases]\nmax_ttl = \"1m\"\n[host]\nuid_pool = \"100000:65536\"").unwrap();
     assert_eq!(config.leases.default_ttl, Span::seconds(60));
 }

@@ -8,8 +8,10 @@
 //! - [`memory`]: where a value could outlive its exec: swap, cores, freed pages
 //! - [`host`]: cgroups, capabilities, ptrace
 //! - [`places`]: the state directory and the configuration
+//! - [`broker`]: what `sublet serve` would be here
 #![forbid(unsafe_code)]
 
+pub mod broker;
 pub mod host;
 pub mod kernel;
 pub mod memory;
@@ -109,6 +111,7 @@ pub fn examine(places: &Places) -> Report {
         host::examine(privileges.mode),
         memory::examine(is_privileged),
         places::examine(places),
+        broker::examine(places, privileges.mode),
     ];
     Report { checks: checks.into_iter().flatten().collect() }
 }

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::Access;
 
 use super::Check;
-use crate::config::UidPool;
+use crate::config::{BrokerWall, UidPool};
+use crate::host::Account;
 
 /// Where sublet would look.
 #[derive(Debug, Clone, Default)]
@@ -25,6 +26,13 @@ pub struct Places {
     pub workspace: PathBuf,
     /// The host users that execs are to run as.
     pub uid_pool: UidPool,
+    /// Where `sublet serve` would have its sockets. Nothing as for the state.
+    pub runtime_dir: Option<PathBuf>,
+    /// Whose `sublet serve` would be where root starts it, or why it could be no one's. Nothing as for the
+    /// state.
+    pub broker: Option<Result<Account, String>>,
+    /// Walls of the broker that the configuration does without.
+    pub waive: Vec<BrokerWall>,
 }
 
 pub fn examine(places: &Places) -> Vec<Check> {
@@ -122,6 +130,16 @@ fn state_directory(path: &Path) -> Check {
             found,
             "nothing can be recorded there, so nothing is granted",
             "name a directory of this user's with --state-dir",
+        );
+    }
+    let db = path.join("db").symlink_metadata().ok().map(|db| db.uid());
+    if let Some(owner) = db.filter(|&db| me == 0 && meta.uid() == 0 && db != 0)
+        && meta.mode() & 0o022 == 0
+    {
+        return Check::ok(
+            NAME,
+            format!("{found}; what is recorded belongs to uid {owner}, a broker's user"),
+            "root's own commands become that user before they touch it",
         );
     }
     if meta.uid() != me || meta.mode() & 0o022 != 0 {

@@ -425,3 +425,50 @@ fn a_checkpoint_says_what_was_signed_and_nothing_else_passes_for_one() {
     malformed(format!("{origin}\n1\n{hash}\n{rest}rotated 2\n"));
     malformed(format!("{origin}\n1\n{hash}\n{rest}rotated 0\n"));
 }
+
+/// What begins as one of ours and goes on as it likes, or is nothing of the kind.
+fn strange(good: String) -> impl proptest::strategy::Strategy<Value = Vec<u8>> {
+    use proptest::prelude::*;
+    let len = good.len();
+    let spoiled = (any::<prop::sample::Index>(), any::<Vec<u8>>(), 0..len).prop_map(
+        move |(at, with, cut)| {
+            let mut bytes = good.clone().into_bytes();
+            let at = at.index(len);
+            bytes.splice(at..(at + cut).min(len), with);
+            bytes
+        },
+    );
+    prop_oneof![spoiled, any::<Vec<u8>>()]
+}
+
+proptest::proptest! {
+    /// Nothing panics, and nothing but the signed bytes is taken.
+    #[test]
+    fn whatever_comes_is_refused_in_words(
+        sealed in strange(sign(&envelope(), &key())),
+        note in strange(checkpoint_of_1().note().to_owned()),
+        set in strange(key().public().jwks().to_string()),
+        vkey in strange(key().public().trail_key().to_string()),
+    ) {
+        let keys = Jwks::of([key().public().clone()]);
+        if let Ok(found) = verify(&sealed, &keys, at("2026-11-22T10:01:00Z"), None) {
+            assert_eq!(found, envelope());
+        }
+        let text = String::from_utf8_lossy(&note);
+        if let Ok(found) = Checkpoint::open(&text, &[key().public().trail_key()]) {
+            assert_eq!(found.checkpoint(), checkpoint_of_1().checkpoint());
+        }
+        drop(Checkpoint::unproven(&text));
+        drop(Jwks::parse(&set));
+        if let Ok(found) = String::from_utf8_lossy(&vkey).parse::<NoteKey>() {
+            assert_eq!(found.to_string().parse(), Ok(found));
+        }
+        drop(crate::model::event::RecordedEvent::from_line(&text));
+    }
+}
+
+fn checkpoint_of_1() -> SignedCheckpoint {
+    let head = Head { seq: 1, hash: EventHash::from_bytes([7; 32]) };
+    let (time, host) = (at("2026-11-22T10:00:00Z"), "host-1".to_owned());
+    Checkpoint { head, time, host, cut: Some(Cut { first: 1 }) }.sign(&key())
+}

@@ -18,7 +18,7 @@ pub enum OwnerError {
     #[error("could not look at {path}")]
     Unreadable { path: PathBuf, source: io::Error },
     #[error(
-        "refused to use the state in {path} as root: it belongs to uid {owner}, and the directory around it to uid {above}; chown the one or the other, after a look at what lies there"
+        "refused to use the state in {path} as root: it belongs to uid {owner}, and the directory around it to uid {above}; run as that user, or choose another with --state-dir"
     )]
     Foreign { path: PathBuf, owner: u32, above: u32 },
     #[error("could not become uid {uid}, to whom the state belongs: {step}")]
@@ -27,7 +27,8 @@ pub enum OwnerError {
     Regained { uid: u32 },
 }
 
-pub(super) fn become_owner_of(state_dir: &Path) -> Result<(), OwnerError> {
+/// `beside_roots`: whether a process of root's goes on to write in the state's directory.
+pub(super) fn become_owner_of(state_dir: &Path, beside_roots: bool) -> Result<(), OwnerError> {
     if !rustix::process::geteuid().is_root() {
         return Ok(());
     }
@@ -38,7 +39,8 @@ pub(super) fn become_owner_of(state_dir: &Path) -> Result<(), OwnerError> {
     };
     match (db.uid(), above.uid()) {
         (0, _) => Ok(()),
-        (owner, above) if above == 0 || above == owner => settle_as(owner, db.gid()),
+        (owner, 0) => settle_as(owner, db.gid()),
+        (owner, above) if above == owner && !beside_roots => settle_as(owner, db.gid()),
         (owner, above) => Err(OwnerError::Foreign { path, owner, above }),
     }
 }

@@ -74,6 +74,7 @@ enum Delivery {
 
 pub struct Exec {
     pub number: ExecNumber,
+    spec: Spec,
     sandbox: Sandbox,
     deliveries: Vec<Delivery>,
     names: Names,
@@ -121,12 +122,13 @@ impl Exec {
     pub fn prepare(
         order: Prepare,
         setting: &Setting,
-        warm: Option<Warm>,
+        warm: &mut Pool,
         prepared: impl FnOnce(BrokerEnds),
     ) -> Result<Self, Refusal> {
-        let compiled = compile::sandbox(&Spec::of(&order), &setting.host, setting.mode)?;
+        let spec = Spec::of(&order);
+        let compiled = compile::sandbox(&spec, &setting.host, setting.mode)?;
         let command = compile::command(&order, &compiled)?;
-        let mut sandbox = match warm.and_then(|warm| warm.into_sandbox(&compiled)) {
+        let mut sandbox = match warm.take(&spec).and_then(|warm| warm.into_sandbox(&compiled)) {
             Some(sandbox) => sandbox,
             None => Sandbox::build(&compiled, &order.exec_id, setting)?,
         };
@@ -143,6 +145,7 @@ impl Exec {
         let path = compiled.profile.environment.path.iter().map(ToString::to_string);
         Ok(Self {
             number: order.exec,
+            spec,
             sandbox,
             names: Names {
                 command: String::from_utf8_lossy(&order.argv[0]).into_owned(),
@@ -164,6 +167,11 @@ impl Exec {
 
     pub fn socket(&self) -> BorrowedFd<'_> {
         self.sandbox.socket.as_fd()
+    }
+
+    /// What its sandbox was made for, and another one may be.
+    pub fn spec(&self) -> &Spec {
+        &self.spec
     }
 
     pub fn pidfd(&self) -> BorrowedFd<'_> {

@@ -18,7 +18,7 @@ use rustix::time::{
 };
 
 use super::compile;
-use super::exec::{Exec, Happened, Setting};
+use super::exec::{Exec, Happened, Pool, Setting};
 use super::explain;
 use super::source::{self, Helper};
 use super::wire::{self, ExecNumber, Notice, Order, Refusal, RefusalKind, WireError};
@@ -145,6 +145,8 @@ struct Launcher {
     setting: Setting,
     execs: BTreeMap<Key, Live>,
     helpers: BTreeMap<Key, (Helper, Key)>,
+    /// Sandboxes without a command yet.
+    warm: Pool,
     next_key: Key,
     alarm: Option<OwnedFd>,
     /// What the alarm is set to.
@@ -188,12 +190,18 @@ impl Launcher {
             proc_is_masked: super::exec::proc_is_masked(),
             cgroups: Cgroups::open(mode).map_err(|e| compile::chain(&e)),
         };
+        let warm = match trust {
+            // One exec, and the end.
+            Trust::Invoker => Pool::default(),
+            Trust::Host => Pool::new(setting.host.config.host.warm.0),
+        };
         let launcher = Self {
             sessions: BTreeMap::from([(ROOT, root)]),
             epoll,
             setting,
             execs: BTreeMap::new(),
             helpers: BTreeMap::new(),
+            warm,
             next_key: ROOT + 1,
             alarm: None,
             alarm_set: None,
@@ -240,7 +248,13 @@ impl Launcher {
             data: epoll::EventData::new_u64(0),
         }; 32];
         self.set_alarm()?;
-        let count = match epoll::wait(&self.epoll, &mut events, None) {
+        // What is wanted ahead is built when nothing else is to be done.
+        let patience = self.warm.is_wanting().then_some(Timespec { tv_sec: 0, tv_nsec: 0 });
+        let count = match epoll::wait(&self.epoll, &mut events, patience.as_ref()) {
+            Ok(0) if patience.is_some() => {
+                self.warm.refill(&self.setting);
+                0
+            }
             Ok(count) => count,
             Err(Errno::INTR) => 0,
             Err(e) => return Err(e.into()),
@@ -301,7 +315,8 @@ impl Launcher {
 
     fn next_time(&self) -> Option<Duration> {
         let execs = self.execs.values().filter_map(|live| live.exec.next_time());
-        execs.chain(self.helpers.values().map(|(helper, _)| helper.deadline)).min()
+        let helpers = self.helpers.values().map(|(helper, _)| helper.deadline);
+        execs.chain(helpers).chain(self.warm.next_time()).min()
     }
 
     /// The next order of a session. False when it was the root's last.
@@ -424,7 +439,7 @@ impl Launcher {
                 eprintln!("sublet: launcher: {}", compile::chain(&e));
             }
         };
-        match Exec::prepare(prepare, &self.setting, None, prepared) {
+        match Exec::prepare(prepare, &self.setting, &mut self.warm, prepared) {
             Ok(exec) => {
                 let key = self.fresh_key();
                 self.watch(exec.socket(), Token::Socket(key))?;
@@ -485,6 +500,7 @@ impl Launcher {
             }
         }
         let number = exec.number;
+        self.warm.want(exec.spec());
         let notice = match exec.end() {
             Ok((ending, deliveries)) => Notice::Ended { exec: number, ending, deliveries },
             Err(refusal) => Notice::Refused { exec: number, refusal },
@@ -521,6 +537,7 @@ impl Launcher {
 
     fn on_time(&mut self) -> Result<(), LauncherError> {
         let now = clock::boottime();
+        self.warm.on_time(now);
         for (helper, _) in self.helpers.values().filter(|(h, _)| h.deadline <= now) {
             helper.kill()?;
         }
@@ -564,6 +581,7 @@ impl Launcher {
 
     /// The broker is gone: nothing lives on.
     fn leave(&mut self) {
+        self.warm.clear();
         for live in self.execs.values_mut() {
             live.exec.kill();
         }

@@ -136,6 +136,11 @@ impl Draft {
 
     /// Gives it a fresh id and its place after `head`, bounds what users said, and hashes it.
     pub fn seal(self, head: &Head) -> Event {
+        self.sealed(head).0
+    }
+
+    /// [`Draft::seal`], and what the store keeps of it, which is [`Event::record`].
+    pub fn sealed(self, head: &Head) -> (Event, RecordedEvent) {
         let mut budget = MAX_DETAIL;
         let text = |text: String| bounded(&text, MAX_TEXT);
         let mut event = Event {
@@ -162,8 +167,10 @@ impl Draft {
             prev_hash: head.hash,
             hash: EventHash::ZERO,
         };
-        event.hash = EventHash::of_body(&event.body());
-        event
+        let body = event.body();
+        event.hash = EventHash::of_body(&body);
+        let record = RecordedEvent { seq: event.seq, hash: event.hash.to_string(), body };
+        (event, record)
     }
 }
 
@@ -214,7 +221,7 @@ impl Event {
 
     /// What is hashed, after [`DOMAIN`].
     pub fn body(&self) -> String {
-        body_of(&self.line())
+        body_of(self.line())
     }
 
     /// What is exported: one JSON object, `hash` last, without a line feed.
@@ -241,10 +248,10 @@ impl Event {
 /// `,"hash":"` and 64 digits and `"}`.
 const HASH_MEMBER: usize = 9 + 64 + 2;
 
-fn body_of(line: &str) -> String {
-    let mut body = line[..line.len().saturating_sub(HASH_MEMBER)].to_owned();
-    body.push('}');
-    body
+fn body_of(mut line: String) -> String {
+    line.truncate(line.len().saturating_sub(HASH_MEMBER));
+    line.push('}');
+    line
 }
 
 /// An event as it lies in the store, where anyone who may write there can have changed any part of it:

@@ -78,7 +78,7 @@ impl Unit {
 pub(super) fn unit(form: Form, text: &Text<'_>, at: Place) -> Unit {
     let Some(first) = text.get(at) else { return Unit::CutOff };
     match (form, first) {
-        (Form::Terminal, b'\r') => match text.get(at + 1) {
+        (Form::Terminal, b'\r') => match text.ahead(at + 1) {
             None => Unit::CutOff,
             Some(b'\n') => Unit::byte(b'\n', 2),
             Some(_) => Unit::byte(first, 1),
@@ -95,7 +95,7 @@ pub(super) fn unit(form: Form, text: &Text<'_>, at: Place) -> Unit {
 }
 
 fn escape(text: &Text<'_>, at: Place) -> Unit {
-    let Some(letter) = text.get(at + 1) else { return Unit::CutOff };
+    let Some(letter) = text.ahead(at + 1) else { return Unit::CutOff };
     if let Some(&(byte, _)) = SHORT.iter().find(|(_, short)| *short == letter) {
         return Unit::byte(byte, 2);
     }
@@ -109,7 +109,7 @@ fn escape(text: &Text<'_>, at: Place) -> Unit {
         Number::Is(code) => return Unit::scalar(code, 6),
     };
     for (offset, expected) in [(6, b'\\'), (7, b'u')] {
-        match text.get(at + offset) {
+        match text.ahead(at + offset) {
             None => return Unit::CutOff,
             Some(byte) if byte == expected => {}
             Some(_) => return Unit::scalar(high, 6),
@@ -145,7 +145,7 @@ enum Number {
 fn hex_number(text: &Text<'_>, at: Place, digits: Place) -> Number {
     let mut number = 0;
     for place in at..at + digits {
-        match text.get(place).map(|byte| digit(Form::Hex, byte)) {
+        match text.ahead(place).map(|byte| digit(Form::Hex, byte)) {
             None => return Number::CutOff,
             Some(None) => return Number::Not,
             Some(Some(digit)) => number = number << 4 | u32::from(digit),

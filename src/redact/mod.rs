@@ -137,6 +137,9 @@ impl Redactor {
     /// after the pause, then the part that comes after it is still found and masked.
     pub fn flush(&mut self, out: &mut Vec<u8>) {
         let text = self.window.text(&[]);
+        for reader in self.groups.iter().flat_map(|group| &group.readers) {
+            reader.run_out(&self.patterns, text, &mut self.found);
+        }
         self.screen.show(&text, text.end(), &mut self.found, out);
         self.forget();
         self.window.slide(self.needed(self.window.end()), &[]);

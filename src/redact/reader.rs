@@ -9,6 +9,7 @@ use super::stretches::Stretches;
 use super::window::{Place, Text};
 
 /// One way of cutting the text into units, from the place where it was begun.
+#[derive(Clone)]
 pub(super) struct Reader {
     form: Form,
     lanes: Box<[Lane]>,
@@ -261,6 +262,14 @@ impl Reader {
     /// Where the text begins that is needed to read on.
     pub fn needs_from(&self) -> Place {
         self.undecided_from().min(self.at).min(self.last.unwrap_or(self.at))
+    }
+
+    /// Reads what is left of a text that goes no further now: a cut-off unit stands for itself. The reader
+    /// stays where it is, because the text may go on after all.
+    pub fn run_out(&self, patterns: &Patterns, text: Text<'_>, found: &mut Stretches) {
+        if self.live && self.form.phases() == 1 && self.at < text.end() {
+            self.clone().run(patterns, &text.over(), text.end(), found);
+        }
     }
 
     /// Goes on without the text read so far: what it matched stays matched.

@@ -332,6 +332,30 @@ fn a_flush_shows_what_is_held_and_the_rest_is_still_found() {
 }
 
 #[test]
+fn an_escape_that_the_end_cuts_off_stands_for_itself() {
+    for (value, text) in [
+        (&b"per cent 4%"[..], "per%20cent%204%"),
+        (b"per cent %4", "per%20cent+%4"),
+        (b"a/b/c/d/e\\", r"a\/b\/c/d/e\"),
+        (b"a/b/c/d/e\\u00e", r"a\/b\/c/d/e\u00e"),
+        ("a/b/c/d/é\\ud83".as_bytes(), r"a\/b/c/d/\u00e9\ud83"),
+    ] {
+        check_all(&[value], text.as_bytes(), b"***");
+        // The text goes on after the pause as an escape of something else: what was shown is masked.
+        let mut redactor = redactor(&[value]);
+        let mut out = Vec::new();
+        redactor.push(text.as_bytes(), &mut out);
+        redactor.flush(&mut out);
+        redactor.push(b"41 and more", &mut out);
+        redactor.flush(&mut out);
+        assert!(out.starts_with(b"***") && out.ends_with(b"41 and more"), "{}", show(&out));
+    }
+    // The allow twins: the escape is another character, or the value is not whole.
+    check_all(&[b"per cent 4%"], b"per%20cent%204%41", b"per%20cent%204%41");
+    check_all(&[b"per cent 4%%"], b"per%20cent%204%", b"per%20cent%204%");
+}
+
+#[test]
 fn a_border_survives_a_flush() {
     let value = b"abcabcabcabX";
     let mut redactor = redactor(&[value]);

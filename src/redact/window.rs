@@ -31,6 +31,7 @@ pub(super) struct Text<'a> {
     chunk: &'a [u8],
     base: Place,
     chunk_base: Place,
+    is_over: bool,
 }
 
 impl Window {
@@ -51,7 +52,7 @@ impl Window {
 
     pub fn text<'a>(&'a self, chunk: &'a [u8]) -> Text<'a> {
         let kept = &self.memory.expose()[self.from..self.to];
-        Text { kept, chunk, base: self.base, chunk_base: self.end() }
+        Text { kept, chunk, base: self.base, chunk_base: self.end(), is_over: false }
     }
 
     /// Sees to it that [`Window::slide`] has room.
@@ -114,6 +115,11 @@ impl Window {
 }
 
 impl Text<'_> {
+    /// The same, and nothing follows it.
+    pub fn over(self) -> Self {
+        Self { is_over: true, ..self }
+    }
+
     pub fn end(&self) -> Place {
         self.chunk_base + self.chunk.len() as Place
     }
@@ -126,6 +132,13 @@ impl Text<'_> {
         } else {
             self.kept.get((place - self.base) as usize).copied()
         }
+    }
+
+    /// As [`Text::get`], for a byte that may decide what stands before it. Behind the end of a text that is
+    /// over stands a NUL, which goes on with no escape.
+    #[inline]
+    pub fn ahead(&self, place: Place) -> Option<u8> {
+        self.get(place).or(self.is_over.then_some(0))
     }
 
     pub fn copy(&self, from: Place, to: Place, out: &mut Vec<u8>) {

@@ -125,6 +125,10 @@ impl Connection {
     ) -> Result<(), ConnectionError> {
         let until = Instant::now() + patience;
         self.push(kind, payload)?;
+        // A frame that is full is continued; the last one never is.
+        if !payload.is_empty() && payload.len().is_multiple_of(frames::MAX_PAYLOAD) {
+            self.push(kind, &[])?;
+        }
         while self.has_unsent() {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {

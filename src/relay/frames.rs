@@ -29,9 +29,9 @@ pub enum Kind {
     Window = 4,
     /// JSON: `{"exec_id"}`.
     Started = 5,
-    /// JSON: the report. The last frame.
+    /// JSON: the report. The last; a frame that is full is continued by the next.
     Exit = 6,
-    /// JSON: an error object. The last frame.
+    /// JSON: an error object. The last, in the same way.
     Error = 7,
 }
 

@@ -59,7 +59,6 @@ pub fn prepared(session: &Session) -> Result<Prepared, RunError> {
 
 /// Every value but those of `git`, which are resolved at their `get`.
 pub fn resolve(
-    scene: &Scene,
     ledger: &Ledger,
     session: &Session,
     caller: &Caller,
@@ -69,7 +68,7 @@ pub fn resolve(
         .iter()
         .map(|lease| match lease.record.channel {
             Channel::Git => Ok(None),
-            _ => value::resolve(scene, ledger, session, Some(caller), &lease.grant).map(Some),
+            _ => value::resolve(ledger, session, Some(caller), &lease.grant).map(Some),
         })
         .collect()
 }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::io;
+use std::path::PathBuf;
 
 use crate::delivery::container::ContainerError;
 use crate::host::HostError;
@@ -35,6 +36,8 @@ pub enum RunError {
     OtherRun { run: String, what: &'static str, recorded: String, asked: String },
     #[error("the trail cannot be written, so nothing is granted and nothing is run")]
     Trail(#[source] StoreError),
+    #[error("could not read the trail's head {path}, which tells whether the trail was cut")]
+    Head { path: PathBuf, source: io::Error },
     #[error("the trail was cut: its database ends at event {found}, and event {kept} was recorded")]
     TrailCut { found: u64, kept: u64 },
     #[error(transparent)]
@@ -115,7 +118,7 @@ impl RunError {
             RunError::Environment(_) | RunError::ManagedValue { .. } => "environment",
             RunError::WouldWiden(_) | RunError::OtherRun { .. } | RunError::Id(_) => "request",
             RunError::Denied(_) | RunError::Unusable { .. } => "decide",
-            RunError::Trail(_) | RunError::TrailCut { .. } => "record",
+            RunError::Trail(_) | RunError::TrailCut { .. } | RunError::Head { .. } => "record",
             RunError::Delivery(_) | RunError::Container(_) => "deliver",
             RunError::Refused(refusal) => match refusal.kind {
                 RefusalKind::Invalid => "request",
@@ -147,7 +150,9 @@ impl RunError {
             RunError::WouldWiden(_) => "network_would_widen",
             RunError::OtherRun { .. } | RunError::Id(_) => "run_mismatch",
             RunError::Denied(denial) => denial.reason.as_str(),
-            RunError::Trail(_) | RunError::TrailCut { .. } => DenyReason::AuditUnavailable.as_str(),
+            RunError::Trail(_) | RunError::TrailCut { .. } | RunError::Head { .. } => {
+                DenyReason::AuditUnavailable.as_str()
+            }
             RunError::Delivery(_) | RunError::Container(_) => {
                 DenyReason::DeliveryUnavailable.as_str()
             }
@@ -191,7 +196,7 @@ impl RunError {
             RunError::ManagedValue { secret, .. } => {
                 format!("ask for a lease that delivers `{secret}`, instead of its value")
             }
-            RunError::Trail(_) => {
+            RunError::Trail(_) | RunError::Head { .. } => {
                 "look at the state directory's space, mode and owner, or name another with --state-dir"
                     .to_owned()
             }

@@ -9,6 +9,8 @@ use super::attend::Exited;
 use super::entries::{self, Leased, Who};
 use super::error::RunError;
 use super::scene::Scene;
+use super::value::unavailable_vault;
+use crate::host::Host;
 use crate::launcher::client::Session;
 use crate::launcher::wire::Order;
 use crate::lease::{Lease, UseError};
@@ -28,41 +30,38 @@ use crate::store::{Durability, Heads, SealedSecret, SharedStore, StoreError, Tx,
 pub struct Ledger {
     store: Arc<SharedStore>,
     boot_id: String,
-    /// The vault's key, and that this is one exec of many.
+    key: Arc<KeySource>,
+    /// This is one exec of many.
     shared: Option<Arc<Shared>>,
 }
 
 /// What the execs of a broker have in common.
 pub struct Shared {
     /// Opened while there were the rights to.
-    pub key: KeySource,
+    pub key: Arc<KeySource>,
     /// Told after each commit.
     pub committed: Box<dyn Fn(Heads) + Send + Sync>,
 }
 
 impl Ledger {
     /// For this process's one exec.
-    pub fn open(scene: &Scene) -> Result<Self, RunError> {
+    pub fn open(scene: &Scene, key: KeySource) -> Result<Self, RunError> {
         let state_dir = &scene.host.state_dir;
         let store = SharedStore::open_single(state_dir).map_err(RunError::Trail)?;
         refuse_a_cut_trail(&store, state_dir, &scene.now.boot_id)?;
-        Ok(Self { store: Arc::new(store), boot_id: scene.now.boot_id.clone(), shared: None })
+        let boot_id = scene.now.boot_id.clone();
+        Ok(Self { store: Arc::new(store), boot_id, key: Arc::new(key), shared: None })
     }
 
     /// For one exec of many: the broker checks the trail, keeps its head, and tidies.
     pub fn shared(store: Arc<SharedStore>, shared: Arc<Shared>) -> Self {
-        Self { store, boot_id: String::new(), shared: Some(shared) }
+        let key = Arc::clone(&shared.key);
+        Self { store, boot_id: String::new(), key, shared: Some(shared) }
     }
 
     /// The vault's key, read anew: it is not kept.
-    pub fn vault_key(&self, scene: &Scene) -> Result<VaultKey, VaultError> {
-        match &self.shared {
-            Some(shared) => shared.key.load(),
-            None => {
-                let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
-                VaultKey::load(&scene.host.state_dir, credentials.as_deref())
-            }
-        }
+    pub fn vault_key(&self) -> Result<VaultKey, VaultError> {
+        self.key.load()
     }
 
     /// Keeps the log short, so that the next start is fast. For the time in which the launcher works and
@@ -296,10 +295,10 @@ impl Ledger {
         }
     }
 
-    fn transaction<T>(
+    fn transaction<T: Send>(
         &self,
         durability: Durability,
-        act: impl FnOnce(&mut Tx<'_>) -> Result<T, StoreError>,
+        act: impl FnOnce(&mut Tx<'_>) -> Result<T, StoreError> + Send,
     ) -> Result<T, RunError> {
         let (value, _) = self.store.transaction(durability, act).map_err(RunError::Trail)?;
         if let (Some(shared), Some(heads)) = (&self.shared, self.store.heads()) {
@@ -307,6 +306,12 @@ impl Ledger {
         }
         Ok(value)
     }
+}
+
+/// Where the vault's key is, opened while there are the rights to.
+pub fn open_key(host: &Host) -> Result<KeySource, RunError> {
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    KeySource::open(&host.state_dir, credentials.as_deref()).map_err(unavailable_vault)
 }
 
 /// A database that was removed would otherwise begin a new trail in silence.
@@ -319,7 +324,11 @@ pub fn refuse_a_cut_trail(
     boot_id: &str,
 ) -> Result<(), RunError> {
     let path = state_dir.join(crate::launcher::serve::HEAD_FILE);
-    let Ok(bytes) = std::fs::read(path) else { return Ok(()) };
+    let bytes = match std::fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(RunError::Head { path, source }),
+    };
     // A torn head is what `audit verify` is for: the trail itself is whole.
     let Ok(kept) = KeptHead::decode(&bytes) else { return Ok(()) };
     let found = store.read(|view| view.head()).map_err(RunError::Trail)?;

@@ -315,7 +315,7 @@ impl Scene {
         if managed.is_empty() {
             return Ok(());
         }
-        let key = ledger.vault_key(self).map_err(super::value::unavailable_vault)?;
+        let key = ledger.vault_key().map_err(super::value::unavailable_vault)?;
         let variables =
             self.given.iter().map(|(name, value)| (format!("the value given for `{name}`"), value));
         let arguments = self.command.iter().zip(0..).map(|(a, n)| (format!("argument {n}"), a));

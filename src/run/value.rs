@@ -11,7 +11,6 @@ use serde_json::value::RawValue;
 use super::caller::Caller;
 use super::error::RunError;
 use super::ledger::Ledger;
-use super::scene::Scene;
 use crate::config::SecretSource;
 use crate::launcher::client::Session;
 use crate::launcher::wire::{Notice, Order, Refusal, RefusalKind};
@@ -87,7 +86,6 @@ pub fn unavailable_vault(error: VaultError) -> RunError {
 /// Resolves the value of one grant from its source. Where there is a `caller`, they can end the
 /// wait for a slow source.
 pub fn resolve(
-    scene: &Scene,
     ledger: &Ledger,
     session: &Session,
     caller: Option<&Caller>,
@@ -100,7 +98,7 @@ pub fn resolve(
                 let hint = format!("set it: `sublet secret set {name}`");
                 return Err(unavailable(name, "no value was ever set".to_owned(), &hint));
             };
-            let key = ledger.vault_key(scene).map_err(unavailable_vault)?;
+            let key = ledger.vault_key().map_err(unavailable_vault)?;
             let len = vault::plaintext_len(name, &secret.sealed).map_err(unavailable_vault)?;
             Ok(Value::Sealed { key, secret, len })
         }

@@ -55,7 +55,7 @@ impl View<'_> {
 
     /// Signs the head, if at least `every` events have come since the last checkpoint (1: if any has). The
     /// events since then are followed first, so that nothing is vouched for that was changed behind our
-    /// back: to be done in a reader, off the writer's way. Some 3 µs an event.
+    /// back: to be done in a reader, off the writer's way.
     ///
     /// # Errors
     /// [`StoreError::Corrupt`] if the events do not follow the last checkpoint.

@@ -9,7 +9,7 @@ use crate::store::error::{StoreError, sorted};
 pub struct DatabaseFile(Option<(u64, u64)>);
 
 impl Reader {
-    /// A number that changes with every commit of another connection. Some microseconds: it looks at the
+    /// A number that changes with every commit of another connection. Reads no page: it looks at the
     /// log's shared index. sqlite.org/pragma.html#pragma_data_version
     ///
     /// # Errors

@@ -429,6 +429,8 @@ fn connect(place: &Place, access: OpenFlags) -> Result<Connection, StoreError> {
         // The file is data, not code: no trigger or view in it can call a function with effects.
         conn.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
         conn.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+        // A sort that grows large would go to a file in /tmp, which a broker cannot open.
+        conn.pragma_update(None, "temp_store", "MEMORY")?;
         if access == OpenFlags::SQLITE_OPEN_READ_WRITE {
             conn.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(()))?;
         }

@@ -175,12 +175,13 @@ impl Tx<'_> {
         Ok(Some(told.map_or(0, |(_, untold)| untold)))
     }
 
-    /// Counts one request, and returns what is counted with it. Exact across processes: it happens
-    /// within this transaction, which alone may write.
+    /// Counts one request, and returns its number in the run: what [`View::requests_counted`] gives as
+    /// `run` from now on. Exact across processes: it happens within this transaction, which alone may
+    /// write.
     ///
     /// # Errors
     /// [`StoreError::Missing`] if the run is not recorded.
-    pub fn count_request(&mut self, id: &RunId, now: &Moment) -> Result<Counters, StoreError> {
+    pub fn count_request(&mut self, id: &RunId, now: &Moment) -> Result<u32, StoreError> {
         let number: Option<u32> = self
             .prepare("UPDATE run SET requests = requests + 1 WHERE run_id = ?1 RETURNING requests")?
             .query_row([id.as_str()], |row| row.get(0))
@@ -204,7 +205,7 @@ impl Tx<'_> {
             .execute((id.as_str(), &now.boot_id, window_start(now)))
             .map_err(self.error())?;
         }
-        self.requests_counted(id, now)
+        Ok(number)
     }
 }
 

@@ -4,13 +4,14 @@
 //! that it is recorded before the commit which holds it has returned, and never show an uncommitted one.
 //!
 //! # Group commit
-//! Who finds no one waiting behind it commits at once, as [`Store::transaction`] does. Who finds others
-//! waiting leaves its step in the open transaction, a *batch*, and sleeps; the last of them commits for all.
-//! Each step but the first stands in a SAVEPOINT of its own, so that one which fails takes nothing of the
-//! others with it. A batch with a durable step in it is durable as a whole.
+//! Who comes first *leads*: it takes the writer, opens a transaction, the *batch*, runs its own step in it, and
+//! then those of all who wait in the line by now, while they sleep; then it commits for all and wakes them.
+//! Who finds no one behind it commits at once, as [`Store::transaction`] does. The steps are run by one thread
+//! because handing the writer from thread to thread costs as much as a step does.
 //!
-//! Whoever has counted itself as waiting takes the lock, and leaves it only with the batch committed, failed,
-//! or left to another who is waiting: so no batch is ever left to no one.
+//! Each step but the first stands in a SAVEPOINT of its own, so that one which fails takes nothing of the
+//! others with it. A batch with a durable step in it is durable as a whole. No batch outlives the leader's
+//! hold on the writer.
 //!
 //! # Failure
 //! If the commit fails, every step in it is told so, and none that it was recorded. That says that nothing
@@ -21,9 +22,10 @@
 
 mod batch;
 
+use std::collections::VecDeque;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -34,7 +36,8 @@ use crate::model::event::Head;
 use crate::store::place::Place;
 use crate::store::reopen::root;
 use crate::store::{Durability, OwnerId, Reader, Store, StoreError, Tx, View, connect, move_log};
-use batch::{Acted, Writer};
+use crate::sys::lend::{Lent, lend};
+use batch::{Acted, Verdict, Writer};
 
 /// The most steps that one commit waits for.
 const MOST_MEMBERS: usize = 128;
@@ -61,15 +64,23 @@ pub struct Heads {
 ///
 /// Open it after the last fork. A step or a look must not call the store that it runs in.
 pub struct SharedStore {
+    line: Mutex<Line>,
     writer: Mutex<Writer>,
-    /// Callers that are bound to take the writer.
-    pub(super) waiting: AtomicUsize,
-    arrivals: AtomicU64,
     heads: Mutex<Option<Heads>>,
     owner: OwnerId,
     root: PathBuf,
     /// None where the writer's own connection reads.
     side: Option<Side>,
+}
+
+/// Who wants to write.
+#[derive(Default)]
+struct Line {
+    /// Someone leads, and will see to those who wait.
+    is_led: bool,
+    waiting: VecDeque<Lent<Writer>>,
+    /// How many ever came.
+    arrivals: u64,
 }
 
 /// Connections that are opened when they are first used.
@@ -104,16 +115,15 @@ impl SharedStore {
             owner: store.owner(),
             root: root(&store.place).to_owned(),
             writer: Mutex::new(Writer::over(store)),
-            waiting: AtomicUsize::new(0),
-            arrivals: AtomicU64::new(0),
+            line: Mutex::default(),
             heads: Mutex::new(None),
             side,
         }
     }
 
-    /// Runs `step` alone among all writers of this database, and returns when it is committed: what it
-    /// returned, and the trail's head after the commit, which may hold steps of others too. Under
-    /// [`Durability::Durable`] that head is on disk.
+    /// Runs `step` alone among all writers of this database, on this thread or another's, and returns when it
+    /// is committed: what it returned, and the trail's head after the commit, which may hold steps of others
+    /// too. Under [`Durability::Durable`] that head is on disk.
     ///
     /// # Errors
     /// Those of `step`, which leave nothing. Those of the commit, after which nothing that depends on the
@@ -121,35 +131,60 @@ impl SharedStore {
     ///
     /// # Panics
     /// If `step` does, and then nothing of it is left.
-    pub fn transaction<T>(
+    pub fn transaction<T: Send>(
         &self,
         durability: Durability,
-        step: impl FnOnce(&mut Tx<'_>) -> Result<T, StoreError>,
+        step: impl FnOnce(&mut Tx<'_>) -> Result<T, StoreError> + Send,
     ) -> Result<(T, Head), StoreError> {
-        let ticket = self.arrivals.fetch_add(1, Ordering::AcqRel);
-        self.waiting.fetch_add(1, Ordering::AcqRel);
-        let mut writer = self.lock_writer();
-        self.waiting.fetch_sub(1, Ordering::AcqRel);
+        let mut line = lock(&self.line);
+        let mut turn = Turn { durability, ticket: line.arrivals, step: Some(step), acted: None };
+        line.arrivals += 1;
+        if line.is_led {
+            let mut work = |writer: &mut Writer| turn.take(self, writer);
+            lend(&mut work, |lent| {
+                line.waiting.push_back(lent);
+                drop(line);
+            });
+        } else {
+            line.is_led = true;
+            drop(line);
+        }
+        if turn.acted.is_none() {
+            self.lead(|writer| turn.take(self, writer));
+        }
+        match turn.acted {
+            Some(Ok(Acted::Recorded(value, verdict))) => {
+                Verdict::of(verdict, &self.root).map(|head| (value, head))
+            }
+            Some(Ok(Acted::Refused(e)) | Err(e)) => Err(e),
+            Some(Ok(Acted::Panicked(panic))) => resume_unwind(panic),
+            None => unreachable!("who leads takes its turn first"),
+        }
+    }
 
-        self.open_batch(&mut writer, durability, ticket)?;
-        let acted = writer.add(step);
-        if self.waiting.load(Ordering::Acquire) == 0 || writer.members() >= MOST_MEMBERS {
-            let committed = self.commit(&mut writer);
-            drop(writer);
-            return match acted {
-                Acted::Recorded(value) => committed.map(|head| (value, head)),
-                // The commit was the others', who are told of it.
-                Acted::Refused(e) => Err(e),
-                Acted::Panicked(panic) => resume_unwind(panic),
-            };
+    /// Makes a batch of `own` and of the steps of all who wait by then, commits it and lets them go.
+    fn lead(&self, own: impl FnOnce(&mut Writer)) {
+        let leading = Leading { line: &self.line };
+        let mut served = Vec::new();
+        let mut writer = self.lock_writer();
+        own(&mut writer);
+        while served.len() + 1 < MOST_MEMBERS {
+            let next = lock(&self.line).waiting.pop_front();
+            match next {
+                Some(mut lent) => {
+                    lent.run(&mut writer);
+                    served.push(lent);
+                }
+                // Who was told of the last commit just now mostly comes again at once: else the first of
+                // them would commit alone, and the others wait for the disk twice. Whoever is alone was
+                // alone in the last commit too, and waits for no one.
+                None if writer.expects_more() => thread::yield_now(),
+                None => break,
+            }
         }
-        let verdict = writer.verdict();
+        self.commit(&mut writer);
         drop(writer);
-        match acted {
-            Acted::Recorded(value) => verdict.wait().map(|head| (value, head)),
-            Acted::Refused(e) => Err(e),
-            Acted::Panicked(panic) => resume_unwind(panic),
-        }
+        drop(leading);
     }
 
     /// Reads at one point in time, never within a batch. For short looks: while one lasts, the log grows.
@@ -161,9 +196,7 @@ impl SharedStore {
         look: impl FnOnce(&View<'_>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let Some(side) = &self.side else {
-            let mut writer = self.lock_writer();
-            self.settle(&mut writer);
-            return writer.store.read(look);
+            return self.lock_writer().store.read(look);
         };
         let mut reader = side.look();
         let open = match reader.take() {
@@ -200,9 +233,7 @@ impl SharedStore {
     /// As any write. Nothing is lost by one.
     pub fn tidy(&self) -> Result<bool, StoreError> {
         let Some(side) = &self.side else {
-            let mut writer = self.lock_writer();
-            self.settle(&mut writer);
-            return writer.store.tidy();
+            return self.lock_writer().store.tidy();
         };
         if self.lock_writer().untidied < STEPS_PER_TIDY {
             return Ok(false);
@@ -213,7 +244,6 @@ impl SharedStore {
             return Err(e);
         }
         let mut writer = self.lock_writer();
-        self.settle(&mut writer);
         match side.hold_off(LOOKS_IN_THE_WAY) {
             Some(_no_look) => writer.begin_log_anew(),
             None => Ok(false),
@@ -245,13 +275,13 @@ impl SharedStore {
             Some(Durability::Durable) => return Ok(()),
             Some(Durability::Relaxed) if durability == Durability::Relaxed => return Ok(()),
             // How a transaction is written is set before it begins.
-            Some(Durability::Relaxed) => self.settle(writer),
+            Some(Durability::Relaxed) => self.commit(writer),
             None => {}
         }
         writer.refuse_like_others(ticket)?;
         let begun = self.recover(writer).and_then(|()| writer.begin(durability));
         // Those who already wait would each wait as long for the same answer.
-        begun.map_err(|e| writer.refuse_until(self.arrivals.load(Ordering::Acquire), ticket, e))
+        begun.map_err(|e| writer.refuse_until(lock(&self.line).arrivals, ticket, e))
     }
 
     /// Opens the database anew if its connection cannot be trusted.
@@ -272,15 +302,9 @@ impl SharedStore {
         writer.store.reopen()
     }
 
-    /// Commits what others have left open. They are told.
-    fn settle(&self, writer: &mut Writer) {
-        // For the caller it is the same whether it was recorded: nothing of it is open.
-        drop(self.commit(writer));
-    }
-
     /// Commits the batch, if there is one, and tells all whose steps are in it.
-    fn commit(&self, writer: &mut Writer) -> Result<Head, StoreError> {
-        let committed = writer.commit(|head, durability| {
+    fn commit(&self, writer: &mut Writer) {
+        writer.commit(|head, durability| {
             let mut heads = lock(&self.heads);
             let durable = match (durability, &*heads) {
                 (Durability::Durable, _) => head,
@@ -296,7 +320,12 @@ impl SharedStore {
             // Not this caller's affair; if the connection has failed, the next to begin finds out.
             drop(writer.begin_log_anew());
         }
-        committed
+    }
+
+    /// How many wait for the one who leads.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        lock(&self.line).waiting.len()
     }
 
     fn lock_writer(&self) -> MutexGuard<'_, Writer> {
@@ -307,6 +336,39 @@ impl SharedStore {
             self.writer.clear_poison();
             writer
         })
+    }
+}
+
+/// One caller's step, and what became of it before the commit.
+struct Turn<T, F> {
+    durability: Durability,
+    ticket: u64,
+    step: Option<F>,
+    acted: Option<Result<Acted<T>, StoreError>>,
+}
+
+impl<T, F: FnOnce(&mut Tx<'_>) -> Result<T, StoreError>> Turn<T, F> {
+    fn take(&mut self, store: &SharedStore, writer: &mut Writer) {
+        if let Some(step) = self.step.take() {
+            let opened = store.open_batch(writer, self.durability, self.ticket);
+            self.acted = Some(opened.map(|()| writer.add(step)));
+        }
+    }
+}
+
+/// Gives the lead to the next in the line when it is dropped.
+struct Leading<'a> {
+    line: &'a Mutex<Line>,
+}
+
+impl Drop for Leading<'_> {
+    fn drop(&mut self) {
+        let mut line = lock(self.line);
+        // A step that comes back without having been run tells its owner to lead.
+        let next = line.waiting.pop_front();
+        line.is_led = next.is_some();
+        drop(line);
+        drop(next);
     }
 }
 

@@ -208,7 +208,12 @@ fn requests_are_counted_over_a_sliding_minute_and_the_whole_run() {
         tx.put_run(&other)
     });
     let mut count = |now: Moment, minute, run_total| {
-        let counted = write(&mut store, |tx| tx.count_request(&run.run_id, &now));
+        let counted = write(&mut store, |tx| {
+            let number = tx.count_request(&run.run_id, &now)?;
+            let counted = tx.requests_counted(&run.run_id, &now)?;
+            assert_eq!(number, counted.run);
+            Ok(counted)
+        });
         assert_eq!(counted, Counters { minute, run: run_total }, "{now:?}");
     };
     count(at(10), 1, 1);
@@ -253,7 +258,8 @@ fn counting_stays_exact_when_old_requests_are_swept() {
     write(&mut store, |tx| {
         tx.put_run(&run)?;
         for second in 0..300u64 {
-            let counted = tx.count_request(&run.run_id, &at(1000 + second))?;
+            tx.count_request(&run.run_id, &at(1000 + second))?;
+            let counted = tx.requests_counted(&run.run_id, &at(1000 + second))?;
             let expected = u32::try_from(second + 1).unwrap();
             assert_eq!(counted, Counters { minute: expected.min(60), run: expected });
         }

@@ -11,8 +11,7 @@ use crate::store::{Tx, View};
 impl Tx<'_> {
     /// Seals `draft` as the next event.
     pub fn append(&mut self, draft: Draft) -> Result<Event, StoreError> {
-        let event = draft.seal(&self.head);
-        let row = event.record();
+        let (event, row) = draft.sealed(&self.head);
         self.prepare("INSERT INTO event (seq, hash, body) VALUES (?1, ?2, ?3)")?
             .execute((row.seq, &row.hash, &row.body))
             .map_err(self.error())?;

@@ -1,6 +1,7 @@
 //! The clock that leases are measured on. clock_gettime(2); random(4) for the boot id.
 
 use std::io;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
@@ -16,10 +17,17 @@ pub fn boottime() -> Duration {
 /// # Errors
 /// If the boot id cannot be read, or if this process lives in a time namespace with an offset
 /// (time_namespaces(7)): its boottime could then not be compared with the one that others recorded.
+///
+/// Read once: neither changes while a process lives, and a broker that has given up the file system
+/// could not read them again.
 pub fn boot_id() -> io::Result<String> {
+    static FOUND: OnceLock<String> = OnceLock::new();
+    if let Some(boot_id) = FOUND.get() {
+        return Ok(boot_id.clone());
+    }
     refuse_time_offset()?;
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
-    Ok(boot_id.trim_end().to_owned())
+    Ok(FOUND.get_or_init(|| boot_id.trim_end().to_owned()).clone())
 }
 
 fn refuse_time_offset() -> io::Result<()> {

@@ -10,6 +10,7 @@ pub mod exec;
 pub mod helper;
 pub mod ids;
 pub mod landlock;
+pub mod lend;
 pub mod memory;
 pub mod mount;
 pub mod net;

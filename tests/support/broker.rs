@@ -29,11 +29,10 @@ pub fn leasing_host(world: &World, value: &[u8], more: &str) -> String {
     let secret = vault_secret("s", "test.use@svc.test");
     world.configure(&format!("{secret}[host]\nworkspaces = [\"{base}\"]\n"));
     world.set_secret("s", value);
-    // Beside the configuration: nothing else of the host can be read by the broker.
-    let written = world.profile("leasing", &leasing_profile("default", more));
-    let place = world.path("etc/profiles");
-    fs::create_dir_all(&place).unwrap();
-    fs::rename(written, place.join("leasing.toml")).unwrap();
+    // Where the broker may look for one: beside its configuration.
+    let profiles = world.path("etc/profiles");
+    fs::create_dir_all(&profiles).unwrap();
+    fs::write(profiles.join("leasing.toml"), leasing_profile("default", more)).unwrap();
     "leasing".to_owned()
 }
 
@@ -109,7 +108,7 @@ impl Drop for Broker<'_> {
         }
         // Ours and not yet reaped: the number is still its own. That it is gone shows below.
         let pid = rustix::process::Pid::from_child(&self.child);
-        drop(rustix::process::kill_process(pid, rustix::process::Signal::TERM));
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).ok();
         let start = Instant::now();
         while let Ok(None) = self.child.try_wait() {
             if start.elapsed() > Duration::from_secs(5) {

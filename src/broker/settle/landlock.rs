@@ -22,9 +22,8 @@ use super::{SettleError, walls};
 use crate::host::Host;
 use crate::sys;
 
-/// What the broker reads besides its configuration: the boot's name for clocks and leases, and the random
-/// bytes that SQLite takes for the salt of its log.
-const READ: [&str; 2] = ["/proc/sys/kernel/random/boot_id", "/dev/urandom"];
+/// What the broker reads besides its configuration: the random bytes that SQLite takes for its log's salt.
+const READ: [&str; 1] = ["/dev/urandom"];
 
 /// Ready to be enforced.
 pub(super) struct Prepared {

@@ -93,6 +93,12 @@ pub(super) fn listen(at: &Place) -> Result<(UnixListener, ControlFrom), SettleEr
     Ok((listener, ControlFrom::Broker))
 }
 
+/// A socket unit may have it elsewhere.
+pub(super) fn path_of(control: &UnixListener, at: &Place) -> PathBuf {
+    let address = control.local_addr().ok();
+    address.and_then(|a| a.as_pathname().map(Path::to_owned)).unwrap_or_else(|| at.control())
+}
+
 /// What an earlier broker left. One that someone listens on is systemd's, to whom it was not said that
 /// this process is its service.
 fn remove_stale(path: &Path) -> Result<(), SettleError> {

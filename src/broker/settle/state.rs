@@ -113,11 +113,14 @@ fn make(state_dir: &Path) -> Result<(), SettleError> {
 pub(super) fn trusted(path: &Path) -> Result<PathBuf, SettleError> {
     let real = path.canonicalize().map_err(|e| place(path, "opened", e))?;
     let us = rustix::process::geteuid().as_raw();
+    // In a user namespace the host's root has the overflow uid, and so has `/`.
+    let root = Path::new("/").metadata().map_err(|e| place(Path::new("/"), "looked at", e))?.uid();
+    let is_trusted = |uid| uid == 0 || uid == root || uid == us;
     for above in real.ancestors().skip(1) {
         let found = above.symlink_metadata().map_err(|e| place(above, "looked at", e))?;
-        let is_sticky = found.mode() & 0o1000 != 0 && found.uid() == 0;
+        let is_sticky = found.mode() & 0o1000 != 0 && is_trusted(found.uid());
         let is_open = found.mode() & 0o022 != 0 && !is_sticky;
-        if is_open || (found.uid() != 0 && found.uid() != us) {
+        if is_open || !is_trusted(found.uid()) {
             return Err(SettleError::Unsafe {
                 path: path.to_owned(),
                 fault: format!(

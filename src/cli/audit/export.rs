@@ -4,12 +4,11 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use super::fresh;
+use super::fresh::{self, Place};
 use crate::audit::{AuditError, ocsf};
-use crate::cli::Globals;
 use crate::cli::fail::{Answer, Failure, YES};
 use crate::cli::output::Output;
-use crate::host::Host;
+use crate::cli::{Globals, load};
 use crate::model::event::RecordedEvent;
 use crate::store::{Reader, StoreError};
 
@@ -44,30 +43,32 @@ Exit status:
   0    all that is recorded was written
   2    the trail could not be read, or the file not written";
 
-pub(super) fn execute(globals: &Globals, host: &Host, args: &ExportArgs) -> Answer {
-    let reader = super::reader(host)?;
-    match &args.out {
-        Some(path) => {
-            let count = fresh::write_new(path, |out| {
-                let failed = |e: &std::io::Error| fresh::not_written(path).because(e);
-                write(reader.as_ref(), args, |line| {
-                    out.write_all(line.as_bytes()).map_err(|e| failed(&e))
-                })
-            })?;
-            let mut output = Output::new(globals.json);
-            if globals.json {
-                output.object(&serde_json::json!({ "file": path, "events": count }))?;
-            } else {
-                output.line(format_args!("{count} events are in {}", path.display()))?;
-            }
-            output.finish()?;
-        }
-        None => {
-            let mut output = Output::new(globals.json);
-            write(reader.as_ref(), args, |line| output.bytes(line.as_bytes()))?;
-            output.finish()?;
-        }
+pub(super) fn execute(globals: &Globals, args: &ExportArgs) -> Answer {
+    let place = args.out.as_deref().map(|path| Place::take(path).map(|place| (path, place)));
+    let fresh = match place.transpose()? {
+        Some((path, Place::Free(fresh))) => Some((path, fresh)),
+        Some((path, Place::Taken(_))) => return Err(fresh::exists(path)),
+        None => None,
+    };
+    let reader = super::reader(&load::host_of_state(globals)?)?;
+    let Some((path, fresh)) = fresh else {
+        let mut output = Output::new(globals.json);
+        write(reader.as_ref(), args, |line| output.bytes(line.as_bytes()))?;
+        output.finish()?;
+        return Ok(YES);
+    };
+    let (count, _) = fresh.fill(|out| {
+        write(reader.as_ref(), args, |line| {
+            out.write_all(line.as_bytes()).map_err(|e| fresh::not_written(path).because(&e))
+        })
+    })?;
+    let mut output = Output::new(globals.json);
+    if globals.json {
+        output.object(&serde_json::json!({ "file": path, "events": count }))?;
+    } else {
+        output.line(format_args!("{count} events are in {}", path.display()))?;
     }
+    output.finish()?;
     Ok(YES)
 }
 

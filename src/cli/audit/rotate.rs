@@ -12,15 +12,14 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::verify::VerifyArgs;
-use super::{Since, fresh, since};
+use super::fresh::{self, Fresh, Place};
+use super::{Since, since};
 use crate::audit::archive::{self, ArchiveError, Ending};
 use crate::audit::{self, Item, Known};
 use crate::cli::fail::{Answer, Failure, NO, YES};
 use crate::cli::output::Output;
 use crate::cli::{Globals, load, principal};
 use crate::envelope::{Checkpoint, Cut, NoteKey, SignedCheckpoint, SigningKey};
-use crate::host::Host;
 use crate::model::event::{Draft, EventType, Head};
 use crate::store::{Durability, Store, StoreError, View};
 
@@ -55,16 +54,15 @@ Exit status:
 After a crash:
   Give the same command again. A whole archive that is there already is taken as it is.";
 
-pub(super) fn execute(globals: &Globals, host: &Host, args: &RotateArgs) -> Answer {
-    let Some(reader) = super::reader(host)? else {
+pub(super) fn execute(globals: &Globals, args: &RotateArgs) -> Answer {
+    let place = Place::take(&args.out)?;
+    let host = load::host_of_state(globals)?;
+    let Some(reader) = super::reader(&host)? else {
         return nothing(globals);
     };
-    let own = super::signing_key(host)?.map(|key| key.public().trail_key());
-    let known = VerifyArgs {
-        keys: args.keys.iter().cloned().chain(own).collect(),
-        ..VerifyArgs::default()
-    };
-    let report = super::verify::trail(host, Some(&reader), &known)?;
+    let own = super::signing_key(&host)?.map(|key| key.public().trail_key());
+    let keys: Vec<NoteKey> = args.keys.iter().cloned().chain(own).collect();
+    let report = super::verify::trail(&host, Some(&reader), Known::trail(&keys), &[])?;
     if let Some(finding) = &report.finding {
         return Err(Failure::new("audit", "trail_not_whole", "the trail is not whole")
             .why(finding.to_string())
@@ -73,16 +71,17 @@ pub(super) fn execute(globals: &Globals, host: &Host, args: &RotateArgs) -> Answ
     }
     drop(reader);
     let mut store = Store::open(&host.state_dir).map_err(|e| Failure::from(&e))?;
-    let key = super::signing_key_or_new(host)?;
-    let is_there = std::fs::symlink_metadata(&args.out).is_ok();
-    if !is_there && !write(&store, &key, args)? {
-        return nothing(globals);
-    }
-    let archived = read_back(&store, &key, args).map_err(|failure| match is_there {
+    let key = super::signing_key_or_new(&host)?;
+    let archived = match place {
+        Place::Free(fresh) => match write(&store, &key, args, fresh)? {
+            Some(file) => read_back(&store, &key, args, file)?,
+            None => return nothing(globals),
+        },
         // Someone's own file, most likely.
-        true => fresh::exists(&args.out).why(failure.message).why(failure.causes.join(": ")),
-        false => failure,
-    })?;
+        Place::Taken(file) => read_back(&store, &key, args, file).map_err(|failure| {
+            fresh::exists(&args.out).why(failure.message).why(failure.causes.join(": "))
+        })?,
+    };
     let head = remove(&mut store, &archived, &args.out)?;
     // What was removed still lies in the log; that it stays longer there hurts no one.
     if let Err(e) = store.tidy() {
@@ -124,27 +123,32 @@ fn nothing(globals: &Globals) -> Answer {
 }
 
 /// Writes the archive, if there is anything for it.
-fn write(store: &Store, key: &SigningKey, args: &RotateArgs) -> Result<bool, Failure> {
+fn write(
+    store: &Store,
+    key: &SigningKey,
+    args: &RotateArgs,
+    fresh: Fresh,
+) -> Result<Option<File>, Failure> {
     let now = load::now()?;
     store
         .read(|view| {
             let base = base_of(view)?;
             let last = match last_to_move(view, args, &base)? {
                 Ok(last) if last > base.seq => last,
-                Ok(_) => return Ok(Ok(false)),
+                Ok(_) => return Ok(Ok(None)),
                 Err(failure) => return Ok(Err(failure)),
             };
             let checkpoints = view.checkpoints()?.into_iter().map(|row| (row.seq, row.note));
-            Ok(fresh::write_new(&args.out, |out| {
+            let written = fresh.fill(|out| {
                 let head = archive::write(out, &base, last, view.events(), checkpoints)
                     .map_err(|e| unwritten(&args.out, &e))?;
                 let cut = Some(Cut { first: base.seq + 1 });
                 let checkpoint =
                     Checkpoint { head, time: now.wall, host: super::hostname(), cut }.sign(key);
                 archive::seal(out, &checkpoint)
-                    .map_err(|e| fresh::not_written(&args.out).because(&e))?;
-                Ok(true)
-            }))
+                    .map_err(|e| fresh::not_written(&args.out).because(&e))
+            });
+            Ok(written.map(|((), file)| Some(file)))
         })
         .map_err(|e| Failure::from(&e))?
 }
@@ -185,6 +189,7 @@ fn read_back(
     store: &Store,
     key: &SigningKey,
     args: &RotateArgs,
+    file: File,
 ) -> Result<SignedCheckpoint, Failure> {
     let path = &args.out;
     let unfit = || {
@@ -194,7 +199,6 @@ fn read_back(
     let base = store.read(base_of).map_err(|e| Failure::from(&e))?;
     let own = key.public().trail_key();
     let keys: Vec<NoteKey> = args.keys.iter().cloned().chain([own.clone()]).collect();
-    let file = File::open(path).map_err(|e| unfit().because(&e))?;
     let name = path.display().to_string();
     let mut last = None;
     let items = archive::read(BufReader::new(file), &name, Ending::Rotation).inspect(|item| {

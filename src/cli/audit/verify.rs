@@ -13,13 +13,13 @@ use crate::cli::fail::{Answer, Failure, NO, YES};
 use crate::cli::output::Output;
 use crate::cli::{Globals, load};
 use crate::envelope::note::MAX_NOTE;
-use crate::envelope::{Checkpoint, CheckpointError, NoteError, NoteKey, SignedCheckpoint};
+use crate::envelope::{Checkpoint, CheckpointError, NoteError, NoteKey};
 use crate::host::Host;
 use crate::launcher::serve::HEAD_FILE;
 use crate::model::event::{Head, KeptHead};
 use crate::store::{Reader, StoreError, View};
 
-#[derive(Debug, Default, clap::Args)]
+#[derive(Debug, clap::Args)]
 #[command(after_long_help = VERIFY_HELP)]
 pub struct VerifyArgs {
     /// A head that was kept elsewhere: what an earlier `verify` printed
@@ -74,13 +74,35 @@ impl From<Unreadable> for Failure {
     }
 }
 
+/// A file, its name, and what is in it.
+pub(super) struct Named {
+    path: PathBuf,
+    name: String,
+    file: File,
+}
+
 pub(super) fn execute(globals: &Globals, args: &VerifyArgs) -> Answer {
-    let report = match &args.file {
-        Some(file) => lines(globals, args, file)?,
+    // Whoever asks may read what root becomes may not: files first, then the state.
+    let note = args.checkpoint.as_deref().map(note_of).transpose()?;
+    let archives = args.archives.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
+    let file = args.file.as_deref().map(open).transpose()?;
+    let report = match &file {
+        Some(file) => {
+            // Lines alone can be checked where there is no configuration and no state.
+            let host = load::host_of_state(globals).ok();
+            let keys = keys(host.as_ref(), args)?;
+            lines(file, given(Known::part(&keys), &keys, args, note.as_ref())?)?
+        }
         None => {
             let host = load::host_of_state(globals)?;
             let reader = super::reader(&host)?;
-            trail(&host, reader.as_ref(), args)?
+            let keys = keys(Some(&host), args)?;
+            let known = match archives.is_empty() {
+                true => Known::trail(&keys),
+                false => Known::part(&keys),
+            };
+            let known = given(known, &keys, args, note.as_ref())?;
+            trail(&host, reader.as_ref(), known, &archives)?
         }
     };
     tell(globals, &report)
@@ -90,28 +112,15 @@ pub(super) fn execute(globals: &Globals, args: &VerifyArgs) -> Answer {
 pub(super) fn trail(
     host: &Host,
     reader: Option<&Reader>,
-    args: &VerifyArgs,
+    known: Known<'_>,
+    archives: &[Named],
 ) -> Result<Report, Failure> {
-    let keys = keys(host, args)?;
-    let kept = kept_head(host)?;
     let boot_id = load::now()?.boot_id;
-    let mut known = match args.archives.is_empty() {
-        true => Known::trail(&keys),
-        false => Known::part(&keys),
+    let known = match kept_head(host)? {
+        Some(kept) => known.kept(&kept, &boot_id),
+        None => known,
     };
-    if let Some(kept) = &kept {
-        known = known.kept(kept, &boot_id);
-    }
-    let known = given(known, &keys, args)?;
-    let mut archived = Vec::new();
-    for path in &args.archives {
-        archived.push((path.display().to_string(), path, open(path)?));
-    }
-    let archived = archived.iter().flat_map(|(name, path, file)| {
-        archive::read(BufReader::new(file), name, Ending::Rotation).map(|item| {
-            item.map_err(|source| Unreadable::File { path: path.to_path_buf(), source })
-        })
-    });
+    let archived = archives.iter().flat_map(|archive| items(archive, Ending::Rotation));
     let whole = |view: Option<&View<'_>>| -> Result<Report, Unreadable> {
         let Some(view) = view else { return audit::verify(archived, known) };
         let rows = view.checkpoints()?.into_iter().map(|row| (row.seq, row.note));
@@ -126,54 +135,31 @@ pub(super) fn trail(
     .map_err(Failure::from)
 }
 
-fn lines(globals: &Globals, args: &VerifyArgs, path: &Path) -> Result<Report, Failure> {
-    let keys = match args.keys.is_empty() {
-        // Lines alone can be checked where there is no configuration and no state.
-        true => match load::host_of_state(globals) {
-            Ok(host) => keys(&host, args)?,
-            Err(_) => Vec::new(),
-        },
-        false => args.keys.clone(),
-    };
-    let known = given(Known::part(&keys), &keys, args)?;
-    let file = BufReader::new(open(path)?);
-    let name = path.display().to_string();
-    let items = archive::read(file, &name, Ending::Any)
-        .map(|item| item.map_err(|source| Unreadable::File { path: path.to_owned(), source }));
-    audit::verify(items, known).map_err(Failure::from)
+fn lines(file: &Named, known: Known<'_>) -> Result<Report, Failure> {
+    audit::verify(items(file, Ending::Any), known).map_err(Failure::from)
 }
 
-fn given<'k>(known: Known<'k>, keys: &[NoteKey], args: &VerifyArgs) -> Result<Known<'k>, Failure> {
-    let mut known = known;
+fn items(named: &Named, ending: Ending) -> impl Iterator<Item = Result<Item, Unreadable>> {
+    archive::read(BufReader::new(&named.file), &named.name, ending)
+        .map(|item| item.map_err(|source| Unreadable::File { path: named.path.clone(), source }))
+}
+
+fn given<'k>(
+    mut known: Known<'k>,
+    keys: &[NoteKey],
+    args: &VerifyArgs,
+    note: Option<&(PathBuf, String)>,
+) -> Result<Known<'k>, Failure> {
     if let Some(head) = &args.head {
         known = known.head(head);
     }
-    if let Some(path) = &args.checkpoint {
-        known = match kept_checkpoint(path, keys)? {
-            Ok(signed) => known.checkpoint(&signed),
-            Err((seq, fault)) => known.forged(seq, fault),
-        };
-    }
-    Ok(known)
-}
-
-/// A checkpoint of a file; if it is one and no known key vouches for it, its event and the fault.
-fn kept_checkpoint(
-    path: &Path,
-    keys: &[NoteKey],
-) -> Result<Result<SignedCheckpoint, (u64, String)>, Failure> {
-    let mut note = String::new();
-    // One byte more than a note can have is enough to refuse it.
-    let most = MAX_NOTE as u64 + 1;
-    open(path)?
-        .take(most)
-        .read_to_string(&mut note)
-        .map_err(|source| Failure::from(Unreadable::File { path: path.to_owned(), source }))?;
-    match Checkpoint::open(&note, keys) {
-        Ok(signed) => Ok(Ok(signed)),
+    let Some((path, note)) = note else { return Ok(known) };
+    match Checkpoint::open(note, keys) {
+        Ok(signed) => Ok(known.checkpoint(&signed)),
+        // One that is signed, and not by who should: perhaps it is the key that was put in place of ours.
         Err(CheckpointError::Note(e @ (NoteError::UnknownKey(_) | NoteError::BadSignature(_)))) => {
-            let seq = Checkpoint::unproven(&note).map_or(0, |c| c.head.seq);
-            Ok(Err((seq, format!("that was given {e}"))))
+            let seq = Checkpoint::unproven(note).map_or(0, |c| c.head.seq);
+            Ok(known.forged(seq, format!("that was given {e}")))
         }
         Err(e) => {
             let message = format!("{} {e}", path.display());
@@ -183,15 +169,28 @@ fn kept_checkpoint(
     }
 }
 
-fn open(path: &Path) -> Result<File, Failure> {
-    File::open(path)
-        .map_err(|source| Failure::from(Unreadable::File { path: path.to_owned(), source }))
+fn note_of(path: &Path) -> Result<(PathBuf, String), Failure> {
+    let mut note = String::new();
+    // One byte more than a note can have is enough to refuse it.
+    open(path)?
+        .file
+        .take(MAX_NOTE as u64 + 1)
+        .read_to_string(&mut note)
+        .map_err(|source| Failure::from(Unreadable::File { path: path.to_owned(), source }))?;
+    Ok((path.to_owned(), note))
 }
 
-fn keys(host: &Host, args: &VerifyArgs) -> Result<Vec<NoteKey>, Failure> {
-    if !args.keys.is_empty() {
-        return Ok(args.keys.clone());
+fn open(path: &Path) -> Result<Named, Failure> {
+    match File::open(path) {
+        Ok(file) => Ok(Named { path: path.to_owned(), name: path.display().to_string(), file }),
+        Err(source) => Err(Failure::from(Unreadable::File { path: path.to_owned(), source })),
     }
+}
+
+fn keys(host: Option<&Host>, args: &VerifyArgs) -> Result<Vec<NoteKey>, Failure> {
+    let (true, Some(host)) = (args.keys.is_empty(), host) else {
+        return Ok(args.keys.clone());
+    };
     let own = super::signing_key(host)?;
     Ok(own.iter().map(|key| key.public().trail_key()).collect())
 }

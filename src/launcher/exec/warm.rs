@@ -36,10 +36,6 @@ impl Warm {
         Ok(Self { spec, compiled, sandbox, until: clock::boottime() + LIFE })
     }
 
-    pub fn spec(&self) -> &Spec {
-        &self.spec
-    }
-
     /// Its sandbox, if that is what would be built now: profile and workspace were read again. One that
     /// does not fit, failed or died is given back.
     pub(super) fn into_sandbox(self, wanted: &Compiled) -> Option<Sandbox> {
@@ -48,55 +44,57 @@ impl Warm {
     }
 }
 
-/// The warm sandboxes of a launcher. Of capacity 0 until it is told otherwise: a launcher of one exec
-/// needs none.
+/// The warm sandboxes of a launcher. Of capacity 0 by default: a launcher of one exec needs none.
 #[derive(Default)]
 pub struct Pool {
     capacity: usize,
+    /// The oldest first.
     ready: VecDeque<Warm>,
     /// What executed lately and has none ready, the latest last.
     wanted: VecDeque<Spec>,
 }
 
 impl Pool {
-    /// How many are kept, in all.
-    pub fn resize(&mut self, capacity: usize) {
-        self.capacity = capacity;
-        self.ready.truncate(capacity);
-        self.wanted.truncate(capacity);
+    /// For so many in all.
+    pub fn new(capacity: usize) -> Self {
+        Self { capacity, ..Self::default() }
     }
 
-    /// For an exec that begins: one that was built for its like, if there is one. Another will be wanted.
+    /// For an exec that begins: one that was built for its like, if there is one.
     pub fn take(&mut self, spec: &Spec) -> Option<Warm> {
-        if self.capacity == 0 {
-            return None;
+        let found = self.ready.iter().position(|warm| warm.spec == *spec)?;
+        self.ready.remove(found)
+    }
+
+    /// An exec of this kind has ended: the next one may come soon.
+    pub fn want(&mut self, spec: &Spec) {
+        if self.capacity == 0 || self.ready.iter().any(|warm| warm.spec == *spec) {
+            return;
         }
         self.wanted.retain(|wanted| wanted != spec);
         self.wanted.push_back(spec.clone());
         if self.wanted.len() > self.capacity {
             self.wanted.pop_front();
         }
-        let found = self.ready.iter().position(|warm| warm.spec == *spec)?;
-        self.ready.remove(found)
-    }
-
-    /// Builds one that is wanted, if there is one; for a moment in which nothing else is to be done. The
-    /// oldest goes where there are too many.
-    pub fn refill(&mut self, setting: &Setting) -> Result<(), Refusal> {
-        let Some(spec) = self.wanted.pop_back() else { return Ok(()) };
-        if self.ready.iter().any(|warm| warm.spec == spec) {
-            return Ok(());
-        }
-        if self.ready.len() >= self.capacity {
-            self.ready.pop_front();
-        }
-        self.ready.push_back(Warm::prepare(spec, setting)?);
-        Ok(())
     }
 
     /// Whether [`Pool::refill`] has something to do.
     pub fn is_wanting(&self) -> bool {
         !self.wanted.is_empty()
+    }
+
+    /// Builds the one that is wanted most, for a moment in which nothing else is to be done. The oldest
+    /// makes room for it.
+    pub fn refill(&mut self, setting: &Setting) {
+        let Some(spec) = self.wanted.pop_back() else { return };
+        if self.ready.len() >= self.capacity {
+            self.ready.pop_front();
+        }
+        match Warm::prepare(spec, setting) {
+            Ok(warm) => self.ready.push_back(warm),
+            // The next exec of its kind is refused for the same reason, and its caller is told.
+            Err(refusal) => eprintln!("sublet: launcher: no sandbox is kept ahead: {refusal}"),
+        }
     }
 
     /// The next moment at which [`Pool::on_time`] has something to do.

@@ -40,7 +40,8 @@ impl fmt::Display for EventHash {
             pair[0] = DIGITS[usize::from(byte >> 4)];
             pair[1] = DIGITS[usize::from(byte & 15)];
         }
-        text.iter().try_for_each(|&digit| fmt::Write::write_char(f, char::from(digit)))
+        // Digits are text.
+        f.write_str(std::str::from_utf8(&text).map_err(|_| fmt::Error)?)
     }
 }
 

@@ -96,7 +96,7 @@ impl Attendant<'_> {
             Err(e @ RunError::Trail(_)) => return Ok(Err(format!("{}: {e}", e.reason()))),
             Err(e) => return Err(e),
         }
-        let resolved = value::resolve(self.scene, self.ledger, self.session, None, &lease.grant)
+        let resolved = value::resolve(self.ledger, self.session, None, &lease.grant)
             .and_then(value::Value::into_secret);
         let mut secret = match resolved {
             Ok(secret) => secret,

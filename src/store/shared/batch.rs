@@ -5,7 +5,9 @@
 use std::any::Any;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use crate::model::event::Head;
 use crate::store::error::sorted;
@@ -19,8 +21,16 @@ pub(super) struct Writer {
     /// At how many of them the next attempt is overdue.
     overdue: u64,
     batch: Option<Batch>,
+    last: Option<Last>,
     /// Why no batch could be opened, for those who came before then.
     refused: Option<(u64, Arc<StoreError>)>,
+}
+
+/// The last batch that was written durably.
+struct Last {
+    members: usize,
+    ended: Instant,
+    took: Duration,
 }
 
 struct Batch {
@@ -34,27 +44,19 @@ struct Batch {
 
 /// What became of one step, before the commit.
 pub(super) enum Acted<T> {
-    Recorded(T),
+    /// If the verdict on its batch is.
+    Recorded(T, Arc<Verdict>),
     Refused(StoreError),
     Panicked(Box<dyn Any + Send>),
 }
 
 impl Writer {
     pub fn over(store: Store) -> Self {
-        Self { store, untidied: 0, overdue: 0, batch: None, refused: None }
+        Self { store, untidied: 0, overdue: 0, batch: None, last: None, refused: None }
     }
 
     pub fn durability(&self) -> Option<Durability> {
         self.batch.as_ref().map(|batch| batch.durability)
-    }
-
-    pub fn members(&self) -> usize {
-        self.batch.as_ref().map_or(0, |batch| batch.members)
-    }
-
-    /// Where it will be told what became of the batch that is open.
-    pub fn verdict(&self) -> Arc<Verdict> {
-        self.batch.as_ref().map(|batch| Arc::clone(&batch.verdict)).unwrap_or_default()
     }
 
     pub fn begin(&mut self, durability: Durability) -> Result<(), StoreError> {
@@ -80,6 +82,13 @@ impl Writer {
         let cause = Arc::new(cause);
         self.refused = Some((until, Arc::clone(&cause)));
         StoreError::Shared(cause)
+    }
+
+    /// Whether this batch is still smaller than the last one, whose callers were told only now: for the
+    /// fourth part of the time that a commit takes.
+    pub fn expects_more(&self) -> bool {
+        let (Some(batch), Some(last)) = (&self.batch, &self.last) else { return false };
+        batch.members < last.members && last.ended.elapsed() < last.took / 4
     }
 
     /// Runs a step in the open batch. One that fails or panics leaves nothing in it.
@@ -122,7 +131,7 @@ impl Writer {
                 batch.head = head;
                 batch.large |= large;
                 batch.members += 1;
-                Acted::Recorded(value)
+                Acted::Recorded(value, Arc::clone(&batch.verdict))
             }
             Ok(Err(e)) => {
                 self.store.note(&e);
@@ -153,22 +162,19 @@ impl Writer {
     }
 
     /// Commits the batch, has it `noted`, and tells its members.
-    pub fn commit(&mut self, noted: impl FnOnce(Head, Durability)) -> Result<Head, StoreError> {
-        let Some(batch) = self.batch.take() else {
-            return Ok(self.store.vouched);
-        };
+    pub fn commit(&mut self, noted: impl FnOnce(Head, Durability)) {
+        let Some(batch) = self.batch.take() else { return };
+        let begun = Instant::now();
         let committed = self.store.commit(batch.head, batch.large).map(|()| batch.head);
+        self.last = (batch.durability == Durability::Durable).then(|| {
+            let ended = Instant::now();
+            Last { members: batch.members, ended, took: ended - begun }
+        });
         if let Ok(head) = committed {
             self.untidied += batch.members as u64;
             noted(head, batch.durability);
         }
-        if Arc::strong_count(&batch.verdict) == 1 {
-            // No one waits: whoever does holds it too, and took it under the writer's lock.
-            return committed;
-        }
-        let shared = committed.map_err(Arc::new);
-        batch.verdict.tell(shared.clone());
-        shared.map_err(StoreError::Shared)
+        batch.verdict.tell(committed.map_err(Arc::new));
     }
 
     /// Rolls the batch back and tells its members why.
@@ -203,31 +209,33 @@ impl Writer {
 }
 
 fn given_up(store: &Store) -> StoreError {
-    let source = io::Error::other("the transaction was rolled back under its steps");
-    unusable(&store.place.db, "written", source)
+    unusable(&store.place.db, "written", rolled_back())
 }
 
-/// What became of a batch: told once, to all whose steps are in it.
-#[derive(Default)]
-pub(super) struct Verdict {
-    told: Mutex<Option<Result<Head, Arc<StoreError>>>>,
-    changed: Condvar,
+fn rolled_back() -> io::Error {
+    io::Error::other("the transaction was rolled back under its steps")
 }
+
+/// What became of a batch: told once, before those whose steps are in it are let go.
+#[derive(Default)]
+pub(super) struct Verdict(OnceLock<Result<Head, Arc<StoreError>>>);
 
 impl Verdict {
     fn tell(&self, result: Result<Head, Arc<StoreError>>) {
-        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
-        self.changed.notify_all();
+        // Whoever tells has taken the batch out of the writer: no one else can.
+        let is_first = self.0.set(result).is_ok();
+        debug_assert!(is_first);
     }
 
-    pub fn wait(&self) -> Result<Head, StoreError> {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            match &*told {
-                Some(Ok(head)) => return Ok(*head),
-                Some(Err(cause)) => return Err(StoreError::Shared(Arc::clone(cause))),
-                None => told = self.changed.wait(told).unwrap_or_else(PoisonError::into_inner),
-            }
-        }
+    /// What was told to one of its members; to an only one in plain words.
+    pub fn of(told: Arc<Self>, root: &Path) -> Result<Head, StoreError> {
+        let cause = match told.0.get() {
+            Some(Ok(head)) => return Ok(*head),
+            Some(Err(cause)) => Arc::clone(cause),
+            // The thread that led has panicked.
+            None => return Err(unusable(root, "written", rolled_back())),
+        };
+        drop(told);
+        Err(Arc::try_unwrap(cause).unwrap_or_else(StoreError::Shared))
     }
 }

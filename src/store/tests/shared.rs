@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use super::*;
 use crate::store::SharedStore;
 
-fn record<T>(
+fn record<T: Send>(
     store: &SharedStore,
-    step: impl FnOnce(&mut Tx<'_>) -> Result<T, StoreError>,
+    step: impl FnOnce(&mut Tx<'_>) -> Result<T, StoreError> + Send,
 ) -> Result<(T, Head), StoreError> {
     store.transaction(Durability::Durable, step)
 }
@@ -44,7 +44,7 @@ fn together<T: Send>(
                     }
                     record(store, |tx| {
                         begun.store(true, Ordering::Release);
-                        while place == 0 && store.waiting.load(Ordering::Acquire) < others {
+                        while place == 0 && store.waiting() < others {
                             std::thread::yield_now();
                         }
                         step(tx)
@@ -90,7 +90,7 @@ fn sixty_four_threads_count_exactly_once() {
                         assert!(head.seq <= heads.durable.seq);
                     }
                     store.read(|view| Ok(assert!(view.lease(&lease.lease_id)?.is_some()))).unwrap();
-                    seen.lock().unwrap().push(counted.run);
+                    seen.lock().unwrap().push(counted);
                 }
             });
         }
@@ -169,7 +169,7 @@ fn a_step_that_fails_or_panics_takes_nothing_of_the_others_with_it() {
                 let counted = tx.count_request(&run.run_id, &at(1))?;
                 tx.append(draft(EventType::LeaseRequested))?;
                 match bad.contains(&place) {
-                    false => Ok(counted.run),
+                    false => Ok(counted),
                     true if panics => panic!("on purpose"),
                     true => Err(missing()),
                 }
@@ -195,7 +195,7 @@ fn a_step_that_fails_or_panics_takes_nothing_of_the_others_with_it() {
         assert_eq!(counted, (1..=good).collect::<Vec<_>>());
         assert_eq!(trail_of(dir.path()), u64::from(good), "the chain has no hole");
         let (counted, _) = record(&store, |tx| tx.count_request(&run.run_id, &at(1))).unwrap();
-        assert_eq!(counted.run, good + 1, "and goes on");
+        assert_eq!(counted, good + 1, "and goes on");
     }
     for panics in [false, true] {
         check(&[], panics);
@@ -253,7 +253,7 @@ fn a_durable_step_is_not_told_of_a_relaxed_commit() {
         scope.spawn(|| {
             store.transaction(Durability::Relaxed, |tx| {
                 begun.store(true, Ordering::Release);
-                while store.waiting.load(Ordering::Acquire) < 1 {
+                while store.waiting() < 1 {
                     std::thread::yield_now();
                 }
                 assert_eq!(synchronous(tx), 1);
