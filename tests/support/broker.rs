@@ -3,11 +3,14 @@
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use sublet::api::client::Client;
+use sublet::api::wire::{RunBody, RunObject};
 
+use super::host::Process;
 use super::outcome::Outcome;
 use super::world::{World, finish, leasing_profile, vault_secret};
 
@@ -36,14 +39,49 @@ pub fn leasing_host(world: &World, value: &[u8], more: &str) -> String {
     "leasing".to_owned()
 }
 
+/// What the broker's hosts have in common, with secrets and profiles of the test's own: `config` is added
+/// to the configuration, a profile is known by its name.
+pub fn host(world: &World, config: &str, profiles: &[(&str, &str)]) {
+    let base = world.workspace.parent().unwrap().display();
+    let workspaces = format!("workspaces = [\"{base}\"]\n");
+    let config = match config.split_once("[host]\n") {
+        Some((before, after)) => format!("{before}[host]\n{workspaces}{after}"),
+        None => format!("{config}[host]\n{workspaces}"),
+    };
+    world.configure(&config);
+    let directory = world.path("etc/profiles");
+    fs::create_dir_all(&directory).unwrap();
+    for (name, toml) in profiles {
+        fs::write(directory.join(format!("{name}.toml")), toml).unwrap();
+    }
+}
+
+/// How `sublet serve` is started, beyond what every test needs.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Way<'a> {
+    pub flags: &'a [&'a str],
+    pub environment: &'a [(&'a str, &'a str)],
+    /// `--runtime-dir`.
+    pub runtime_dir: Option<&'a Path>,
+    /// A line of `sh` that goes before it. Both then have a mount namespace of their own, of which nothing
+    /// comes back to the host's.
+    pub before: Option<&'a str>,
+}
+
 /// Starts `sublet serve` and waits until it listens.
 #[track_caller]
 pub fn serve(world: &World) -> Broker<'_> {
+    serve_as(world, Way::default())
+}
+
+#[track_caller]
+pub fn serve_as<'a>(world: &'a World, way: Way<'_>) -> Broker<'a> {
     let log = world.path("serve.log");
-    let control = world.state().join("run/control.sock");
+    let sockets = way.runtime_dir.map_or_else(|| world.state().join("run"), Path::to_owned);
+    let control = sockets.join("control.sock");
     let stderr = fs::File::create(&log).unwrap();
-    let mut command = world.sublet();
-    command.arg("serve").stdin(Stdio::null()).stdout(stderr.try_clone().unwrap()).stderr(stderr);
+    let mut command = command(world, way);
+    command.stdin(Stdio::null()).stdout(stderr.try_clone().unwrap()).stderr(stderr);
     let mut broker = Broker { world, child: command.spawn().unwrap(), log, control };
     let start = Instant::now();
     while UnixStream::connect(&broker.control).is_err() {
@@ -57,6 +95,23 @@ pub fn serve(world: &World) -> Broker<'_> {
         std::thread::sleep(Duration::from_millis(5));
     }
     broker
+}
+
+fn command(world: &World, way: Way<'_>) -> Command {
+    let mut serve = world.sublet();
+    serve.arg("serve").args(way.flags).envs(way.environment.iter().copied());
+    if let Some(directory) = way.runtime_dir {
+        serve.arg("--runtime-dir").arg(directory);
+    }
+    let Some(before) = way.before else { return serve };
+    super::needs("unshare", "util-linux");
+    let mut command = Command::new("unshare");
+    world.dress(&mut command);
+    // Each executes the next: the pid stays the service's.
+    command.args(["--mount", "--propagation", "private", "sh", "-ec"]);
+    command.arg(format!("{before}\nexec \"$0\" \"$@\"")).arg(serve.get_program());
+    command.args(serve.get_args()).envs(way.environment.iter().copied());
+    command
 }
 
 impl Broker<'_> {
@@ -91,10 +146,75 @@ impl Broker<'_> {
         Run { broker: self, id, socket, object }
     }
 
+    /// The same through the interface, for this principal.
+    #[track_caller]
+    pub fn run_of(&self, principal: &str, profile: &str) -> RunObject {
+        let body = RunBody {
+            agent: "bot".parse().unwrap(),
+            principal: principal.parse().unwrap(),
+            profile: profile.to_owned(),
+            workspace: self.world.workspace.clone(),
+            run_id: None,
+        };
+        self.client().start_run(&body).unwrap()
+    }
+
+    /// A client of the control socket.
+    #[track_caller]
+    pub fn client(&self) -> Client {
+        Client::connect(&self.control).unwrap_or_else(|e| panic!("{e:?}\n{}", self.log()))
+    }
+
+    /// The trail after this event, by way of the broker.
+    #[track_caller]
+    pub fn events(&self, since: u64) -> Vec<Value> {
+        let events = self.client().events(since, false).unwrap();
+        events.map(|line| serde_json::from_str(&line.unwrap()).unwrap()).collect()
+    }
+
+    /// The service, and the launcher below it.
+    #[track_caller]
+    pub fn parts(&self) -> (Process, Process) {
+        let broker = Process::of(self.pid()).expect("the broker lives");
+        let launcher = super::host::processes()
+            .into_iter()
+            .find(|p| p.parent == broker.pid && p.name == "sublet-launch");
+        (broker, launcher.expect("the launcher lives"))
+    }
+
+    /// Runs a line of `sh` as root in the service's mount namespace.
+    #[track_caller]
+    pub fn inside(&self, script: &str) -> Outcome {
+        super::needs("nsenter", "util-linux");
+        let mut command = Command::new("nsenter");
+        self.world.dress(&mut command);
+        command.arg(format!("--mount=/proc/{}/ns/mnt", self.pid())).args(["sh", "-ec", script]);
+        finish(command, b"", None)
+    }
+
     /// Kills the service itself, as the kernel would.
     pub fn shoot(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// Waits until the service has ended by itself.
+    #[track_caller]
+    pub fn ended(&mut self, patience: Duration) -> ExitStatus {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(start.elapsed() < patience, "it still serves:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Asks the service to end.
+    pub fn terminate(&self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     }
 }
 

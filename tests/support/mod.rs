@@ -8,6 +8,7 @@
 //! - [`http`]: HTTP over a Unix socket, byte by byte
 //! - [`schema`]: JSON against the description of the API
 //! - [`broker`]: `sublet serve` for one test
+//! - [`leak`]: descriptors that a command passes out of its sandbox, and what they show later
 //! - [`git_server`]: `git http-backend` behind a server that demands a token
 //!
 //! The tests speak to the command line only: what they hold is what a user can see.
@@ -18,6 +19,7 @@ pub mod broker;
 pub mod git_server;
 pub mod host;
 pub mod http;
+pub mod leak;
 pub mod outcome;
 pub mod probe;
 pub mod schema;
