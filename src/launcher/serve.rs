@@ -17,7 +17,7 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
 };
 
-use super::compile;
+use super::compile::{self, Profiles};
 use super::exec::{Exec, Happened, Pool, Setting};
 use super::explain;
 use super::source::{self, Helper};
@@ -194,6 +194,7 @@ impl Launcher {
         let cpus = rustix::thread::sched_getaffinity(None)?.count() as usize;
         let setting = Setting {
             host,
+            profiles: Profiles::default(),
             mode,
             landlock_abi: landlock::abi_version(),
             cpus,
@@ -503,7 +504,7 @@ impl Launcher {
     }
 
     fn ended(&mut self, key: Key) -> Result<(), LauncherError> {
-        let Some(Live { exec, session }) = self.execs.remove(&key) else { return Ok(()) };
+        let Some(Live { mut exec, session }) = self.execs.remove(&key) else { return Ok(()) };
         for fd in [exec.socket(), exec.pidfd()] {
             match epoll::delete(&self.epoll, fd) {
                 Ok(()) | Err(Errno::NOENT) => {}
@@ -602,7 +603,7 @@ impl Launcher {
             }
         }
         let until = clock::boottime() + LAST_WAIT;
-        while let Some((_, Live { exec, .. })) = self.execs.pop_first() {
+        while let Some((_, Live { mut exec, .. })) = self.execs.pop_first() {
             let left = until.saturating_sub(clock::boottime());
             let timeout =
                 Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
