@@ -297,6 +297,7 @@ impl Broker {
 
     /// What `/metrics` shows, in OpenMetrics text.
     pub fn metrics(&self) -> String {
+        self.metrics.runs_active(self.active().len() as u64);
         self.metrics.render()
     }
 

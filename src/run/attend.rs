@@ -164,6 +164,10 @@ impl Attendant<'_> {
                 return Ok(self.exited());
             }
             self.renew_what_is_due()?;
+            let is_unheard = self.caller.connection().is_some_and(|c| c.borrow().is_unheard());
+            if is_unheard && self.has_room() {
+                self.listen()?;
+            }
             match self.wait(parent.as_ref())? {
                 Woken::Launcher => self.hear(watch)?,
                 Woken::Interrupt => {
