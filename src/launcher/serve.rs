@@ -218,6 +218,10 @@ impl Launcher {
             alarm: None,
             alarm_set: None,
         };
+        if let (Trust::Host, Ok(cgroups)) = (trust, &launcher.setting.cgroups) {
+            // What a launcher that was killed left.
+            cgroups.sweep();
+        }
         launcher.watch(launcher.sessions[&ROOT].as_fd(), Token::Session(ROOT))?;
         Ok(launcher)
     }
