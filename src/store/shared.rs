@@ -33,9 +33,10 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, OpenFlags};
 
 use crate::model::event::Head;
+use crate::store::connection::{connect, move_log};
 use crate::store::place::Place;
 use crate::store::reopen::root;
-use crate::store::{Durability, OwnerId, Reader, Store, StoreError, Tx, View, connect, move_log};
+use crate::store::{Durability, OwnerId, Reader, Store, StoreError, Tx, View};
 use crate::sys::lend::{Lent, lend};
 use batch::{Acted, Verdict, Writer};
 
@@ -218,6 +219,15 @@ impl SharedStore {
     /// disk. What they name was committed before, so that a caller who was told of its commit finds it here.
     pub fn heads(&self) -> Option<Heads> {
         *lock(&self.heads)
+    }
+
+    /// Whether it could be written to, as far as is known without writing; after a failure it is tried to
+    /// open the database anew, as the next transaction would. For who wants to know before it has to.
+    ///
+    /// # Errors
+    /// What stands in the way.
+    pub fn resume(&self) -> Result<(), StoreError> {
+        self.recover(&mut self.lock_writer())
     }
 
     /// What names this process in the rows that it opens.

@@ -382,12 +382,14 @@ fn a_store_whose_files_are_gone_comes_back_with_them_and_not_without() {
     // The whole directory, away and back.
     std::fs::rename(&db, dir.path().join("away")).unwrap();
     lost(&store);
+    assert!(matches!(store.resume(), Err(StoreError::Lost { .. })));
     assert!(!db.exists(), "nothing is made in its place");
     // Another one in its place is not it.
     drop(Store::open(dir.path()).unwrap());
     lost(&store);
     std::fs::remove_dir_all(&db).unwrap();
     std::fs::rename(dir.path().join("away"), &db).unwrap();
+    store.resume().unwrap();
     let (seq, _) = record(&store, append()).unwrap();
     assert!(seq >= 4, "{seq}");
     assert_eq!(store.read(|view| view.head()).unwrap().seq, seq);
