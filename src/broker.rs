@@ -85,6 +85,15 @@ pub struct Beginning {
     pub posture: serde_json::Value,
 }
 
+/// Why a broker ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// It was told to: every open lease is revoked.
+    Told,
+    /// Open leases are closed as interrupted, by the next start.
+    LauncherDied,
+}
+
 /// A run to be started, as the control socket asks for it.
 #[derive(Debug, Clone)]
 pub struct RunAsk {
@@ -263,21 +272,22 @@ impl Broker {
         self.mail_execs(|_| true, Mail::Kill("the service ends"));
     }
 
-    /// The last words in the trail. Leases that are still open are told by the next start.
-    pub fn stop(&self) -> Result<(), BrokerError> {
+    /// The last words in the trail.
+    pub fn stop(&self, why: Stop) -> Result<(), BrokerError> {
         self.stopped.store(true, Ordering::Release);
         let now = self.now()?;
         self.transaction(Durability::Durable, |tx| {
-            let revoked = tx.revoke(crate::store::Revoke::All)?;
-            Self::tell_ends(
-                tx,
-                &self.hostname,
-                &now,
-                EventType::LeaseRevoked,
-                "broker_stopped",
-                revoked,
-            )?;
-            tx.append(Draft::new(EventType::BrokerStopped, now.wall, &self.hostname)).map(drop)
+            let mut last = Draft::new(EventType::BrokerStopped, now.wall, &self.hostname);
+            match why {
+                Stop::Told => {
+                    let revoked = tx.revoke(crate::store::Revoke::All)?;
+                    let kind = EventType::LeaseRevoked;
+                    Self::tell_ends(tx, &self.hostname, &now, kind, "broker_stopped", revoked)?;
+                }
+                // Nobody took them back. The next start finds them without their owner.
+                Stop::LauncherDied => last = last.because("launcher_died"),
+            }
+            tx.append(last).map(drop)
         })?;
         self.checkpoint(1)
     }

@@ -15,7 +15,7 @@ use super::{Globals, load};
 use crate::api::server::{self, Server};
 use crate::broker::metrics::Metrics;
 use crate::broker::settle::{self, ServiceManager, Settlement};
-use crate::broker::{Beginning, Broker, BrokerError, listeners};
+use crate::broker::{Beginning, Broker, BrokerError, Stop, listeners};
 use crate::host::{Host, Places, Trust};
 use crate::launcher::client::Launcher;
 use crate::model::moment::Span;
@@ -119,7 +119,7 @@ pub fn execute(globals: &Globals, args: ServeArgs) -> Answer {
         })?;
         Ok::<bool, Failure>(*lost.borrow_and_update())
     })?;
-    let stopped = broker.stop();
+    let stopped = broker.stop(if lost { Stop::LauncherDied } else { Stop::Told });
     sweeping.thread().unpark();
     if lost {
         return Err(Failure::new(
