@@ -88,6 +88,15 @@ pub struct Host {
     trust: Trust,
 }
 
+/// A profile with every text that it was resolved from, so that it can be known again.
+#[derive(Debug)]
+pub struct KnownProfile {
+    text: String,
+    /// By the names that they are extended by.
+    extended: Vec<(String, String)>,
+    profile: Profile,
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
     #[error("could not read the configuration {path}")]
@@ -173,7 +182,7 @@ impl Host {
 
     /// The socket that the broker answers a run on.
     pub fn agent_socket(&self, run: &RunId) -> PathBuf {
-        self.runtime_dir.join("runs").join(run.as_str()).join("agent.sock")
+        agent_socket(&self.runtime_dir, run)
     }
 
     /// The home that `~/` in profiles means: the invoker's, and for the host no one's.
@@ -196,15 +205,39 @@ impl Host {
     /// Reads, resolves and checks a profile. A file in a configuration directory overrides a built-in
     /// one of the same name; a profile that extends its own name extends the built-in one.
     pub fn profile(&self, which: &ProfileRef) -> Result<Profile, HostError> {
+        let mut known = None;
+        self.profile_again(which, &mut known)
+    }
+
+    /// The same, of what is known of it already if every text of it is what it was: each is read again,
+    /// but not resolved. What was learnt is left in `known`.
+    pub fn profile_again(
+        &self,
+        which: &ProfileRef,
+        known: &mut Option<KnownProfile>,
+    ) -> Result<Profile, HostError> {
         let (name, text) = match which {
             ProfileRef::Name(name) => (name.clone(), self.profile_text(name)?),
             ProfileRef::File(path) => (path.display().to_string(), self.read_profile(path)?),
         };
-        let own = name.clone();
-        let mut load = |wanted: &str| {
-            if wanted == own { profile::load_builtin(wanted) } else { self.profile_text(wanted) }
+        let load = |wanted: &str| {
+            if wanted == name { profile::load_builtin(wanted) } else { self.profile_text(wanted) }
         };
-        Ok(profile::resolve(&name, &text, &mut load)?)
+        let is_as_it_was = |known: &KnownProfile| {
+            let unchanged = |(name, text): &(String, String)| load(name).is_ok_and(|t| t == *text);
+            known.text == text && known.extended.iter().all(unchanged)
+        };
+        if let Some(known) = known.as_ref().filter(|known| is_as_it_was(known)) {
+            return Ok(known.profile.clone());
+        }
+        let mut extended = Vec::new();
+        let profile = profile::resolve(&name, &text, &mut |wanted| {
+            let text = load(wanted)?;
+            extended.push((wanted.to_owned(), text.clone()));
+            Ok(text)
+        })?;
+        *known = Some(KnownProfile { text, extended, profile: profile.clone() });
+        Ok(profile)
     }
 
     /// Names of all profiles, overriding ones first, with where they are from.
@@ -277,6 +310,11 @@ impl Host {
         }
         profile::load_builtin(name)
     }
+}
+
+/// The socket that a broker answers a run on.
+pub fn agent_socket(runtime_dir: &Path, run: &RunId) -> PathBuf {
+    runtime_dir.join("runs").join(run.as_str()).join("agent.sock")
 }
 
 /// Where nothing is, for `~/` of no one.

@@ -134,6 +134,13 @@ fn what_is_sent_ahead_of_the_101_reaches_the_command() {
     let (out, report) = stream.finish();
     assert_eq!(out, "sent ahead, twice, and later");
     assert_eq!((&report["exit_status"], &report["exec_id"]), (&json!(0), &json!(exec)));
+    // All of it ahead, and nothing after.
+    let ahead = [framed(Kind::Stdin, b"all of it"), framed(Kind::Stdin, b"")].concat();
+    assert_eq!(Stream::open(&run.socket, &body, &ahead).finish().0, "all of it");
+    let body = json!({"command": ["cat"], "terminal": {"rows": 5, "columns": 6}});
+    let ahead = [framed(Kind::Stdin, b"typed ahead\n"), framed(Kind::Stdin, b"\x04")].concat();
+    let (out, _) = Stream::open(&run.socket, &body, &ahead).finish();
+    assert!(out.contains("typed ahead"), "{out:?}");
 }
 
 #[test]

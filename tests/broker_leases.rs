@@ -391,7 +391,7 @@ fn what_is_not_used_expires_and_no_sweeper_is_needed_for_it() {
         assert_eq!(reply.status, 403, "{reply}");
         let expired = event(&broker, "lease.expired", &id);
         // Told of the exec, with all the leases that it was to have.
-        let is_it = |e: &Value| e["type"] == "lease.denied" && e["lease_ids"] == json!([id]);
+        let is_it = |e: &Value| e["type"] == "lease.denied" && e["detail"]["lease_ids"] == json!([id]);
         let refused = broker.events(0).into_iter().find(is_it).unwrap();
         if refused["seq"].as_u64() < expired["seq"].as_u64() {
             assert_eq!(reply.json()["error"]["reason"], "lease_expired", "{reply}");

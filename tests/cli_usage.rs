@@ -33,7 +33,7 @@ fn bad_usage_is_125_beside_a_command_and_2_elsewhere() {
     check(&["demo", "--nope"], 125, "--nope");
     check(&["doctor", "--nope"], 2, "--nope");
     check(&["doctr"], 2, "doctor");
-    check(&["serve"], 2, "serve");
+    check(&["serve", "--nope"], 2, "--nope");
     check(&[], 2, "Usage");
     // What follows the dashes is the command's, whatever it looks like.
     check(&["doctor", "--", "run"], 2, "run");

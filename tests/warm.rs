@@ -21,6 +21,19 @@ use sublet::model::id::{ExecId, RunId};
 use sublet::model::name::Channel;
 use sublet::sys::clock;
 
+/// With a capability, so that there is a place for file deliveries.
+const PROFILE: &str = r#"extends = "default"
+[[capability]]
+name = "test.use"
+channels = ["memfd", "file", "env"]
+command = [["**"]]
+[[capability.audience]]
+protocol = "https"
+host = "svc.test"
+secret = "s"
+variable = "TOKEN"
+"#;
+
 /// The workspace's owner, unknown to passwd.
 const OWNER: u32 = 12_345;
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -77,7 +90,7 @@ impl Place {
         fs::create_dir_all(dir.path().join("etc/profiles")).unwrap();
         let mut place = Self { dir, launcher: None, run: RunId::fresh(), next: 0 };
         place.make_workspace();
-        place.profile("extends = \"default\"\n");
+        place.profile(PROFILE);
         let config =
             format!("[host]\nworkspaces = [\"{}\"]\nwarm = {warm}\n", place.dir.path().display());
         fs::write(place.dir.path().join("etc/sublet.toml"), config).unwrap();

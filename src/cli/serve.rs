@@ -15,13 +15,14 @@ use super::{Globals, load};
 use crate::api::server::{self, Server};
 use crate::broker::metrics::Metrics;
 use crate::broker::settle::{self, ServiceManager, Settlement};
-use crate::broker::{Beginning, Broker, BrokerError, Stop, listeners};
+use crate::broker::{Beginning, Broker, BrokerError, listeners};
 use crate::host::{Host, Places, Trust};
 use crate::launcher::client::Launcher;
 use crate::model::moment::Span;
+use crate::sys::process;
 
 /// Threads for requests that touch the store. Each waits for the disk together with all others.
-const BLOCKING_THREADS: usize = 128;
+const BLOCKING_THREADS: usize = 512;
 
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = HELP)]
@@ -60,6 +61,10 @@ pub fn execute(globals: &Globals, args: ServeArgs) -> Answer {
     let mut host = Host::load(&places).map_err(|e| Failure::from(&e))?;
     host.trust(Trust::Host);
     let runtime_dir = host.runtime_dir.clone();
+    // What the caller left open is not for a service, nor for its launcher.
+    let handed = std::env::var("LISTEN_FDS").ok().and_then(|n| n.parse().ok()).unwrap_or(0_u32);
+    process::close_range(3_u32.saturating_add(handed), u32::MAX)
+        .map_err(|e| state_failure("descriptors_open", &e.into()))?;
     // Both clocks, while they can be looked at.
     load::now()?;
     // Before any thread, and before anything secret is opened.
@@ -119,7 +124,7 @@ pub fn execute(globals: &Globals, args: ServeArgs) -> Answer {
         })?;
         Ok::<bool, Failure>(*lost.borrow_and_update())
     })?;
-    let stopped = broker.stop(if lost { Stop::LauncherDied } else { Stop::Told });
+    let stopped = broker.stop();
     sweeping.thread().unpark();
     if lost {
         return Err(Failure::new(

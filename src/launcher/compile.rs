@@ -4,6 +4,8 @@
 //! In two parts: the sandbox, which is the same for every exec of a run, and the command in it.
 #![forbid(unsafe_code)]
 
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -17,7 +19,7 @@ use rustix::io::Errno;
 use super::guard::Guard;
 use super::wire::{DeliverySpec, Prepare, Refusal, RefusalKind};
 use crate::delivery::git;
-use crate::host::{Host, ProfileRef};
+use crate::host::{Host, HostError, KnownProfile, ProfileRef};
 use crate::model::id::RunId;
 use crate::model::name::Channel;
 use crate::profile::{NetworkMode, Profile, WorkspaceAccess};
@@ -55,6 +57,27 @@ impl Spec {
             binary: prepare.deliveries.iter().any(|d| d.channel == Channel::Git),
             agent: prepare.agent,
         }
+    }
+}
+
+/// The profiles that execs ran under lately. Each is read again every time; what does not differ is not
+/// resolved again.
+#[derive(Default)]
+pub struct Profiles(RefCell<VecDeque<(ProfileRef, Option<KnownProfile>)>>);
+
+impl Profiles {
+    const MOST: usize = 16;
+
+    fn read(&self, host: &Host, which: &ProfileRef) -> Result<Profile, HostError> {
+        let mut all = self.0.borrow_mut();
+        let found = all.iter().position(|(known, _)| known == which);
+        let mut known = found.and_then(|at| all.remove(at)).and_then(|(_, known)| known);
+        let read = host.profile_again(which, &mut known);
+        all.push_back((which.clone(), known));
+        if all.len() > Self::MOST {
+            all.pop_front();
+        }
+        read
     }
 }
 
@@ -129,9 +152,14 @@ fn invalid(message: String, hint: &str) -> Refusal {
 }
 
 /// Reads the profile, opens the workspace, and lays out what there will be.
-pub fn sandbox(spec: &Spec, host: &Host, mode: Mode) -> Result<Compiled, Refusal> {
-    let mut profile = host
-        .profile(&spec.profile)
+pub fn sandbox(
+    spec: &Spec,
+    host: &Host,
+    profiles: &Profiles,
+    mode: Mode,
+) -> Result<Compiled, Refusal> {
+    let mut profile = profiles
+        .read(host, &spec.profile)
         .map_err(|e| invalid(chain(&e), "`sublet profile list` names the profiles"))?;
     if spec.without_network {
         profile
@@ -160,7 +188,10 @@ pub fn sandbox(spec: &Spec, host: &Host, mode: Mode) -> Result<Compiled, Refusal
     let inside = inside(mode, workspace.as_ref());
     let mut view = view(spec, &profile, workspace.as_ref(), inside, &home)?;
     if spec.agent {
-        view.agent_socket = Some(host.agent_socket(&spec.run_id)).filter(|socket| socket.exists());
+        // The way to the runtime directory may have links; what the broker made below it may not.
+        let runtime_dir = host.runtime_dir.canonicalize().unwrap_or(host.runtime_dir.clone());
+        let socket = crate::host::agent_socket(&runtime_dir, &spec.run_id);
+        view.agent_socket = Some(socket).filter(|socket| socket.exists());
         view.binary |= view.agent_socket.is_some();
     }
     let layout = layout::layout(&view);

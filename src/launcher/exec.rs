@@ -22,11 +22,12 @@ use std::time::Duration;
 use rustix::fs::Mode as FileMode;
 use rustix::io::Errno;
 
-use super::compile::{self, Spec};
+use super::compile::{self, Profiles, Spec};
 use super::posture::{self, Facts};
 use super::wire::{Ending, ExecNumber, FilledSpec, Prepare, Refusal, RefusalKind};
 use crate::delivery::container::{Empty, Filled};
 use crate::host::Host;
+use crate::model::name::Channel;
 use crate::model::report::Posture;
 use crate::profile::Profile;
 use crate::sandbox::cgroup::Cgroups;
@@ -39,6 +40,7 @@ pub const KILL_AFTER: Duration = Duration::from_secs(2);
 /// The launcher's own facts, the same for every exec.
 pub struct Setting {
     pub host: Host,
+    pub profiles: Profiles,
     pub mode: Mode,
     pub landlock_abi: u32,
     pub cpus: usize,
@@ -126,7 +128,7 @@ impl Exec {
         prepared: impl FnOnce(BrokerEnds),
     ) -> Result<Self, Refusal> {
         let spec = Spec::of(&order);
-        let compiled = compile::sandbox(&spec, &setting.host, setting.mode)?;
+        let compiled = compile::sandbox(&spec, &setting.host, &setting.profiles, setting.mode)?;
         let command = compile::command(&order, &compiled)?;
         let mut sandbox = match warm.take(&spec).and_then(|warm| warm.into_sandbox(&compiled)) {
             Some(sandbox) => sandbox,
@@ -135,12 +137,15 @@ impl Exec {
 
         let owner = sandbox.owner();
         let mut streams = make_streams(&order, owner)?;
-        let (deliveries, secrets, delivery_ends) =
-            make_deliveries(&order.deliveries, owner, sandbox.root()?)?;
+        let secrets = sandbox.secrets.as_ref();
+        let (deliveries, delivery_ends) =
+            make_deliveries(&order.deliveries, owner, sandbox.root()?, secrets)?;
+        let swaps = secrets.is_some_and(|s| !s.never_swaps)
+            && order.deliveries.iter().any(|d| d.channel == Channel::File);
         let mut fds = std::mem::take(&mut streams.outside);
         fds.extend(delivery_ends);
         prepared(BrokerEnds { fds, uid: owner.uid });
-        sandbox.give(&command, order.terminal, &streams, secrets.as_ref())?;
+        sandbox.give(&command, order.terminal, &streams)?;
 
         let path = compiled.profile.environment.path.iter().map(ToString::to_string);
         Ok(Self {
@@ -152,8 +157,7 @@ impl Exec {
                 path: path.collect::<Vec<_>>().join(":"),
             },
             profile: compiled.profile,
-            never_swaps: (!order.deliveries.is_empty())
-                .then(|| secrets.as_ref().is_none_or(|s| s.never_swaps)),
+            never_swaps: (!order.deliveries.is_empty()).then_some(!swaps),
             deliveries,
             ready: false,
             start: None,
@@ -389,7 +393,9 @@ impl Exec {
     }
 
     /// Init is gone, and with it every process of the exec: gives back everything.
-    pub fn end(mut self) -> Result<(Ending, Vec<(u64, bool)>), Refusal> {
+    ///
+    /// What is left, memory and descriptors, goes when the exec is dropped.
+    pub fn end(&mut self) -> Result<(Ending, Vec<(u64, bool)>), Refusal> {
         // What init said last may not have been heard yet.
         while self.wait_status.is_none() && self.refusal.is_none() {
             match step::hear(self.socket(), drop) {

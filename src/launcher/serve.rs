@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
 };
 
-use super::compile;
+use super::compile::{self, Profiles};
 use super::exec::{Exec, Happened, Pool, Setting};
 use super::explain;
 use super::source::{self, Helper};
@@ -89,6 +89,17 @@ struct Live {
 
 /// Runs as the launcher until the broker is gone. The status to exit with.
 pub fn run(broker: OwnedFd, places: &Places, trust: Trust) -> i32 {
+    if trust == Trust::Host {
+        // A control socket that a service manager handed over is the broker's.
+        let ours = broker.as_raw_fd().unsigned_abs();
+        let others = [(3, ours.saturating_sub(1)), (ours + 1, u32::MAX)];
+        for (first, last) in others.into_iter().filter(|(first, last)| first <= last) {
+            if let Err(e) = process::close_range(first, last) {
+                eprintln!("sublet: launcher: could not close what was inherited: {e}");
+                return 125;
+            }
+        }
+    }
     let voice = broker.try_clone();
     match Launcher::settle(broker, places, trust) {
         Ok(mut launcher) => status(launcher.serve()),
@@ -189,6 +200,7 @@ impl Launcher {
         let cpus = rustix::thread::sched_getaffinity(None)?.count() as usize;
         let setting = Setting {
             host,
+            profiles: Profiles::default(),
             mode,
             landlock_abi: landlock::abi_version(),
             cpus,
@@ -511,7 +523,7 @@ impl Launcher {
     }
 
     fn ended(&mut self, key: Key) -> Result<(), LauncherError> {
-        let Some(Live { exec, session }) = self.execs.remove(&key) else { return Ok(()) };
+        let Some(Live { mut exec, session }) = self.execs.remove(&key) else { return Ok(()) };
         for fd in [exec.socket(), exec.pidfd()] {
             match epoll::delete(&self.epoll, fd) {
                 Ok(()) | Err(Errno::NOENT) => {}
@@ -611,7 +623,7 @@ impl Launcher {
             }
         }
         let until = clock::boottime() + LAST_WAIT;
-        while let Some((_, Live { exec, .. })) = self.execs.pop_first() {
+        while let Some((_, Live { mut exec, .. })) = self.execs.pop_first() {
             let left = until.saturating_sub(clock::boottime());
             let timeout =
                 Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };

@@ -24,7 +24,12 @@ pub enum Said<'a> {
     Stdin(&'a [u8]),
     EndOfInput,
     Signal(i32),
-    Window { rows: u16, columns: u16 },
+    Window {
+        rows: u16,
+        columns: u16,
+    },
+    /// Nobody reads this stream any more.
+    ReaderGone(Kind),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +49,8 @@ pub enum ConnectionError {
 pub struct Connection {
     socket: UnixStream,
     received: Vec<u8>,
+    /// Read ahead, and not yet looked at: the socket wakes nobody for it.
+    is_unheard: bool,
     unsent: Vec<u8>,
     sent: usize,
 }
@@ -52,11 +59,17 @@ impl Connection {
     /// `read_ahead`: what was received of it before.
     pub fn new(socket: UnixStream, read_ahead: Vec<u8>) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
-        Ok(Self { socket, received: read_ahead, unsent: Vec::new(), sent: 0 })
+        let is_unheard = !read_ahead.is_empty();
+        Ok(Self { socket, received: read_ahead, is_unheard, unsent: Vec::new(), sent: 0 })
     }
 
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+
+    /// Whether [`Connection::receive`] should be called although the socket is not readable.
+    pub fn is_unheard(&self) -> bool {
+        self.is_unheard
     }
 
     /// Reads once if something is there, and gives every whole frame to `hear`.
@@ -64,6 +77,7 @@ impl Connection {
     /// # Errors
     /// [`ConnectionError`]: the exec has lost its caller.
     pub fn receive(&mut self, mut hear: impl FnMut(Said<'_>)) -> Result<(), ConnectionError> {
+        self.is_unheard = false;
         let before = self.received.len();
         self.received.resize(before + CHUNK, 0);
         let read = recv(&self.socket, &mut self.received[before..], RecvFlags::DONTWAIT);
@@ -155,6 +169,7 @@ fn said(kind: Kind, payload: &[u8]) -> Result<Said<'_>, ConnectionError> {
             rows: u16::from_be_bytes([a, b]),
             columns: u16::from_be_bytes([c, d]),
         }),
+        (kind @ (Kind::Stdout | Kind::Stderr), []) => Ok(Said::ReaderGone(kind)),
         (kind, _) => Err(ConnectionError::Unexpected(kind)),
     }
 }

@@ -6,6 +6,10 @@
 //! - [`terminal`]: our own terminal in raw mode, and its size
 #![forbid(unsafe_code)]
 
+/// The signals of a caller that go to the command. SIGWINCH is for the terminal's size.
+pub const FORWARDED: [i32; 6] =
+    [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2];
+
 pub mod connection;
 pub mod frames;
 pub mod input;

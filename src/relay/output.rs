@@ -77,6 +77,11 @@ impl<'a> Output<'a> {
         }
     }
 
+    /// Whether these are frames of this kind.
+    pub fn is_framed_as(&self, asked: Kind) -> bool {
+        matches!(&self.to, Sink::Frames { kind, .. } if *kind == asked)
+    }
+
     /// Masks these values from now on. What was held for the old ones goes out.
     pub fn mask(&mut self, patterns: &Rc<Patterns>) -> io::Result<()> {
         if let Some(mut old) = self.redactor.take() {

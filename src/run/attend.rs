@@ -164,6 +164,10 @@ impl Attendant<'_> {
                 return Ok(self.exited());
             }
             self.renew_what_is_due()?;
+            let is_unheard = self.caller.connection().is_some_and(|c| c.borrow().is_unheard());
+            if is_unheard && self.has_room() {
+                self.listen()?;
+            }
             match self.wait(parent.as_ref())? {
                 Woken::Launcher => self.hear(watch)?,
                 Woken::Interrupt => {
@@ -290,6 +294,11 @@ impl Attendant<'_> {
             match heard.map_err(RunError::Relay)? {
                 Heard::Nothing => {}
                 Heard::Signal(signal) => self.pass_on(signal)?,
+                // The command learns it as it would have without us: by a closed pipe.
+                Heard::ReaderGone(kind) => {
+                    let gone = self.outputs.iter_mut().filter(|o| o.is_framed_as(kind));
+                    gone.for_each(Output::give_up);
+                }
                 Heard::Window { rows, columns } => {
                     if let Some(master) = &self.master {
                         terminal::set_size(master, rows, columns).map_err(RunError::relay)?;
@@ -310,6 +319,7 @@ impl Attendant<'_> {
         for mail in self.caller.mail()? {
             match mail {
                 Mail::Kill(_) => self.session.order(&Order::Kill { exec: EXEC })?,
+                Mail::LauncherDied => return Err(RunError::LauncherDied),
                 Mail::Revoke(id) => {
                     if let Some(index) = self.index_of(&id) {
                         self.revoke(index)?;
@@ -563,6 +573,7 @@ enum Heard {
     Nothing,
     Signal(i32),
     Window { rows: u16, columns: u16 },
+    ReaderGone(Kind),
 }
 
 fn heard(said: Said<'_>, input: &mut Option<Input<'_>>) -> std::io::Result<Heard> {
@@ -572,6 +583,7 @@ fn heard(said: Said<'_>, input: &mut Option<Input<'_>>) -> std::io::Result<Heard
         // The command has ended, or its terminal does not stand yet.
         (Said::Stdin(_) | Said::EndOfInput, None) => Ok(Heard::Nothing),
         (Said::Signal(signal), _) => Ok(Heard::Signal(signal)),
+        (Said::ReaderGone(kind), _) => Ok(Heard::ReaderGone(kind)),
         (Said::Window { rows, columns }, _) => Ok(Heard::Window { rows, columns }),
     }
 }

@@ -13,13 +13,10 @@ use super::entries::Leased;
 use super::error::RunError;
 use super::mailbox::{Mail, Mailbox};
 use crate::model::id::LeaseId;
+use crate::relay::FORWARDED;
 use crate::relay::connection::Connection;
 use crate::relay::frames::Kind;
 use crate::sys::process;
-
-/// Forwarded to the command. SIGWINCH is for the terminal's size.
-const FORWARDED: [i32; 6] =
-    [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2];
 
 /// How long a client may take for the last of the output, once its exec is over.
 const LAST_PATIENCE: Duration = Duration::from_secs(30);
@@ -97,7 +94,7 @@ impl Caller {
                     other => return Ok(other.map(RunError::Interrupted)),
                 }
             },
-            Caller::Client(client) => Ok(client.mailbox.killed().map(RunError::Stopped)),
+            Caller::Client(client) => Ok(client.mailbox.killed()),
         }
     }
 
@@ -143,7 +140,7 @@ impl Caller {
     /// From now on a revocation of what these leases delivered wipes it, and is heard of here.
     ///
     /// # Errors
-    /// [`RunError::Stopped`]: one has come already, or an order to end.
+    /// [`RunError::Stopped`] or [`RunError::LauncherDied`]: one has come already, or an order to end.
     pub fn guard(&self, leased: &[Leased], delivered: &Delivered) -> Result<(), RunError> {
         let Caller::Client(client) = self else { return Ok(()) };
         for (lease, delivery) in leased.iter().zip(&delivered.deliveries) {
@@ -159,12 +156,12 @@ impl Caller {
     /// The last look before the command may run.
     ///
     /// # Errors
-    /// [`RunError::Stopped`].
+    /// As [`Caller::guard`].
     pub fn refuse_to_begin(&self) -> Result<(), RunError> {
         match self {
             // Its signals wait for the command.
             Caller::Process(_) => Ok(()),
-            Caller::Client(client) => client.mailbox.killed().map_or(Ok(()), |why| Err(RunError::Stopped(why))),
+            Caller::Client(client) => client.mailbox.killed().map_or(Ok(()), Err),
         }
     }
 

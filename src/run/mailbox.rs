@@ -12,6 +12,7 @@ use std::time::Duration;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
+use super::error::RunError;
 use crate::delivery::fill::Wiper;
 use crate::model::id::LeaseId;
 
@@ -26,6 +27,8 @@ pub enum Mail {
     Renewed { lease: LeaseId, expires_at: jiff::Timestamp, expires_boot: Duration },
     /// End the exec, for this reason.
     Kill(&'static str),
+    /// The launcher is gone, and with it the exec.
+    LauncherDied,
 }
 
 /// Both ends are one and the same: whoever has it can send, the exec's thread takes.
@@ -57,7 +60,7 @@ impl Revoked {
         match mail {
             Mail::Revoke(id) => self.some.push(id.clone()),
             Mail::RevokeAll => self.all = true,
-            Mail::Renewed { .. } | Mail::Kill(_) => {}
+            Mail::Renewed { .. } | Mail::Kill(_) | Mail::LauncherDied => {}
         }
     }
 
@@ -122,10 +125,13 @@ impl Mailbox {
     }
 
     /// Why the exec shall end, if it shall. Takes nothing.
-    pub fn killed(&self) -> Option<&'static str> {
+    pub fn killed(&self) -> Option<RunError> {
         self.inbox().queue.iter().find_map(|mail| match mail {
-            Mail::Kill(why) => Some(*why),
-            Mail::Revoke(_) | Mail::RevokeAll => Some("a lease of it was revoked"),
+            Mail::Kill(why) => Some(RunError::Stopped(why)),
+            Mail::Revoke(_) | Mail::RevokeAll => {
+                Some(RunError::Stopped("a lease of it was revoked"))
+            }
+            Mail::LauncherDied => Some(RunError::LauncherDied),
             Mail::Renewed { .. } => None,
         })
     }
@@ -139,11 +145,11 @@ mod tests {
     fn mail_wakes_and_is_taken_once() {
         let mailbox = Mailbox::new().unwrap();
         assert!(mailbox.take().unwrap().is_empty());
-        assert_eq!(mailbox.killed(), None);
+        assert!(mailbox.killed().is_none());
         let id = LeaseId::fresh();
         mailbox.clone().send(Mail::Kill("draining")).unwrap();
         mailbox.send(Mail::Revoke(id.clone())).unwrap();
-        assert_eq!(mailbox.killed(), Some("draining"));
+        assert!(matches!(mailbox.killed(), Some(RunError::Stopped("draining"))));
         assert_eq!(mailbox.take().unwrap(), [Mail::Kill("draining"), Mail::Revoke(id)]);
         assert!(mailbox.take().unwrap().is_empty());
     }

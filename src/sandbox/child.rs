@@ -4,9 +4,9 @@
 //! socket and in the slate; never returns. Must never allocate, lock, panic, or decide: a failed step
 //! crosses the socket as (step, errno) and the launcher, which has words, renders it.
 //!
-//! Two processes: init builds the sandbox, and then waits for a command for as long as the launcher
-//! likes (a warm sandbox); the command's process shares init's memory until it executes, puts every wall
-//! around itself, and only then says Ready and waits for the go.
+//! Two processes: init builds the sandbox; the command's process, which shares init's memory until it
+//! executes, puts every wall around itself. Only then does it take its command, for which it may wait as
+//! long as the launcher likes (a warm sandbox), and then the go. Init stands still meanwhile.
 #![forbid(unsafe_code)]
 
 use std::cell::Cell;
@@ -157,28 +157,13 @@ fn become_init(plan: &mut Plan) -> Result<i32, Failure> {
     let ruleset = take_places(plan)?;
     drop((proc, pts));
 
-    let mut streams = Handover::empty();
-    let (terminal, secrets) = match told(plan, |fd| streams.push(fd)).at(Step::AwaitCommand)? {
-        Told::Command { terminal, secrets } => (terminal, secrets),
-        _ => return Err(Errno::PROTO).at(Step::AwaitCommand),
-    };
-    if secrets {
-        let tree = streams.nth(if terminal.is_some() { 0 } else { STREAMS });
-        attach_secrets(tree.at(Step::AttachSecrets)?).at(Step::AttachSecrets)?;
-    }
-    let terminal = match terminal {
-        None => None,
-        Some((rows, columns)) => Some(open_terminal(rows, columns).at(Step::Terminal)?),
-    };
-
     ids::drop_all_capabilities().at(Step::DropCapabilities)?;
     // The UTS namespace is ours: with CAP_SYS_ADMIN over it this would succeed.
     must_refuse(rustix::system::sethostname(b"sublet"), Errno::PERM).at(Step::CheckCapabilities)?;
     process::set_no_new_privileges().at(Step::NoNewPrivileges)?;
 
-    let command = spawn(plan, ruleset.as_ref(), &streams, terminal.as_ref())?;
-    // The command has its own copies; what init kept would hold pipes and terminals open.
-    drop((streams, terminal, ruleset));
+    let command = spawn(plan, ruleset.as_ref())?;
+    drop(ruleset);
     plan.slate = None;
     close_all_but_our_own(plan)?;
     match command {
@@ -257,9 +242,9 @@ fn take_trees(
 /// Takes the landlock ruleset and the workspace's tree, which the launcher made meanwhile.
 fn take_places(plan: &Plan) -> Result<Option<OwnedFd>, Failure> {
     let mut places = Handover::empty();
-    let (ruleset, workspace) = match told(plan, |fd| places.push(fd)).at(Step::AwaitPlaces)? {
-        Told::Places { ruleset, workspace } => (ruleset, workspace),
-        _ => return Err(Errno::PROTO).at(Step::AwaitPlaces),
+    let told = told(plan, |fd| places.push(fd)).at(Step::AwaitPlaces)?;
+    let Told::Places { ruleset, workspace, secrets } = told else {
+        return Err(Errno::PROTO).at(Step::AwaitPlaces);
     };
     if let (true, Some(at)) = (workspace, &plan.workspace_at) {
         let tree = places.nth(usize::from(ruleset)).at(Step::AttachWorkspace)?;
@@ -269,6 +254,10 @@ fn take_places(plan: &Plan) -> Result<Option<OwnedFd>, Failure> {
     take_trees(plan, lists::TREES_IN_WORKSPACE, before, |_, tree, at| {
         attach_without_links(tree, at)
     })?;
+    if secrets {
+        let tree = places.nth(usize::from(ruleset) + usize::from(workspace));
+        attach_secrets(tree.at(Step::AttachSecrets)?).at(Step::AttachSecrets)?;
+    }
     if !ruleset {
         return Ok(None);
     }
@@ -366,9 +355,6 @@ fn must_refuse<T>(tried: Result<T, Errno>, expected: Errno) -> Result<(), Errno>
 struct Command<'a> {
     plan: &'a Plan,
     ruleset: Option<&'a OwnedFd>,
-    streams: &'a Handover,
-    /// The master and the slave.
-    terminal: Option<&'a (OwnedFd, OwnedFd)>,
     /// Environment deliveries are mapped, not read: execve copies from the sealed memfd's own pages, and
     /// no other copy ever stands in this memory. Unmapped by init, when the command has executed.
     mappings: [Cell<Option<ReadMapping>>; MAX_FDS],
@@ -377,18 +363,11 @@ struct Command<'a> {
 }
 
 /// Starts the command. `None` if it could not be executed, which it has then said itself.
-fn spawn(
-    plan: &mut Plan,
-    ruleset: Option<&OwnedFd>,
-    streams: &Handover,
-    terminal: Option<&(OwnedFd, OwnedFd)>,
-) -> Result<Option<i32>, Failure> {
+fn spawn(plan: &mut Plan, ruleset: Option<&OwnedFd>) -> Result<Option<i32>, Failure> {
     let mut stack = std::mem::take(&mut plan.stack);
     let command = Command {
         plan,
         ruleset,
-        streams,
-        terminal,
         mappings: [const { Cell::new(None) }; MAX_FDS],
         executed: Cell::new(false),
     };
@@ -417,19 +396,14 @@ fn command_entry(command: &Command<'_>) -> i32 {
 struct Kept {
     socket: OwnedFd,
     lifeline: OwnedFd,
-    ruleset: Option<OwnedFd>,
-    master: Option<OwnedFd>,
 }
 
 impl Kept {
     fn of(command: &Command<'_>) -> Result<Self, Failure> {
         let lift = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, LIFTED);
-        let lift_some = |fd: Option<&OwnedFd>| fd.map(|fd| lift(fd.as_fd())).transpose();
         Ok(Self {
             socket: lift(command.plan.socket.as_fd()).at(Step::Descriptors)?,
             lifeline: lift(command.plan.lifeline.as_fd()).at(Step::Descriptors)?,
-            ruleset: lift_some(command.ruleset).at(Step::Descriptors)?,
-            master: lift_some(command.terminal.map(|(master, _)| master)).at(Step::Descriptors)?,
         })
     }
 }
@@ -437,15 +411,10 @@ impl Kept {
 fn become_command(command: &Command<'_>, kept: &Kept) -> Result<(), Failure> {
     process::join_new_session_keyring().at(Step::Keyring)?;
     rustix::process::setsid().at(Step::Session)?;
-
-    place_streams(command)?;
-    if command.terminal.is_some() {
-        rustix::process::ioctl_tiocsctty(rustix::stdio::stdin()).at(Step::Terminal)?;
-    }
     rustix::process::umask(command.plan.umask);
     rustix::process::chdir(&*command.plan.working_directory).at(Step::WorkingDirectory)?;
 
-    if let Some(ruleset) = &kept.ruleset {
+    if let Some(ruleset) = command.ruleset {
         landlock::restrict_self(ruleset).at(Step::Landlock)?;
         // Readable by its mode and its mount; no landlock rule covers it.
         let probe = rustix::fs::open(super::layout::LANDLOCK_PROBE, OFlags::CLOEXEC, Mode::empty());
@@ -454,20 +423,38 @@ fn become_command(command: &Command<'_>, kept: &Kept) -> Result<(), Failure> {
     errno(seccomp::install(&command.plan.filter)).at(Step::Seccomp)?;
     errno(seccomp::see_it_refused()).at(Step::CheckSeccomp)?;
 
-    let socket = kept.socket.as_fd();
-    match &kept.master {
-        Some(master) => say(socket, Said::Ready, &[master.as_fd()]),
-        None => say(socket, Said::Ready, &[]),
+    // The walls stand. What follows are calls that every command needs to be of any use.
+    let (socket, lifeline) = (kept.socket.as_fd(), kept.lifeline.as_fd());
+    let mut streams = Handover::empty();
+    let told = told_over(socket, lifeline, |fd| streams.push(fd)).at(Step::AwaitCommand)?;
+    let Told::Command { terminal } = told else {
+        return Err(Errno::PROTO).at(Step::AwaitCommand);
+    };
+    match terminal {
+        None => {
+            place_streams([streams.nth(0), streams.nth(1), streams.nth(2)])?;
+            say(socket, Said::Ready, &[])
+        }
+        Some((rows, columns)) => {
+            let (master, slave) = open_terminal(rows, columns).at(Step::Terminal)?;
+            // Above the low numbers, of which it may have one.
+            let kept = rustix::io::fcntl_dupfd_cloexec(&master, LIFTED).at(Step::Terminal)?;
+            place_streams([Ok(slave.as_fd()); STREAMS])?;
+            rustix::process::ioctl_tiocsctty(rustix::stdio::stdin()).at(Step::Terminal)?;
+            std::mem::forget((master, slave));
+            say(socket, Said::Ready, &[kept.as_fd()])
+        }
     }
     .at(Step::AwaitGo)?;
-    // From here on nothing is called that a filter for commands could refuse and still be of use.
+    // Closed by exec, as all that came: some of their numbers are others' by now.
+    std::mem::forget(streams);
+
     let mut deliveries = Handover::empty();
-    match told_over(socket, kept.lifeline.as_fd(), |fd| deliveries.push(fd)).at(Step::AwaitGo)? {
+    match told_over(socket, lifeline, |fd| deliveries.push(fd)).at(Step::AwaitGo)? {
         Told::Go => {}
         _ => return Err(Errno::PROTO).at(Step::AwaitGo),
     }
     take_deliveries(command, &deliveries)?;
-    // Closed by exec; some of their numbers are others' by now.
     std::mem::forget(deliveries);
     // After the descriptors, which may have larger numbers than their limit.
     for (index, limit) in command.plan.limits.iter().enumerate() {
@@ -476,17 +463,13 @@ fn become_command(command: &Command<'_>, kept: &Kept) -> Result<(), Failure> {
     process::unblock_signals().at(Step::Init)
 }
 
-fn place_streams(command: &Command<'_>) -> Result<(), Failure> {
+fn place_streams(streams: [Result<BorrowedFd<'_>, Errno>; STREAMS]) -> Result<(), Failure> {
     let mut lifted: [RawFd; STREAMS] = [-1; STREAMS];
-    for (number, lifted) in lifted.iter_mut().enumerate() {
-        let fd = match command.terminal {
-            Some((_, slave)) => slave.as_fd(),
-            None => command.streams.nth(number).at_nth(Step::PlaceDelivery, number)?,
-        };
-        *lifted = lift(fd).at_nth(Step::PlaceDelivery, number)?;
+    for (number, fd) in streams.into_iter().enumerate() {
+        lifted[number] = fd.and_then(lift).at_nth(Step::PlaceStream, number)?;
     }
     for (number, &from) in lifted.iter().enumerate() {
-        process::duplicate_to(from, number as RawFd).at_nth(Step::PlaceDelivery, number)?;
+        process::duplicate_to(from, number as RawFd).at_nth(Step::PlaceStream, number)?;
     }
     Ok(())
 }

@@ -177,12 +177,23 @@ impl Builder<'_> {
                 self.bind(at, &exe, false, Access::ReadOnly, make)
             }
             Entry::AgentSocket { source } => {
+                // Its directory is the broker's: no link that it put there leads elsewhere.
                 let failed = |e: Errno| RootError::Open { path: source.clone(), source: e.into() };
-                let found = rustix::fs::lstat(source).map_err(failed)?;
+                let socket = open_without_links(source).map_err(failed)?;
+                let found = rustix::fs::fstat(&socket).map_err(failed)?;
                 if FileType::from_raw_mode(found.st_mode) != FileType::Socket {
                     return Err(failed(Errno::NOTSOCK));
                 }
-                self.bind(at, source, false, Access::ReadOnly, make)
+                if make {
+                    self.file(at, b"")?;
+                }
+                let attributes = MountAttributes {
+                    set: mount::RDONLY | mount::NOSUID | mount::NODEV,
+                    recursive: true,
+                    idmap: None,
+                };
+                let tree = clone_tree(socket.as_fd()).map_err(failed)?;
+                self.attach(at, tree, &attributes, None)
             }
         }
     }
@@ -369,9 +380,13 @@ pub fn open_tree(path: &Path) -> Result<OwnedFd, Errno> {
 
 /// The same, where no part of the path may be a symbolic link.
 fn open_tree_without_links(path: &Path) -> Result<OwnedFd, Errno> {
+    clone_tree(open_without_links(path)?.as_fd())
+}
+
+fn open_without_links(path: &Path) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    clone_tree(rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve)?.as_fd())
+    rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve)
 }
 
 /// The same of an open directory, which no rename or symlink can swap any more.

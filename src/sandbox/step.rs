@@ -51,21 +51,22 @@ steps! {
     AwaitPlaces = "wait for the landlock ruleset and the workspace",
     AttachWorkspace = "attach the workspace",
     LandlockRules = "add landlock rules for the new mounts",
-    AwaitCommand = "wait for a command",
     AttachSecrets = "attach the delivery mount",
-    Terminal = "open a pseudo-terminal",
     DropCapabilities = "drop all capabilities",
     CheckCapabilities = "see that a dropped capability is gone",
     NoNewPrivileges = "set no_new_privs",
     Spawn = "start the command's process",
     Keyring = "join a new session keyring",
     Session = "start a new session",
-    Descriptors = "close every other descriptor",
     WorkingDirectory = "enter the working directory",
     Landlock = "enforce landlock",
     CheckLandlock = "see landlock refuse",
     Seccomp = "install the seccomp filter",
     CheckSeccomp = "see the seccomp filter refuse",
+    AwaitCommand = "wait for a command",
+    Terminal = "open a pseudo-terminal",
+    PlaceStream = "place a standard stream",
+    Descriptors = "close every other descriptor",
     AwaitGo = "wait for the launcher's go",
     PlaceDelivery = "place a delivery's descriptor",
     Environment = "take the environment delivery",
@@ -97,11 +98,10 @@ pub enum Told {
     Maps,
     /// Detached trees, which go where the slate's paths say, those of earlier packets counted.
     Trees,
-    /// With it come the landlock ruleset and the workspace's tree, where due.
-    Places { ruleset: bool, workspace: bool },
-    /// The command: the slate says what it is. With it come its three streams, if it gets no terminal,
-    /// and the secrets' mount.
-    Command { terminal: Option<(u16, u16)>, secrets: bool },
+    /// With it come the landlock ruleset, the workspace's tree and the secrets' mount, where due.
+    Places { ruleset: bool, workspace: bool, secrets: bool },
+    /// The command: the slate says what it is. With it come its three streams, if it gets no terminal.
+    Command { terminal: Option<(u16, u16)> },
     /// Go. With it come the deliveries that are descriptors, in the slate's order.
     Go,
     /// Send this signal to the command's process group.
@@ -157,13 +157,13 @@ impl Told {
         match self {
             Told::Maps => word(b'M', 0, 0, 0),
             Told::Trees => word(b'T', 0, 0, 0),
-            Told::Places { ruleset, workspace } => {
-                word(b'P', u8::from(ruleset) | u8::from(workspace) << 1, 0, 0)
+            Told::Places { ruleset, workspace, secrets } => {
+                let flags = u8::from(ruleset) | u8::from(workspace) << 1 | u8::from(secrets) << 2;
+                word(b'P', flags, 0, 0)
             }
-            Told::Command { terminal, secrets } => {
+            Told::Command { terminal } => {
                 let (rows, columns) = terminal.unwrap_or_default();
-                let flags = u8::from(terminal.is_some()) | u8::from(secrets) << 1;
-                word(b'C', flags, rows.into(), columns.into())
+                word(b'C', u8::from(terminal.is_some()), rows.into(), columns.into())
             }
             Told::Go => word(b'G', 0, 0, 0),
             Told::Signal { signal } => word(b'K', 0, signal, 0),
@@ -175,13 +175,14 @@ impl Told {
         Some(match parts(bytes) {
             (b'M', ..) => Told::Maps,
             (b'T', ..) => Told::Trees,
-            (b'P', flags, ..) => {
-                Told::Places { ruleset: flags & 1 != 0, workspace: flags & 2 != 0 }
-            }
-            (b'C', flags, rows, columns) => Told::Command {
-                terminal: (flags & 1 != 0).then_some((rows as u16, columns as u16)),
-                secrets: flags & 2 != 0,
+            (b'P', flags, ..) => Told::Places {
+                ruleset: flags & 1 != 0,
+                workspace: flags & 2 != 0,
+                secrets: flags & 4 != 0,
             },
+            (b'C', terminal, rows, columns) => {
+                Told::Command { terminal: (terminal != 0).then_some((rows as u16, columns as u16)) }
+            }
             (b'G', ..) => Told::Go,
             (b'K', _, signal, _) => Told::Signal { signal },
             (b'A', _, signal, _) => Told::SignalAll { signal },
@@ -242,11 +243,11 @@ mod tests {
         }
         for told in [
             Told::Maps,
-            Told::Places { ruleset: true, workspace: false },
-            Told::Places { ruleset: false, workspace: true },
+            Told::Places { ruleset: true, workspace: false, secrets: true },
+            Told::Places { ruleset: false, workspace: true, secrets: false },
             Told::Trees,
-            Told::Command { terminal: Some((24, u16::MAX)), secrets: false },
-            Told::Command { terminal: None, secrets: true },
+            Told::Command { terminal: Some((24, u16::MAX)) },
+            Told::Command { terminal: None },
             Told::Go,
             Told::Signal { signal: 15 },
             Told::SignalAll { signal: 9 },

@@ -426,6 +426,9 @@ fn connect(place: &Place, access: OpenFlags) -> Result<Connection, StoreError> {
         conn.busy_handler(Some(wait_a_little))?;
         conn.set_prepared_statement_cache_capacity(128);
         conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        // Savepoints and sorting keep what they need in memory: a temporary file costs a dozen writes a
+        // step, and lies where a confined process may not make one.
+        conn.pragma_update(None, "temp_store", "memory")?;
         // The file is data, not code: no trigger or view in it can call a function with effects.
         conn.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
         conn.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;

@@ -182,21 +182,30 @@ impl Tx<'_> {
     /// # Errors
     /// [`StoreError::Missing`] if the run is not recorded.
     pub fn count_request(&mut self, id: &RunId, now: &Moment) -> Result<u32, StoreError> {
-        let number: Option<u32> = self
-            .prepare("UPDATE run SET requests = requests + 1 WHERE run_id = ?1 RETURNING requests")?
-            .query_row([id.as_str()], |row| row.get(0))
+        // In three plain statements: one that returns what it changed, or inserts what it selects, opens a
+        // journal of its own, which costs more than they do.
+        let before: Option<(u32, Option<i64>)> = self
+            .prepare(
+                "SELECT requests, (
+                     SELECT max(boot_ns) FROM request WHERE run_id = ?1 AND boot_id = ?2)
+                 FROM run WHERE run_id = ?1",
+            )?
+            .query_row((id.as_str(), &now.boot_id), |row| Ok((row.get(0)?, row.get(1)?)))
             .optional()
             .map_err(self.error())?;
-        let Some(number) = number else {
+        let Some((before, latest)) = before else {
             return Err(StoreError::Missing { what: format!("run {id}") });
         };
+        let number = before.saturating_add(1);
+        self.prepare("UPDATE run SET requests = ?2 WHERE run_id = ?1")?
+            .execute((id.as_str(), number))
+            .map_err(self.error())?;
         // Two readings of the clock may come here in the other order; numbers follow times.
+        let time = nanoseconds(now.boot).max(latest.unwrap_or(0));
         self.prepare(
-            "INSERT INTO request (run_id, boot_id, boot_ns, number)
-             SELECT ?1, ?2, max(?3, coalesce(max(boot_ns), 0)), ?4
-             FROM request WHERE run_id = ?1 AND boot_id = ?2",
+            "INSERT INTO request (run_id, boot_id, boot_ns, number) VALUES (?1, ?2, ?3, ?4)",
         )?
-        .execute((id.as_str(), &now.boot_id, nanoseconds(now.boot), number))
+        .execute((id.as_str(), &now.boot_id, time, number))
         .map_err(self.error())?;
         if number.is_multiple_of(REQUESTS_PER_SWEEP) {
             self.prepare(

@@ -14,13 +14,11 @@ use rustix::stdio::{stderr, stdin, stdout};
 
 use crate::api::client::{ClientError, ExecExit, ExecRequest, ExecStream, Frame, PATIENCE};
 use crate::api::wire::ErrorObject;
+use crate::relay::FORWARDED;
 use crate::relay::frames::MAX_PAYLOAD;
 use crate::relay::terminal::{self, RawMode};
 use crate::sys::process;
 
-/// Forwarded to the command, as `sublet run` does. SIGWINCH is for the terminal's size.
-const FORWARDED: [i32; 6] =
-    [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2];
 /// What a pipe takes without blocking once it is writable. pipe(7) PIPE_BUF.
 const WRITE_AT_ONCE: usize = 4096;
 

@@ -52,31 +52,36 @@ pub(super) fn make_streams(order: &Prepare, owner: Owner) -> Result<Streams, Ref
     })
 }
 
-pub(super) type Made = (Vec<Delivery>, Option<SecretsMount>, Vec<OwnedFd>);
+pub(super) type Made = (Vec<Delivery>, Vec<OwnedFd>);
+
+pub(super) fn delivery_unavailable(error: &dyn std::error::Error) -> Refusal {
+    Refusal {
+        kind: RefusalKind::DeliveryUnavailable,
+        message: compile::chain(error),
+        hint: "`sublet doctor` shows what this host can and cannot do".to_owned(),
+    }
+}
 
 pub(super) fn make_deliveries(
     specs: &[DeliverySpec],
     owner: Owner,
     root: BorrowedFd<'_>,
+    secrets: Option<&SecretsMount>,
 ) -> Result<Made, Refusal> {
-    let failed = |e: &dyn std::error::Error| Refusal {
-        kind: RefusalKind::DeliveryUnavailable,
-        message: compile::chain(e),
-        hint: "`sublet doctor` shows what this host can and cannot do".to_owned(),
-    };
-    let files = specs.iter().filter(|s| s.channel == Channel::File).count();
-    let secrets = match files {
-        0 => None,
-        files => Some(SecretsMount::new(files).map_err(|e| failed(&e))?),
-    };
     let mut git_socket: Option<OwnedFd> = None;
     let mut deliveries = Vec::new();
     let mut ends = Vec::new();
     for spec in specs {
-        let empty = match (spec.channel, &secrets) {
+        let empty = match (spec.channel, secrets) {
             (Channel::Memfd | Channel::Env, _) => Empty::memfd(owner),
             (Channel::File, Some(secrets)) => secrets.file(&spec.variable, owner),
-            (Channel::File | Channel::Token, _) => {
+            (Channel::File, None) => {
+                return Err(refuse(
+                    "no capability of the profile has the channel `file`".into(),
+                    "name it in `channels`",
+                ));
+            }
+            (Channel::Token, _) => {
                 return Err(refuse(format!("channel `{}` is not built", spec.channel), ""));
             }
             (Channel::Git, _) => {
@@ -84,18 +89,18 @@ pub(super) fn make_deliveries(
                     Some(socket) => socket.try_clone(),
                     None => git::listen(root, (owner.uid, owner.gid)),
                 }
-                .map_err(|e| failed(&e))?;
-                ends.push(listener.try_clone().map_err(|e| failed(&e))?);
+                .map_err(|e| delivery_unavailable(&e))?;
+                ends.push(listener.try_clone().map_err(|e| delivery_unavailable(&e))?);
                 git_socket = Some(listener);
                 deliveries.push(Delivery::Git { expires: None, kill: false });
                 continue;
             }
         }
-        .map_err(|e| failed(&e))?;
-        ends.push(empty.fd().try_clone_to_owned().map_err(|e| failed(&e))?);
+        .map_err(|e| delivery_unavailable(&e))?;
+        ends.push(empty.fd().try_clone_to_owned().map_err(|e| delivery_unavailable(&e))?);
         deliveries.push(Delivery::Empty(empty));
     }
-    Ok((deliveries, secrets, ends))
+    Ok((deliveries, ends))
 }
 
 /// Whether the workspace can be mapped; where its file system cannot, the exec becomes its owner.

@@ -9,11 +9,12 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use super::make::{Streams, ownership, workspace_tree};
+use super::make::{Streams, delivery_unavailable, ownership, workspace_tree};
 use super::parts::{inner_rules, keep_only_planned, limits, namespaces};
 use super::words::{self, clone_refusal};
 use super::{Setting, refuse, refuse_error, tell};
@@ -22,7 +23,8 @@ use crate::launcher::compile::{self, Command, Compiled};
 use crate::launcher::posture::Ownership;
 use crate::launcher::wire::{Refusal, RefusalKind};
 use crate::model::id::ExecId;
-use crate::profile::NetworkMode;
+use crate::model::name::Channel;
+use crate::profile::{Capability, NetworkMode};
 use crate::sandbox::cgroup::{Cgroup, Held};
 use crate::sandbox::child;
 use crate::sandbox::identity::{self, Identity, Mode};
@@ -59,6 +61,8 @@ pub(super) struct Sandbox {
     pub identity: Identity,
     /// The root's own tmpfs, until the command is told.
     root: Option<OwnedFd>,
+    /// Where file deliveries are made, if the profile has any.
+    pub secrets: Option<SecretsMount>,
     /// Where each tree goes that the child attaches, in its order, for messages.
     attached_at: Vec<PathBuf>,
     pub facts: FactsKept,
@@ -168,7 +172,7 @@ impl Sandbox {
 
     /// The workspace's tree and the landlock ruleset, while the child builds its root.
     fn hand_over_places(
-        &self,
+        &mut self,
         compiled: &Compiled,
         mut places: Vec<Place>,
         setting: &Setting,
@@ -192,8 +196,22 @@ impl Sandbox {
         });
         let built = landlock::build(setting.landlock_abi, &places, ports.as_ref())
             .map_err(|e| refuse_error(&e, "run `sublet doctor`"))?;
-        let fds: Vec<BorrowedFd<'_>> = built.ruleset.iter().chain(&tree).map(AsFd::as_fd).collect();
-        let told = Told::Places { ruleset: built.ruleset.is_some(), workspace: tree.is_some() };
+        // Attached before any value is there, while the child may still attach something.
+        let file = |c: &&Arc<Capability>| c.channels.contains(&Channel::File);
+        let files: usize =
+            compiled.profile.capabilities.iter().filter(file).map(|c| c.audiences.len()).sum();
+        if files > 0 {
+            let made = SecretsMount::new(files).map_err(|e| delivery_unavailable(&e))?;
+            self.secrets = Some(made);
+        }
+        let secrets = self.secrets.as_ref().map(SecretsMount::fd);
+        let fds: Vec<BorrowedFd<'_>> =
+            built.ruleset.iter().chain(&tree).map(AsFd::as_fd).chain(secrets).collect();
+        let told = Told::Places {
+            ruleset: built.ruleset.is_some(),
+            workspace: tree.is_some(),
+            secrets: secrets.is_some(),
+        };
         tell(self.socket.as_fd(), told, &fds)?;
         Ok(helper)
     }
@@ -204,7 +222,6 @@ impl Sandbox {
         command: &Command,
         terminal: Option<(u16, u16)>,
         streams: &Streams,
-        secrets: Option<&SecretsMount>,
     ) -> Result<(), Refusal> {
         let in_environment = command.handed.iter().filter(|h| **h == lists::ENVIRONMENT).count();
         let slate = self.slate()?;
@@ -218,11 +235,10 @@ impl Sandbox {
                 message: e.to_string(),
                 hint: "give the command its input in a file, or on standard input".to_owned(),
             })?;
-        let mut fds: Vec<BorrowedFd<'_>> = streams.inside.iter().map(AsFd::as_fd).collect();
-        fds.extend(secrets.map(SecretsMount::fd));
-        let told = Told::Command { terminal, secrets: secrets.is_some() };
-        tell(self.socket.as_fd(), told, &fds)?;
-        self.root = None;
+        let fds: Vec<BorrowedFd<'_>> = streams.inside.iter().map(AsFd::as_fd).collect();
+        tell(self.socket.as_fd(), Told::Command { terminal }, &fds)?;
+        // The files' mappings keep what is in it.
+        (self.root, self.secrets) = (None, None);
         Ok(())
     }
 
@@ -378,6 +394,7 @@ fn clone_child(
         uid_lock,
         identity,
         root: None,
+        secrets: None,
         attached_at: Vec::new(),
         facts,
         reaped: false,

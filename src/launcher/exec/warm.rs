@@ -30,7 +30,7 @@ pub struct Warm {
 impl Warm {
     /// Builds one. Its child is not waited for: what it cannot do is found when it is to be used.
     pub fn prepare(spec: Spec, setting: &Setting) -> Result<Self, Refusal> {
-        let compiled = compile::sandbox(&spec, &setting.host, setting.mode)?;
+        let compiled = compile::sandbox(&spec, &setting.host, &setting.profiles, setting.mode)?;
         // It has no exec yet; its cgroup needs a name, with the time in it for the sweep.
         let sandbox = Sandbox::build(&compiled, &ExecId::fresh(), setting)?;
         Ok(Self { spec, compiled, sandbox, until: clock::boottime() + LIFE })

@@ -89,7 +89,8 @@ fn sixty_four_threads_count_exactly_once() {
                     if durability == Durability::Durable {
                         assert!(head.seq <= heads.durable.seq);
                     }
-                    store.read(|view| Ok(assert!(view.lease(&lease.lease_id)?.is_some()))).unwrap();
+                    let found = store.read(|view| view.lease(&lease.lease_id)).unwrap();
+                    assert!(found.is_some());
                     seen.lock().unwrap().push(counted);
                 }
             });
