@@ -355,8 +355,7 @@ struct Command<'a> {
 }
 
 /// Starts the command. `None` if it could not be executed, which it has then said itself.
-fn spawn(plan: &mut Plan, ruleset: Option<&OwnedFd>) -> Result<Option<i32>, Failure> {
-    let mut stack = std::mem::take(&mut plan.stack);
+fn spawn(plan: &Plan, ruleset: Option<&OwnedFd>) -> Result<Option<i32>, Failure> {
     let command = Command {
         plan,
         ruleset,
@@ -364,11 +363,10 @@ fn spawn(plan: &mut Plan, ruleset: Option<&OwnedFd>) -> Result<Option<i32>, Fail
         executed: Cell::new(false),
     };
     let lifeline = plan.lifeline.as_fd();
-    let pid = process::spawn_until_exec(command_entry, &command, &mut stack, |executed| {
+    let pid = process::spawn_until_exec(command_entry, &command, |executed| {
         init::wait_for_either(executed, lifeline)
     })
     .at(Step::Spawn)?;
-    std::mem::forget(stack);
     let executed = command.executed.get();
     if executed {
         say(plan.socket.as_fd(), Said::Started, &[]).at(Step::Spawn)?;

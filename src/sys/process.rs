@@ -1,5 +1,6 @@
 //! Making processes, and what a process says of itself. clone(2), prctl(2), pidfd_open(2), keyctl(2).
 
+use std::cell::UnsafeCell;
 use std::ffi::c_void;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -72,10 +73,11 @@ pub fn clone3(args: &CloneArgs<'_>) -> io::Result<Cloned> {
 ///
 /// # Errors
 /// Those of clone, and of `wait`: then this process must end, for the child may still use its memory.
+///
+/// One child at a time: they all use the same stack, which is this function's.
 pub fn spawn_until_exec<T>(
     entry: fn(&T, BorrowedFd<'_>) -> i32,
     argument: &T,
-    stack: &mut [u8],
     wait: impl FnOnce(BorrowedFd<'_>) -> Result<(), Errno>,
 ) -> Result<i32, Errno> {
     struct Start<'a, T> {
@@ -91,13 +93,19 @@ pub fn spawn_until_exec<T>(
     }
     let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     let mut argument = Start { entry, argument, writer: writer.as_fd() };
-    // SAFETY: one past the end of the slice is a valid address to compute; clone wants the top of a
-    // downward-growing stack, 16-byte aligned (System V ABI), which the mask gives.
-    let top = unsafe { stack.as_mut_ptr().add(stack.len()) };
-    let top = (top as usize & !15) as *mut c_void;
+    /// In the program's image: nothing is allocated or zeroed for it, and only what is touched costs.
+    #[repr(align(16))]
+    struct Stack(UnsafeCell<[u8; 64 << 10]>);
+    // SAFETY: only its address is taken here; what is in it belongs to the one child that runs on it.
+    unsafe impl Sync for Stack {}
+    static STACK: Stack = Stack(UnsafeCell::new([0; 64 << 10]));
+    // SAFETY: one past the end of the array is a valid address to compute; clone wants the top of a
+    // downward-growing stack, 16-byte aligned (System V ABI), as its type and its size are.
+    let top = unsafe { STACK.0.get().add(1) }.cast::<c_void>();
     let flags = libc::CLONE_VM | libc::SIGCHLD;
-    // SAFETY: `start` runs on `stack`, which outlives the child's use of it, as `argument` does: this
-    // function returns after the child has left this memory, or with an error that ends the process.
+    // SAFETY: `start` alone runs on the stack: this function is called in a process of one thread, and
+    // returns after the child has left this memory, or with an error that ends the process. `argument`
+    // lives as long.
     let pid = unsafe { libc::clone(start::<T>, top, flags, (&raw mut argument).cast()) };
     if pid < 0 {
         return Err(last_errno());
