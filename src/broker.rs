@@ -72,6 +72,7 @@ pub struct Broker {
     checkpointed: AtomicU64,
     signing: SigningKey,
     draining: AtomicBool,
+    launcher_died: AtomicBool,
     stopped: AtomicBool,
 }
 
@@ -215,6 +216,7 @@ impl Broker {
             checkpointed: AtomicU64::new(0),
             signing,
             draining: AtomicBool::new(false),
+            launcher_died: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
         };
         broker.transaction(Durability::Durable, |tx| {
@@ -240,6 +242,7 @@ impl Broker {
         let why = keeper::keep(launcher, &self.heard, &self.boot_id);
         if !self.stopped.load(Ordering::Acquire) {
             tracing::error!(error = %why, "the launcher is gone: every exec is dead, and the service ends");
+            self.launcher_died.store(true, Ordering::Release);
         }
         self.draining.store(true, Ordering::Release);
     }
@@ -260,24 +263,28 @@ impl Broker {
 
     /// Kills every living exec.
     pub fn hurry(&self) {
-        self.mail_execs(|_| true, Mail::Kill("the service ends"));
+        let mail = match self.launcher_died.load(Ordering::Acquire) {
+            true => Mail::LauncherDied,
+            false => Mail::Kill("the service ends"),
+        };
+        self.mail_execs(|_| true, mail);
     }
 
-    /// The last words in the trail. Leases that are still open are told by the next start.
+    /// The last words in the trail.
     pub fn stop(&self) -> Result<(), BrokerError> {
         self.stopped.store(true, Ordering::Release);
         let now = self.now()?;
         self.transaction(Durability::Durable, |tx| {
-            let revoked = tx.revoke(crate::store::Revoke::All)?;
-            Self::tell_ends(
-                tx,
-                &self.hostname,
-                &now,
-                EventType::LeaseRevoked,
-                "broker_stopped",
-                revoked,
-            )?;
-            tx.append(Draft::new(EventType::BrokerStopped, now.wall, &self.hostname)).map(drop)
+            let mut last = Draft::new(EventType::BrokerStopped, now.wall, &self.hostname);
+            if self.launcher_died.load(Ordering::Acquire) {
+                // Nobody took the open leases back: the next start closes them as interrupted.
+                last = last.because("launcher_died");
+            } else {
+                let revoked = tx.revoke(crate::store::Revoke::All)?;
+                let kind = EventType::LeaseRevoked;
+                Self::tell_ends(tx, &self.hostname, &now, kind, "broker_stopped", revoked)?;
+            }
+            tx.append(last).map(drop)
         })?;
         self.checkpoint(1)
     }
@@ -297,6 +304,7 @@ impl Broker {
 
     /// What `/metrics` shows, in OpenMetrics text.
     pub fn metrics(&self) -> String {
+        self.metrics.runs_active(self.active().len() as u64);
         self.metrics.render()
     }
 

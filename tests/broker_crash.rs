@@ -84,7 +84,9 @@ impl Leaks {
             "memfd" => self.memfd.pass_memfd(),
             "file" => self.file.pass_file(),
             "env" => "test -n \"$TOKEN\"".to_owned(),
-            "git" => "printf 'protocol=https\\nhost=svc.test\\n\\n' | git credential fill".to_owned(),
+            "git" => {
+                "printf 'protocol=https\\nhost=svc.test\\n\\n' | git credential fill".to_owned()
+            }
             other => panic!("{other}"),
         };
         format!("{uses} >/dev/null 2>&1; {then}")
@@ -186,7 +188,9 @@ impl Caller {
             let mut ran = Vec::new();
             // Whatever fails from here on fails because the broker is shot; what it did shows later.
             while !stop.load(Ordering::Relaxed) {
-                let Some(()) = one_lease(&socket, channel, &script, &marker, &mut ran) else { break };
+                let Some(()) = one_lease(&socket, channel, &script, &marker, &mut ran) else {
+                    break;
+                };
             }
             ran
         });
@@ -388,7 +392,9 @@ fn killed_at_any_moment() {
             assert!(uses == 1 || *channel == "git" && uses == 0, "{exec} of {lease}: {uses} uses");
         }
     }
-    println!("{readable} descriptors showed the value before a kill; execs that ran: {ran_in_all:?}");
+    println!(
+        "{readable} descriptors showed the value before a kill; execs that ran: {ran_in_all:?}"
+    );
     assert!(readable > 0 && ran_in_all.len() == CHANNELS.len(), "the test has hit nothing");
     world.holds_nowhere(VALUE);
 }

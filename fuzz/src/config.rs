@@ -24,8 +24,8 @@ pub fn check(config: &HostConfig) {
     let pool = config.host.uid_pool;
     assert!(pool.first >= 1000 && !pool.contains(0) && !pool.contains(65_534));
     assert!(!pool.contains(u32::MAX));
-    let last = pool.uid(pool.count.get() - 1).expect("a pool has as many uids as it says");
-    assert!(pool.contains(last) && pool.uid(pool.count.get()).is_none());
+    assert!(pool.contains(pool.broker_uid()) && !pool.contains(pool.broker_uid() + 1));
+    assert_eq!(pool.broker_uid(), pool.first + pool.exec_uids());
     assert_ne!(config.host.user.as_deref(), Some("root"));
     for path in config.state.dir.iter().chain(&config.host.workspaces) {
         check_path(path);

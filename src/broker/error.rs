@@ -82,8 +82,10 @@ impl BrokerError {
     /// What failed, with all that caused it, in one line.
     pub fn message(&self) -> String {
         match self {
-            // A denial's own words; what was asked is known to the asker.
-            BrokerError::Run(RunError::Denied(denial)) => denial.message.clone(),
+            // As every command has it: what was asked, the reason's name, why.
+            BrokerError::Run(RunError::Denied(denial)) => {
+                format!("{} is denied: {}: {}", denial.asked, denial.reason, denial.message)
+            }
             other => crate::launcher::compile::chain(other),
         }
     }

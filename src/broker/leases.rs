@@ -188,7 +188,8 @@ impl Broker {
         Ok(self.lease_view(&record, &now))
     }
 
-    /// Takes leases back: what is in use is wiped at once, then it is recorded. Returns what was open.
+    /// Takes leases back: what is in use is wiped at once, then it is recorded. Returns what was open. When it
+    /// returns, nothing that these leases delivered can be read any more, and no exec begins with one.
     pub fn revoke(
         &self,
         which: &Selection,
@@ -203,11 +204,13 @@ impl Broker {
         let revoked = self.transaction(Durability::Durable, |tx| {
             Self::record_revocation(tx, &self.hostname, &now, which, reason)
         })?;
+        // An exec that began in between has taken its use before that was recorded.
+        self.take_back(which);
         self.metrics.revoked(revoked.len() as u64);
         Ok(revoked.iter().map(|record| self.lease_view(record, &now)).collect())
     }
 
-    /// Tells the living execs: their deliveries are wiped before anything is written anywhere.
+    /// Wipes the deliveries of the living execs, before anything is written anywhere, and tells their threads.
     pub(super) fn take_back(&self, which: &Selection) {
         let runs_of = |principal: &crate::model::name::IdentityName| -> Vec<RunId> {
             let active = self.active();

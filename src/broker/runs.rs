@@ -121,6 +121,9 @@ impl Broker {
             )?;
             entries::end_run(tx, who)
         });
+        // An exec that was asked for in between has begun before that was recorded.
+        self.take_back(&Selection::Run(id.clone()));
+        self.mail_execs(|exec| exec.run_id == *id, Mail::Kill("its run has ended"));
         remove_socket(&self.socket(id));
         if let Err(e) = ended {
             // Its execs are dead and it takes no request; the next start finds its leases without owner.

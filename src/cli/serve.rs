@@ -22,7 +22,7 @@ use crate::model::moment::Span;
 use crate::sys::process;
 
 /// Threads for requests that touch the store. Each waits for the disk together with all others.
-const BLOCKING_THREADS: usize = 128;
+const BLOCKING_THREADS: usize = 512;
 
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = HELP)]

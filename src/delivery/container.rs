@@ -214,7 +214,7 @@ mod tests {
     fn a_closed_memfd_is_wiped_under_its_readers_and_written_by_none() {
         let empty = Empty::memfd(own()).unwrap();
         let broker = empty.fd().try_clone_to_owned().unwrap();
-        let mut held = fill::write(broker.try_clone().unwrap(), &[b"the value"]).unwrap();
+        let held = fill::write(broker.try_clone().unwrap(), &[b"the value"]).unwrap();
         let (mut filled, reader) = empty.close(9).unwrap();
         let reader = File::from(reader.unwrap());
 
@@ -237,7 +237,7 @@ mod tests {
     #[test]
     fn either_holder_alone_can_wipe() {
         let empty = Empty::memfd(own()).unwrap();
-        let mut held = fill::write(empty.fd().try_clone_to_owned().unwrap(), &[b"value"]).unwrap();
+        let held = fill::write(empty.fd().try_clone_to_owned().unwrap(), &[b"value"]).unwrap();
         let (filled, reader) = empty.close(5).unwrap();
         held.wipe();
         let mut seen = [1; 5];

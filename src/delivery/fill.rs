@@ -4,34 +4,70 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::sys::memory::SharedMapping;
 
 /// The broker's hold on one filled container. Wiped on drop.
 pub struct Held {
-    mapping: Option<SharedMapping>,
+    mapping: Option<Arc<Mutex<SharedMapping>>>,
+    len: usize,
 }
+
+/// Wipes what a [`Held`] holds, from wherever the revocation comes. Wiped on drop of the last of both.
+pub struct Wiper(Arc<Mutex<SharedMapping>>);
+
+/// A look at the content as it stands in the container. No one wipes meanwhile.
+pub struct Content<'a>(Option<MutexGuard<'a, SharedMapping>>);
 
 impl Held {
     /// Zeroes what every holder sees.
-    pub fn wipe(&mut self) {
-        if let Some(mapping) = &mut self.mapping {
-            mapping.wipe();
+    pub fn wipe(&self) {
+        if let Some(mapping) = &self.mapping {
+            lock(mapping).wipe();
         }
     }
 
-    /// The content as it stands in the container.
-    pub fn expose(&self) -> &[u8] {
-        self.mapping.as_ref().map_or(&[], SharedMapping::bytes)
+    /// None where there is nothing to wipe.
+    pub fn wiper(&self) -> Option<Wiper> {
+        self.mapping.as_ref().map(|mapping| Wiper(Arc::clone(mapping)))
+    }
+
+    pub fn expose(&self) -> Content<'_> {
+        Content(self.mapping.as_deref().map(lock))
     }
 
     pub fn len(&self) -> usize {
-        self.mapping.as_ref().map_or(0, SharedMapping::len)
+        self.len
     }
 
     pub fn is_empty(&self) -> bool {
-        self.mapping.is_none()
+        self.len == 0
     }
+}
+
+impl Wiper {
+    /// Zeroes what every holder sees, before it returns.
+    pub fn wipe(&self) {
+        lock(&self.0).wipe();
+    }
+}
+
+impl std::fmt::Debug for Wiper {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Wiper")
+    }
+}
+
+impl Content<'_> {
+    pub fn bytes(&self) -> &[u8] {
+        self.0.as_ref().map_or(&[], |mapping| mapping.bytes())
+    }
+}
+
+fn lock(mapping: &Mutex<SharedMapping>) -> MutexGuard<'_, SharedMapping> {
+    // Plain bytes: whatever state they are in, they can be wiped.
+    mapping.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Sizes the container for `size` bytes and lets `write` put them there. The descriptor is closed
@@ -44,11 +80,11 @@ pub fn with<E: From<io::Error>>(
     rustix::fs::ftruncate(&container, size as u64).map_err(io::Error::from)?;
     if size == 0 {
         write(&mut [])?;
-        return Ok(Held { mapping: None });
+        return Ok(Held { mapping: None, len: 0 });
     }
     let mut mapping = SharedMapping::new(&container, size)?;
     write(mapping.bytes_mut())?;
-    Ok(Held { mapping: Some(mapping) })
+    Ok(Held { mapping: Some(Arc::new(Mutex::new(mapping))), len: size })
 }
 
 /// Fills the container with these parts, one after the other.

@@ -293,8 +293,17 @@ impl Exec {
         }
     }
 
-    /// Wipes one delivery at once, and kills the exec if its lease was granted so.
+    /// Wipes one delivery at once, and kills the exec if its lease was granted so. One that was not yet let
+    /// run never is.
     pub fn revoke(&mut self, delivery: usize) {
+        if self.start.take().is_some() {
+            self.refuse(Refusal {
+                kind: RefusalKind::DeliveryUnavailable,
+                message: "a lease was revoked before its command could be started".to_owned(),
+                hint: "ask for a new lease".to_owned(),
+            });
+            return;
+        }
         let kill = match self.deliveries.get_mut(delivery) {
             Some(Delivery::Filled { filled, kill, .. }) => {
                 filled.wipe();

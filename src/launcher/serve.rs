@@ -31,6 +31,10 @@ use crate::sys::{clock, landlock, memory, process};
 /// init then dies with it (lifeline), and only their cgroup's directory waits for the next start.
 const LAST_WAIT: Duration = Duration::from_secs(5);
 
+/// Between two looks for what a killed launcher left and a dying process still holds: the first and the
+/// longest.
+const SWEEP_AGAIN: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(60)];
+
 /// Where the trail's head is kept, in the state directory.
 pub const HEAD_FILE: &str = "trail.head";
 
@@ -158,6 +162,8 @@ struct Launcher {
     helpers: BTreeMap<Key, (Helper, Key)>,
     /// Sandboxes without a command yet.
     warm: Pool,
+    /// When to look again for what is left of killed launchers, and how long after that.
+    sweep: Option<(Duration, Duration)>,
     next_key: Key,
     alarm: Option<OwnedFd>,
     /// What the alarm is set to.
@@ -207,19 +213,35 @@ impl Launcher {
             Trust::Invoker => Pool::default(),
             Trust::Host => Pool::new(setting.host.config.host.warm.0),
         };
-        let launcher = Self {
+        let mut launcher = Self {
             sessions: BTreeMap::from([(ROOT, root)]),
             epoll,
             setting,
             execs: BTreeMap::new(),
             helpers: BTreeMap::new(),
             warm,
+            sweep: (trust == Trust::Host).then_some((Duration::ZERO, SWEEP_AGAIN[0])),
             next_key: ROOT + 1,
             alarm: None,
             alarm_set: None,
         };
+        if let (Trust::Host, Ok(cgroups)) = (trust, &launcher.setting.cgroups) {
+            // What a launcher that was killed left.
+            cgroups.sweep();
+        }
         launcher.watch(launcher.sessions[&ROOT].as_fd(), Token::Session(ROOT))?;
+        launcher.sweep(clock::boottime());
         Ok(launcher)
+    }
+
+    /// Removes the cgroups of launchers that were killed, when it is time to.
+    fn sweep(&mut self, now: Duration) {
+        let Some((_, pause)) = self.sweep.take_if(|(at, _)| *at <= now) else { return };
+        if let (Ok(cgroups), Mode::Privileged) = (&self.setting.cgroups, self.setting.mode)
+            && cgroups.sweep()
+        {
+            self.sweep = Some((now + pause, (pause * 2).min(SWEEP_AGAIN[1])));
+        }
     }
 
     fn fresh_key(&mut self) -> Key {
@@ -328,7 +350,8 @@ impl Launcher {
     fn next_time(&self) -> Option<Duration> {
         let execs = self.execs.values().filter_map(|live| live.exec.next_time());
         let helpers = self.helpers.values().map(|(helper, _)| helper.deadline);
-        execs.chain(helpers).chain(self.warm.next_time()).min()
+        let sweep = self.sweep.map(|(at, _)| at);
+        execs.chain(helpers).chain(self.warm.next_time()).chain(sweep).min()
     }
 
     /// The next order of a session. False when it was the root's last.
@@ -550,6 +573,7 @@ impl Launcher {
     fn on_time(&mut self) -> Result<(), LauncherError> {
         let now = clock::boottime();
         self.warm.on_time(now);
+        self.sweep(now);
         for (helper, _) in self.helpers.values().filter(|(h, _)| h.deadline <= now) {
             helper.kill()?;
         }
@@ -612,9 +636,13 @@ impl Launcher {
                 rustix::event::PollFlags::IN,
             )];
             match rustix::event::poll(&mut fds, Some(&timeout)) {
-                Ok(0) | Err(_) => eprintln!(
-                    "sublet: launcher: an exec is stuck in the kernel; it dies with its init"
-                ),
+                Ok(0) | Err(_) => {
+                    eprintln!(
+                        "sublet: launcher: an exec is stuck in the kernel; it dies with its init"
+                    );
+                    // It has been killed and wiped; waiting for it once more would only take longer.
+                    std::mem::forget(exec);
+                }
                 Ok(_) => {
                     // There is no one left to tell how it ended.
                     drop(exec.end());

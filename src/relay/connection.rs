@@ -49,6 +49,8 @@ pub enum ConnectionError {
 pub struct Connection {
     socket: UnixStream,
     received: Vec<u8>,
+    /// Read ahead, and not yet looked at: the socket wakes nobody for it.
+    is_unheard: bool,
     unsent: Vec<u8>,
     sent: usize,
 }
@@ -57,11 +59,17 @@ impl Connection {
     /// `read_ahead`: what was received of it before.
     pub fn new(socket: UnixStream, read_ahead: Vec<u8>) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
-        Ok(Self { socket, received: read_ahead, unsent: Vec::new(), sent: 0 })
+        let is_unheard = !read_ahead.is_empty();
+        Ok(Self { socket, received: read_ahead, is_unheard, unsent: Vec::new(), sent: 0 })
     }
 
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+
+    /// Whether [`Connection::receive`] should be called although the socket is not readable.
+    pub fn is_unheard(&self) -> bool {
+        self.is_unheard
     }
 
     /// Reads once if something is there, and gives every whole frame to `hear`.
@@ -69,6 +77,7 @@ impl Connection {
     /// # Errors
     /// [`ConnectionError`]: the exec has lost its caller.
     pub fn receive(&mut self, mut hear: impl FnMut(Said<'_>)) -> Result<(), ConnectionError> {
+        self.is_unheard = false;
         let before = self.received.len();
         self.received.resize(before + CHUNK, 0);
         let read = recv(&self.socket, &mut self.received[before..], RecvFlags::DONTWAIT);

@@ -164,6 +164,10 @@ impl Attendant<'_> {
                 return Ok(self.exited());
             }
             self.renew_what_is_due()?;
+            let is_unheard = self.caller.connection().is_some_and(|c| c.borrow().is_unheard());
+            if is_unheard && self.has_room() {
+                self.listen()?;
+            }
             match self.wait(parent.as_ref())? {
                 Woken::Launcher => self.hear(watch)?,
                 Woken::Interrupt => {
@@ -315,6 +319,7 @@ impl Attendant<'_> {
         for mail in self.caller.mail()? {
             match mail {
                 Mail::Kill(_) => self.session.order(&Order::Kill { exec: EXEC })?,
+                Mail::LauncherDied => return Err(RunError::LauncherDied),
                 Mail::Revoke(id) => {
                     if let Some(index) = self.index_of(&id) {
                         self.revoke(index)?;
@@ -342,7 +347,7 @@ impl Attendant<'_> {
 
     /// Wiped by us at once, and by the launcher, which kills the exec if the capability says so.
     fn revoke(&mut self, index: usize) -> Result<(), RunError> {
-        if let Some(Delivery::Held(held)) = self.deliveries.get_mut(index) {
+        if let Some(Delivery::Held(held)) = self.deliveries.get(index) {
             held.wipe();
         }
         self.revoked.insert(index as u32);
@@ -404,7 +409,7 @@ impl Attendant<'_> {
             }
             Notice::Expired { delivery, .. } => {
                 self.expired.insert(delivery);
-                if let Some(Delivery::Held(held)) = self.deliveries.get_mut(delivery as usize) {
+                if let Some(Delivery::Held(held)) = self.deliveries.get(delivery as usize) {
                     held.wipe();
                 }
             }
@@ -435,7 +440,7 @@ impl Attendant<'_> {
     }
 
     fn end(&mut self, ending: Ending, deliveries: Vec<(u64, bool)>) {
-        for delivery in &mut self.deliveries {
+        for delivery in &self.deliveries {
             if let Delivery::Held(held) = delivery {
                 held.wipe();
             }
@@ -490,12 +495,17 @@ impl Attendant<'_> {
         if self.leased.is_empty() {
             return Ok(());
         }
-        let held = self
+        let contents: Vec<_> = self
             .leased
             .iter()
             .zip(&self.deliveries)
             .filter(|(lease, _)| lease.grant.redact())
-            .map(|(lease, delivery)| Delivered::value_of(lease, delivery));
+            .filter_map(|(lease, delivery)| match delivery {
+                Delivery::Held(held) => Some((lease, held.expose())),
+                Delivery::Git(_) => None,
+            })
+            .collect();
+        let held = contents.iter().map(|(lease, content)| Delivered::value_of(lease, content));
         let masked = self.given.iter().filter(|g| g.redact).map(|g| g.secret.expose());
         let values = held.filter(|v| !v.is_empty()).chain(masked);
         let patterns = Rc::new(Patterns::new(values).map_err(RunError::Delivery)?);
@@ -508,7 +518,7 @@ impl Attendant<'_> {
 
     /// The launcher died: the lifeline kills the tree, our mappings wipe its deliveries.
     fn outlive_the_launcher(&mut self) {
-        for delivery in &mut self.deliveries {
+        for delivery in &self.deliveries {
             if let Delivery::Held(held) = delivery {
                 held.wipe();
             }

@@ -8,8 +8,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::deliver::{Delivered, Delivery};
+use super::entries::Leased;
 use super::error::RunError;
 use super::mailbox::{Mail, Mailbox};
+use crate::model::id::LeaseId;
 use crate::relay::FORWARDED;
 use crate::relay::connection::Connection;
 use crate::relay::frames::Kind;
@@ -91,7 +94,7 @@ impl Caller {
                     other => return Ok(other.map(RunError::Interrupted)),
                 }
             },
-            Caller::Client(client) => Ok(client.mailbox.killed().map(RunError::Stopped)),
+            Caller::Client(client) => Ok(client.mailbox.killed()),
         }
     }
 
@@ -134,11 +137,52 @@ impl Caller {
         }
     }
 
-    /// The last word to a client: the report, or the error.
+    /// From now on a revocation of what these leases delivered wipes it, and is heard of here.
+    ///
+    /// # Errors
+    /// [`RunError::Stopped`] or [`RunError::LauncherDied`]: one has come already, or an order to end.
+    pub fn guard(&self, leased: &[Leased], delivered: &Delivered) -> Result<(), RunError> {
+        let Caller::Client(client) = self else { return Ok(()) };
+        for (lease, delivery) in leased.iter().zip(&delivered.deliveries) {
+            if let Delivery::Held(held) = delivery
+                && let Some(wiper) = held.wiper()
+            {
+                client.mailbox.guard(lease.record.lease_id.clone(), wiper);
+            }
+        }
+        self.refuse_to_begin()
+    }
+
+    /// The last look before the command may run.
+    ///
+    /// # Errors
+    /// As [`Caller::guard`].
+    pub fn refuse_to_begin(&self) -> Result<(), RunError> {
+        match self {
+            // Its signals wait for the command.
+            Caller::Process(_) => Ok(()),
+            Caller::Client(client) => client.mailbox.killed().map_or(Ok(()), Err),
+        }
+    }
+
+    /// Whether the lease was taken back under its exec.
+    pub fn is_revoked(&self, id: &LeaseId) -> bool {
+        match self {
+            Caller::Process(_) => false,
+            Caller::Client(client) => client.mailbox.is_revoked(id),
+        }
+    }
+
+    /// The last word to a client: the report, or the error. One that was accepted hears it on its stream,
+    /// whatever failed since.
     ///
     /// # Errors
     /// If the client does not take it, which changes nothing any more.
-    pub fn finish(self, kind: Kind, payload: &[u8]) -> io::Result<()> {
+    pub fn finish(mut self, kind: Kind, payload: &[u8]) -> io::Result<()> {
+        if let Caller::Client(Client { accept: None, .. }) = &self {
+            // One that left has nobody to tell.
+            drop(self.connect());
+        }
         let Caller::Client(Client { connection: Some(connection), .. }) = self else {
             return Ok(());
         };

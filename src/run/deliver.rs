@@ -10,7 +10,7 @@ use super::error::RunError;
 use super::ledger::Ledger;
 use super::scene::{EXEC, Scene};
 use super::value::{self, Value};
-use crate::delivery::fill::{self, Held};
+use crate::delivery::fill::{self, Content, Held};
 use crate::launcher::client::Session;
 use crate::launcher::wire::{FilledSpec, Notice, Order, Refusal, RefusalKind};
 use crate::model::name::Channel;
@@ -159,15 +159,14 @@ impl Delivered {
     }
 
     /// The value of a delivery, as it stands in its container: without what `env` puts around it.
-    pub fn value_of<'a>(lease: &Leased, delivery: &'a Delivery) -> &'a [u8] {
-        match (delivery, lease.grant.place()) {
-            (Delivery::Held(held), Place::Env { variable }) => {
-                let content = held.expose();
+    pub fn value_of<'a>(lease: &Leased, content: &'a Content<'_>) -> &'a [u8] {
+        let bytes = content.bytes();
+        match lease.grant.place() {
+            Place::Env { variable } => {
                 let start = variable.as_str().len() + 1;
-                content.get(start..content.len().saturating_sub(1)).unwrap_or_default()
+                bytes.get(start..bytes.len().saturating_sub(1)).unwrap_or_default()
             }
-            (Delivery::Held(held), _) => held.expose(),
-            (Delivery::Git(_), _) => &[],
+            _ => bytes,
         }
     }
 }

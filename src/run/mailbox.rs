@@ -1,16 +1,19 @@
 //! What the broker tells a living exec from another thread: a revocation, an order to end. An
-//! eventfd wakes the exec's poll.
+//! eventfd wakes the exec's poll. What a revocation wipes is wiped by who sends it: when it is sent, nothing
+//! is readable, whatever the exec's thread is waiting for.
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
+use super::error::RunError;
+use crate::delivery::fill::Wiper;
 use crate::model::id::LeaseId;
 
 /// One message.
@@ -24,6 +27,8 @@ pub enum Mail {
     Renewed { lease: LeaseId, expires_at: jiff::Timestamp, expires_boot: Duration },
     /// End the exec, for this reason.
     Kill(&'static str),
+    /// The launcher is gone, and with it the exec.
+    LauncherDied,
 }
 
 /// Both ends are one and the same: whoever has it can send, the exec's thread takes.
@@ -32,23 +37,77 @@ pub struct Mailbox(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    queue: Mutex<VecDeque<Mail>>,
+    inbox: Mutex<Inbox>,
     event: OwnedFd,
+}
+
+#[derive(Debug, Default)]
+struct Inbox {
+    queue: VecDeque<Mail>,
+    wipers: Vec<(LeaseId, Wiper)>,
+    revoked: Revoked,
+}
+
+/// Kept after the mail was taken.
+#[derive(Debug, Default)]
+struct Revoked {
+    some: Vec<LeaseId>,
+    all: bool,
+}
+
+impl Revoked {
+    fn note(&mut self, mail: &Mail) {
+        match mail {
+            Mail::Revoke(id) => self.some.push(id.clone()),
+            Mail::RevokeAll => self.all = true,
+            Mail::Renewed { .. } | Mail::Kill(_) | Mail::LauncherDied => {}
+        }
+    }
+
+    fn has(&self, id: &LeaseId) -> bool {
+        self.all || self.some.contains(id)
+    }
 }
 
 impl Mailbox {
     pub fn new() -> io::Result<Self> {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self(Arc::new(Shared { queue: Mutex::default(), event })))
+        Ok(Self(Arc::new(Shared { inbox: Mutex::default(), event })))
     }
 
     pub fn send(&self, mail: Mail) -> io::Result<()> {
-        self.0.queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(mail);
+        let mut inbox = self.inbox();
+        inbox.revoked.note(&mail);
+        for (id, wiper) in &inbox.wipers {
+            if inbox.revoked.has(id) {
+                wiper.wipe();
+            }
+        }
+        inbox.queue.push_back(mail);
+        drop(inbox);
         match rustix::io::write(&self.0.event, &1_u64.to_ne_bytes()) {
             // Full counts: it wakes all the same.
             Ok(_) | Err(Errno::AGAIN) => Ok(()),
             Err(e) => Err(e.into()),
         }
+    }
+
+    /// From now on a revocation of this lease wipes this. One that came before has done so when this returns.
+    pub fn guard(&self, id: LeaseId, wiper: Wiper) {
+        let mut inbox = self.inbox();
+        if inbox.revoked.has(&id) {
+            wiper.wipe();
+        }
+        inbox.wipers.push((id, wiper));
+    }
+
+    /// Whether the lease was taken back, whether or not its mail was taken.
+    pub fn is_revoked(&self, id: &LeaseId) -> bool {
+        self.inbox().revoked.has(id)
+    }
+
+    fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        self.0.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Readable while there is mail.
@@ -62,16 +121,17 @@ impl Mailbox {
             Ok(_) | Err(Errno::AGAIN | Errno::INTR) => {}
             Err(e) => return Err(e.into()),
         }
-        let mut queue = self.0.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(std::mem::take(&mut queue))
+        Ok(std::mem::take(&mut self.inbox().queue))
     }
 
     /// Why the exec shall end, if it shall. Takes nothing.
-    pub fn killed(&self) -> Option<&'static str> {
-        let queue = self.0.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        queue.iter().find_map(|mail| match mail {
-            Mail::Kill(why) => Some(*why),
-            Mail::Revoke(_) | Mail::RevokeAll => Some("a lease of it was revoked"),
+    pub fn killed(&self) -> Option<RunError> {
+        self.inbox().queue.iter().find_map(|mail| match mail {
+            Mail::Kill(why) => Some(RunError::Stopped(why)),
+            Mail::Revoke(_) | Mail::RevokeAll => {
+                Some(RunError::Stopped("a lease of it was revoked"))
+            }
+            Mail::LauncherDied => Some(RunError::LauncherDied),
             Mail::Renewed { .. } => None,
         })
     }
@@ -85,12 +145,35 @@ mod tests {
     fn mail_wakes_and_is_taken_once() {
         let mailbox = Mailbox::new().unwrap();
         assert!(mailbox.take().unwrap().is_empty());
-        assert_eq!(mailbox.killed(), None);
+        assert!(mailbox.killed().is_none());
         let id = LeaseId::fresh();
         mailbox.clone().send(Mail::Kill("draining")).unwrap();
         mailbox.send(Mail::Revoke(id.clone())).unwrap();
-        assert_eq!(mailbox.killed(), Some("draining"));
+        assert!(matches!(mailbox.killed(), Some(RunError::Stopped("draining"))));
         assert_eq!(mailbox.take().unwrap(), [Mail::Kill("draining"), Mail::Revoke(id)]);
         assert!(mailbox.take().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_revocation_wipes_before_it_is_read_and_whatever_comes_later() {
+        use crate::delivery::fill;
+        let held = || {
+            let fd = rustix::fs::memfd_create(c"t", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+            fill::write(fd, &[b"value"]).unwrap()
+        };
+        let mailbox = Mailbox::new().unwrap();
+        let [a, b] = [LeaseId::fresh(), LeaseId::fresh()];
+        let [first, second, late] = [held(), held(), held()];
+        mailbox.guard(a.clone(), first.wiper().unwrap());
+        mailbox.guard(b.clone(), second.wiper().unwrap());
+        mailbox.send(Mail::Revoke(a.clone())).unwrap();
+        assert_eq!(first.expose().bytes(), [0; 5]);
+        assert_eq!(second.expose().bytes(), b"value");
+        assert!(mailbox.is_revoked(&a) && !mailbox.is_revoked(&b));
+        mailbox.take().unwrap();
+        mailbox.guard(a.clone(), late.wiper().unwrap());
+        assert_eq!(late.expose().bytes(), [0; 5]);
+        mailbox.send(Mail::RevokeAll).unwrap();
+        assert_eq!(second.expose().bytes(), [0; 5]);
     }
 }

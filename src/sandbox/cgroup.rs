@@ -2,6 +2,9 @@
 //!
 //! Works with whatever controllers the hierarchy offers, also where v2 is mounted beside v1. Existing
 //! groups are left alone: everything is made below one directory of sublet's own.
+//!
+//! Whoever made a group holds a lock on its directory (flock(2)), which the kernel drops with the process,
+//! `kill -9` included: one that nobody holds is what a killed launcher left.
 #![forbid(unsafe_code)]
 
 use std::fs::File;
@@ -9,15 +12,18 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
 
 use super::identity;
 use crate::model::id::ExecId;
 
 const CGROUP2_MAGIC: u64 = 0x6367_7270;
-/// Milliseconds after which an empty cgroup is nobody's.
-const SETTLED: i64 = 10_000;
+/// How often a group is made anew that a sweep takes for a dead launcher's, and how long a sweep has it.
+const MOST_TRIES: usize = 100;
+const A_MOMENT: Duration = Duration::from_millis(1);
 const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
 
 /// What a cgroup may be asked to bound. `None` is no bound.
@@ -72,14 +78,13 @@ impl Cgroups {
                 hierarchy.join(own_cgroup().ok_or(CgroupError::NoHierarchy)?)
             }
         };
-        let failed =
-            |e: rustix::io::Errno| CgroupError::Make { path: path.clone(), source: e.into() };
+        let failed = |e: Errno| CgroupError::Make { path: path.clone(), source: e.into() };
         let open = || rustix::fs::open(&path, DIRECTORY, Mode::empty());
         let parent = match open() {
             // The first exec on this host.
-            Err(rustix::io::Errno::NOENT) if mode == identity::Mode::Privileged => {
+            Err(Errno::NOENT) if mode == identity::Mode::Privileged => {
                 match rustix::fs::mkdir(&path, Mode::from(0o755)) {
-                    Ok(()) | Err(rustix::io::Errno::EXIST) => open(),
+                    Ok(()) | Err(Errno::EXIST) => open(),
                     Err(e) => Err(e),
                 }
             }
@@ -92,39 +97,75 @@ impl Cgroups {
         Ok(Self { parent, path })
     }
 
-    /// Removes what launchers that were killed left: empty cgroups of execs that began a while ago. One
-    /// that is in use is busy and stays.
-    pub fn sweep(&self) {
-        let Ok(directory) = rustix::fs::Dir::read_from(&self.parent) else { return };
-        let now = jiff::Timestamp::now().as_millisecond();
-        for entry in directory.flatten() {
-            let Ok(name) = entry.file_name().to_str() else { continue };
-            let Some(id) = name.strip_prefix("sublet-exe_") else { continue };
-            // A UUIDv7 begins with its time in milliseconds: a fresh one may be about to be used.
-            let began = id.get(..12).and_then(|ms| i64::from_str_radix(ms, 16).ok());
-            if began.is_some_and(|began| now - began > SETTLED) {
-                match rustix::fs::unlinkat(&self.parent, name, AtFlags::REMOVEDIR) {
-                    // In use, or swept by another.
-                    Ok(()) | Err(rustix::io::Errno::BUSY | rustix::io::Errno::NOENT) => {}
-                    Err(e) => eprintln!("sublet: could not remove the cgroup {name}: {e}"),
+    /// Removes what launchers that were killed left: cgroups that nobody holds. Returns whether one could not
+    /// be removed yet, because a process in it is still dying.
+    pub fn sweep(&self) -> bool {
+        let Ok(directory) = rustix::fs::Dir::read_from(&self.parent) else { return false };
+        let names = directory.flatten().map(|entry| entry.file_name().to_owned());
+        let ours: Vec<_> =
+            names.filter(|name| name.to_bytes().starts_with(b"sublet-exe_")).collect();
+        let mut is_left = false;
+        for name in ours {
+            let opened = rustix::fs::openat(&self.parent, &*name, DIRECTORY, Mode::empty());
+            // Swept by another meanwhile.
+            let Ok(directory) = opened else { continue };
+            if rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive).is_err() {
+                continue;
+            }
+            match rustix::fs::unlinkat(&self.parent, &*name, AtFlags::REMOVEDIR) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(Errno::BUSY) => is_left = true,
+                Err(e) => {
+                    eprintln!(
+                        "sublet: could not remove the cgroup {}: {e}",
+                        name.to_string_lossy()
+                    );
                 }
             }
         }
+        is_left
     }
 
     /// Makes an exec's cgroup and sets what it can of `limits`.
     pub fn make(&self, exec: &ExecId, limits: CgroupLimits) -> Result<Cgroup, CgroupError> {
         let name = format!("sublet-{exec}");
         let path = self.path.join(&name);
-        let failed =
-            |e: rustix::io::Errno| CgroupError::Make { path: path.clone(), source: e.into() };
-        rustix::fs::mkdirat(&self.parent, &name, Mode::from(0o755)).map_err(failed)?;
-        let directory =
-            rustix::fs::openat(&self.parent, &name, DIRECTORY, Mode::empty()).map_err(failed)?;
+        let failed = |e: Errno| CgroupError::Make { path: path.clone(), source: e.into() };
+        let directory = self.make_held(&name).map_err(failed)?;
         let parent = rustix::io::fcntl_dupfd_cloexec(&self.parent, 0).map_err(failed)?;
         let mut cgroup = Cgroup { parent, name, directory, held: Held::default() };
         cgroup.bound(limits)?;
         Ok(cgroup)
+    }
+
+    /// Until it is held, a sweep takes it for a dead launcher's.
+    fn make_held(&self, name: &str) -> Result<OwnedFd, Errno> {
+        for _ in 0..MOST_TRIES {
+            match rustix::fs::mkdirat(&self.parent, name, Mode::from(0o755)) {
+                // Ours, of the last try: ids are fresh.
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(e) => return Err(e),
+            }
+            let directory = match rustix::fs::openat(&self.parent, name, DIRECTORY, Mode::empty()) {
+                Err(Errno::NOENT) => continue,
+                opened => opened?,
+            };
+            match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockShared) {
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => {
+                    std::thread::sleep(A_MOMENT);
+                    continue;
+                }
+                Err(e) => return Err(e),
+            }
+            let held = rustix::fs::fstat(&directory)?;
+            match rustix::fs::statat(&self.parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(found) if found.st_ino == held.st_ino => return Ok(directory),
+                Ok(_) | Err(Errno::NOENT) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Err(Errno::BUSY)
     }
 }
 
@@ -173,7 +214,7 @@ impl Cgroup {
                 rustix::io::write(&fd, value.as_bytes()).map_err(|e| failed(e.into()))?;
                 Ok(true)
             }
-            Err(rustix::io::Errno::NOENT) => Ok(false),
+            Err(Errno::NOENT) => Ok(false),
             Err(e) => Err(failed(e.into())),
         }
     }
@@ -182,8 +223,10 @@ impl Cgroup {
 impl Drop for Cgroup {
     fn drop(&mut self) {
         // Busy only if something still lives in it; the next `make` cannot collide, ids are fresh.
-        if let Err(e) = rustix::fs::unlinkat(&self.parent, &self.name, AtFlags::REMOVEDIR) {
-            eprintln!("sublet: could not remove the cgroup {}: {e}", self.name);
+        match rustix::fs::unlinkat(&self.parent, &self.name, AtFlags::REMOVEDIR) {
+            // Another launcher's sweep may have taken it, as soon as it was empty.
+            Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+            Err(e) => eprintln!("sublet: could not remove the cgroup {}: {e}", self.name),
         }
     }
 }
@@ -195,7 +238,7 @@ pub fn remove_left(exec: &ExecId) {
     for parent in parents.into_iter().flatten() {
         let path = hierarchy.join(parent).join(format!("sublet-{exec}"));
         match rustix::fs::rmdir(&path) {
-            Ok(()) | Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => {}
+            Ok(()) | Err(Errno::NOENT | Errno::NOTDIR) => {}
             Err(e) => eprintln!("sublet: could not remove the cgroup {}: {e}", path.display()),
         }
     }

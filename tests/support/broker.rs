@@ -94,6 +94,9 @@ pub fn serve_as<'a>(world: &'a World, way: Way<'_>) -> Broker<'a> {
         );
         std::thread::sleep(Duration::from_millis(5));
     }
+    // It listens before it has taken up its runs, and answers afterwards.
+    let health = broker.client().health();
+    assert!(health.is_ok(), "{health:?}\n{}", broker.log());
     broker
 }
 

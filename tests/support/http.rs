@@ -59,7 +59,7 @@ pub fn connect(socket: &Path) -> UnixStream {
 /// One request on a connection of its own.
 #[track_caller]
 pub fn ask(socket: &Path, method: &str, path: &str, body: Option<&Value>) -> Reply {
-    raw(socket, &request(method, path, body))
+    raw(socket, request(method, path, body))
 }
 
 pub fn request(method: &str, path: &str, body: Option<&Value>) -> String {

@@ -30,6 +30,10 @@ impl Attendant<'_> {
                         request.path.as_deref().unwrap_or_default()
                     ),
                     Some(index) => match self.take_git_value(index)? {
+                        // While it was fetched.
+                        Ok(()) if self.caller.is_revoked(&self.leased[index].record.lease_id) => {
+                            "lease_not_active: it was revoked".to_owned()
+                        }
                         Ok(()) => {
                             give(
                                 asked,

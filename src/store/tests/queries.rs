@@ -141,7 +141,8 @@ fn a_lease_is_complete_when_it_is_spent_and_no_longer_used() {
     let mut host = host();
     let (run, lease) = (host.runs[0].clone(), host.leases[1].lease_id.clone());
     let unused = host.leases[2].lease_id.clone();
-    let [first, second] = [exec(&run, std::slice::from_ref(&lease)), exec(&run, &[lease.clone()])];
+    let [first, second] =
+        [exec(&run, std::slice::from_ref(&lease)), exec(&run, std::slice::from_ref(&lease))];
     let unrelated = exec(&run, &[]);
     write(&mut host.store, |tx| {
         let spent = |tx: &mut Tx<'_>, id: &LeaseId| {
@@ -270,10 +271,10 @@ fn runs_and_execs_are_listed_by_state_and_what_is_open_is_counted() {
     assert_eq!(runs(all()), by_name);
     assert_eq!(runs(RunFilter { limit: Some(1), ..all() }), by_name[2..]);
     let state = |state| RunFilter { state: Some(state), ..all() };
-    assert_eq!(runs(state(RunState::Ended)), [last.run_id.clone()]);
+    assert_eq!(runs(state(RunState::Ended)), std::slice::from_ref(&last.run_id));
     assert_eq!(runs(state(RunState::Active)).len(), 2);
     let bobs = RunFilter { principal: Some(&last.principal), ..all() };
-    assert_eq!(runs(bobs), [last.run_id.clone()]);
+    assert_eq!(runs(bobs), std::slice::from_ref(&last.run_id));
     assert_eq!(runs(RunFilter { state: Some(RunState::Active), ..bobs }), []);
 
     let execs = |filter: ExecFilter| -> Vec<ExecId> {
@@ -287,7 +288,7 @@ fn runs_and_execs_are_listed_by_state_and_what_is_open_is_counted() {
     assert_eq!(execs(all()), [running.clone(), ended.clone(), of_last.clone()]);
     assert_eq!(execs(ExecFilter { limit: Some(2), ..all() }), [ended.clone(), of_last.clone()]);
     assert_eq!(execs(of_first()), [running.clone(), ended.clone()]);
-    assert_eq!(execs(ExecFilter { state: alive, ..of_first() }), [running.clone()]);
+    assert_eq!(execs(ExecFilter { state: alive, ..of_first() }), std::slice::from_ref(&running));
     assert_eq!(execs(ExecFilter { state: alive, ..all() }), [running, of_last]);
     assert_eq!(execs(ExecFilter { state: Some(ExecState::Exited), ..all() }), [ended]);
 }
