@@ -213,7 +213,7 @@ fn tell_story(
         environment: ask
             .environment
             .into_iter()
-            .map(|(name, value)| Given { name, value, origin: Origin::Flag })
+            .map(|(name, value)| Given { name, value, origin: Origin::Request })
             .collect(),
         timeout: ask.timeout,
         terminal: ask.terminal,

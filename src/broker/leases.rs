@@ -206,6 +206,12 @@ impl Broker {
         })?;
         // An exec that began in between has taken its use before that was recorded.
         self.take_back(which);
+        if let (Selection::Lease(id), []) = (which, &revoked[..]) {
+            let state = self.record(&Scope::Host, id)?.state;
+            let whose = if state.is_open() { "another process's, which ends it" } else { "over" };
+            let message = format!("lease {id} is {}, and {whose}", state.as_str());
+            return Err(BrokerError::Conflict { message });
+        }
         self.metrics.revoked(revoked.len() as u64);
         Ok(revoked.iter().map(|record| self.lease_view(record, &now)).collect())
     }

@@ -20,8 +20,8 @@ use crate::model::verdict::DenyReason;
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// How an exec ended: the words of `exec.exited` in the trail.
-const OUTCOMES: [&str; 6] =
-    ["exited", "killed", "timed_out", "expired", "not_started", "interrupted"];
+const OUTCOMES: [&str; 7] =
+    ["exited", "killed", "timed_out", "expired", "revoked", "not_started", "interrupted"];
 const STAGES: [&str; 8] =
     ["request", "decide", "record", "resolve", "deliver", "launch", "run", "scrub"];
 

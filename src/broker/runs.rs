@@ -205,11 +205,12 @@ pub(super) fn no_run(id: &RunId) -> BrokerError {
     BrokerError::NotFound { what: format!("active run {id}") }
 }
 
-/// The directory keeps strangers out; a sandbox has the socket itself mounted, and its execs' uids are
-/// many.
+/// The directory above keeps strangers out. This one is mounted in the run's sandboxes, whose execs have
+/// many uids: they may pass, and see no name but the one that they know.
 fn listen(path: &Path) -> io::Result<UnixListener> {
     if let Some(directory) = path.parent() {
         DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        std::fs::set_permissions(directory, Permissions::from_mode(0o711))?;
     }
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),

@@ -155,7 +155,7 @@ pub struct RenewArgs {
     /// The lease
     #[arg(value_name = "ID")]
     pub lease: LeaseId,
-    /// For how long from now [default: as long as it was granted for]
+    /// For how long from now [default: what a request that names no ttl gets]
     #[arg(long, value_name = "DURATION")]
     pub ttl: Option<Span>,
     /// The broker's control socket

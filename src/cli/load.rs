@@ -36,6 +36,8 @@ pub fn host_of_state(globals: &Globals) -> Result<Host, Failure> {
 /// Root becomes the user whom the state belongs to. Before any of it is opened, and after all else that
 /// takes root.
 pub fn enter_state(host: &Host) -> Result<(), Failure> {
+    // Afterwards it would be the state's owner.
+    super::principal::invoking_user();
     host.become_state_owner().map_err(|e| Failure::from(&e))
 }
 

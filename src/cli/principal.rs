@@ -4,11 +4,19 @@
 //! place to wait in on the way to an exec.
 #![forbid(unsafe_code)]
 
+use std::sync::OnceLock;
+
 use crate::model::name::IdentityName;
 
 /// The invoking user's name, else `uid:N`. `SUDO_USER` counts only when the real uid is 0: anyone else
 /// could set it to any name.
 pub fn invoking_user() -> IdentityName {
+    // Asked first while the process is still the invoker's: on a broker's state root becomes its user.
+    static INVOKER: OnceLock<IdentityName> = OnceLock::new();
+    INVOKER.get_or_init(look_up).clone()
+}
+
+fn look_up() -> IdentityName {
     let uid = rustix::process::getuid();
     let sudo_user = if uid.is_root() { std::env::var("SUDO_USER").ok() } else { None };
     let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();

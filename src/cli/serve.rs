@@ -46,12 +46,12 @@ The service wants `workspaces` in [host] of its configuration: it takes a run's 
 As root it becomes the user that [host] names, without any capability; the launcher beside it, which holds
 no key and decides nothing, keeps what is needed to make sandboxes.
 
-Signals:
-  SIGTERM, SIGINT  grant nothing more, let execs end for --drain, then kill them; a second one kills at once
-
 Exit status:
   0    ended as it was told to
-  2    could not begin, or lost its launcher (every exec is dead then); systemd starts it anew";
+  2    could not begin, or lost its launcher (every exec is dead then); systemd starts it anew
+
+Signals:
+  SIGTERM, SIGINT  grant nothing more, let execs end for --drain, then kill them; a second one kills at once";
 
 pub fn execute(globals: &Globals, args: ServeArgs) -> Answer {
     let runtime_dir = args.runtime_dir.map(std::path::absolute).transpose().map_err(|e| {

@@ -191,8 +191,8 @@ pub fn sandbox(
         // The way to the runtime directory may have links; what the broker made below it may not.
         let runtime_dir = host.runtime_dir.canonicalize().unwrap_or(host.runtime_dir.clone());
         let socket = crate::host::agent_socket(&runtime_dir, &spec.run_id);
-        view.agent_socket = Some(socket).filter(|socket| socket.exists());
-        view.binary |= view.agent_socket.is_some();
+        view.agent = socket.parent().filter(|_| socket.exists()).map(Path::to_owned);
+        view.binary |= view.agent.is_some();
     }
     let layout = layout::layout(&view);
     refuse_guarded(&layout, &guard)?;
@@ -390,7 +390,7 @@ fn view(
         hostname: "sublet".to_owned(),
         resolver,
         binary: spec.binary,
-        agent_socket: None,
+        agent: None,
     })
 }
 

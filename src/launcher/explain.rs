@@ -58,7 +58,7 @@ pub fn explain(prepare: &Prepare, setting: &Setting) -> Result<Explanation, Refu
             }
             Entry::Workspace { access } => format!("{at}  workspace, {}", mode_text(*access)),
             Entry::Binary => format!("{at}  this sublet, read-only"),
-            Entry::AgentSocket { .. } => format!("{at}  the run's socket of the broker"),
+            Entry::Agent { .. } => format!("{at}  the run's socket of the broker"),
             Entry::Inner => format!("{at}  the exec's own"),
             Entry::Secrets => format!("{at}  file deliveries, read-only"),
         }
@@ -66,9 +66,9 @@ pub fn explain(prepare: &Prepare, setting: &Setting) -> Result<Explanation, Refu
     let rules = layout.entries.iter().filter_map(|(at, entry)| {
         let at = at.display();
         match entry {
-            Entry::Bind { access: Access::ReadOnly, .. }
-            | Entry::Binary
-            | Entry::AgentSocket { .. } => Some(format!("{at}  read, execute")),
+            Entry::Bind { access: Access::ReadOnly, .. } | Entry::Binary | Entry::Agent { .. } => {
+                Some(format!("{at}  read, execute"))
+            }
             Entry::Bind { .. } | Entry::Scratch { .. } => {
                 Some(format!("{at}  read, write, make, execute"))
             }

@@ -28,13 +28,15 @@ pub enum Origin {
     File,
     /// `--pass-env`.
     Passed,
+    /// A request to the broker.
+    Request,
 }
 
 impl Origin {
     fn is_profile(self) -> bool {
         match self {
             Origin::Profile | Origin::ProfilePass => true,
-            Origin::Flag | Origin::File | Origin::Passed => false,
+            Origin::Flag | Origin::File | Origin::Passed | Origin::Request => false,
         }
     }
 }
@@ -45,6 +47,7 @@ impl fmt::Display for Origin {
             Origin::Profile => "the profile's `environment.set`",
             Origin::ProfilePass => "the profile's `environment.pass`",
             Origin::Flag => "--env",
+            Origin::Request => "the request's `environment`",
             Origin::File => "--env-file",
             Origin::Passed => "--pass-env",
         })

@@ -30,11 +30,19 @@ pub struct Who<'a> {
 pub struct Leased {
     pub grant: Grant,
     pub record: LeaseRecord,
+    /// For how long it is renewed at a time: as long as it was granted for.
+    pub ttl: Duration,
     /// `CLOCK_BOOTTIME` at which it is renewed by itself while its exec lives.
     pub renew_at: Option<Duration>,
 }
 
 impl Leased {
+    pub fn of(grant: Grant, record: LeaseRecord) -> Self {
+        // Both clocks were read once, at the grant.
+        let ttl = record.expires_at.duration_since(record.issued_at).unsigned_abs();
+        Self { grant, record, ttl, renew_at: None }
+    }
+
     /// It was given more time.
     pub fn extend(&mut self, expires_at: jiff::Timestamp, expires_boot: Duration, scene: &Scene) {
         // At the most that it may ever be, there is no next time.
@@ -112,7 +120,7 @@ pub fn record_grants(
         tx.append(requested(who, grant.request()))?;
         tx.put_lease(&record)?;
         tx.append(who.of_lease(EventType::LeaseGranted, &record).outcome("granted"))?;
-        leased.push(Leased { grant, record, renew_at: None });
+        leased.push(Leased::of(grant, record));
     }
     Ok(leased)
 }

@@ -137,12 +137,11 @@ impl Ledger {
         // Whatever comes of it: it is not tried again at the same time.
         lease.renew_at = None;
         let policy = &scene.host.config.leases;
-        let ttl = lease.grant.ttl();
         let renewed = self.transaction(Durability::Durable, |tx| {
             // As it stands now: the control socket may have renewed or revoked it.
             let Some(record) = tx.lease(&lease.record.lease_id)? else { return Ok(None) };
             let mut renewed = Lease::recorded(record);
-            if renewed.renew(ttl.0, policy.max_ttl.0, &now).is_err() {
+            if renewed.renew(lease.ttl, policy.max_ttl.0, &now).is_err() {
                 return Ok(None);
             }
             let record = renewed.into_record();
@@ -426,7 +425,7 @@ fn redeem(
             };
             return deny_use(tx, scene, who, ids, denial.into());
         }
-        leased.push(Leased { grant, record, renew_at: None });
+        leased.push(Leased::of(grant, record));
     }
     take_uses(tx, scene, who, &leased)?;
     Ok(Ok(leased))
@@ -440,12 +439,26 @@ fn deny_use(
     ids: &[LeaseId],
     why: RunError,
 ) -> Result<Result<Vec<Leased>, RunError>, StoreError> {
-    let draft = who
+    // As other denials: counted, and past the ceiling one line a minute tells of all.
+    let counted = tx.requests_counted(&who.run.run_id, who.now)?.minute;
+    let mut aggregated = 0;
+    if counted >= scene.host.config.ceilings.requests_per_minute.get() {
+        match tx.note_rate_denial(&who.run.run_id, who.now)? {
+            Some(since_the_last) => aggregated = since_the_last,
+            None => return Ok(Err(why)),
+        }
+    } else {
+        tx.count_request(&who.run.run_id, who.now)?;
+    }
+    let mut draft = who
         .draft(EventType::LeaseDenied)
         .of_exec(&scene.exec_id, ids)
         .because(why.reason())
         .outcome("denied")
         .with("message", why.to_string());
+    if aggregated > 0 {
+        draft = draft.with("aggregated", aggregated);
+    }
     tx.append(draft)?;
     Ok(Err(why))
 }

@@ -140,9 +140,15 @@ pub fn of_run(host: &Arc<Host>, asked: AskedOfRun) -> Result<Scene, RunError> {
     });
     let profile_ref = ProfileRef::parse(&asked.run.profile);
     let profile = host.profile(&profile_ref)?;
-    // What the profile passes on from its invoker comes from the client; the rest it sets by itself.
-    let (passed, given): (Vec<_>, Vec<_>) =
-        asked.environment.into_iter().partition(|g| profile.environment.pass.contains(&g.name));
+    let is_pinned = asked.leases.iter().any(|lease| {
+        profile.capability(&lease.capability).is_some_and(|capability| !capability.is_any_command())
+    });
+    // What the profile passes on from its invoker comes from the client, unless the exec is pinned: then
+    // its environment is the profile's and the deliveries'. The rest the client sets by itself.
+    let (passed, given): (Vec<_>, Vec<_>) = asked
+        .environment
+        .into_iter()
+        .partition(|g| !is_pinned && profile.environment.pass.contains(&g.name));
     let parts = Parts {
         requests: requests.collect(),
         held: Some(asked.leases.iter().map(|lease| lease.lease_id.clone()).collect()),
@@ -247,7 +253,7 @@ impl Scene {
         let is_renewed = policy.auto_renew && lease.grant.capability().renewable;
         let at = lease.record.expires_boot.saturating_sub(policy.renew_before_expiry.0);
         // A lease shorter than that is renewed at half of its time.
-        let half = lease.record.expires_boot.saturating_sub(lease.grant.ttl().0 / 2);
+        let half = lease.record.expires_boot.saturating_sub(lease.ttl / 2);
         is_renewed.then_some(at.max(half))
     }
 

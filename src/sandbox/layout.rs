@@ -12,8 +12,11 @@ pub const LANDLOCK_PROBE: &CStr = c"/run/.landlock";
 
 /// Where file deliveries appear.
 pub const SECRETS: &str = "/run/sublet/secrets";
-/// Where an agent finds the broker, `SUBLET_SOCKET`.
+/// Where an agent finds the broker, `SUBLET_SOCKET`: a link into [`AGENT_DIRECTORY`].
 pub const AGENT_SOCKET: &str = "/run/sublet/agent.sock";
+/// The run's directory of the broker, and not the socket itself: a broker that starts anew makes another
+/// socket, which a mount of the first would never show.
+const AGENT_DIRECTORY: &str = "/run/sublet/agent";
 
 /// The name of the exec's user.
 const USER: &str = "agent";
@@ -42,8 +45,8 @@ pub struct View {
     pub resolver: Option<Vec<u8>>,
     /// The sublet binary at `/run/sublet/bin/sublet`.
     pub binary: bool,
-    /// The run's socket on the host, for [`AGENT_SOCKET`].
-    pub agent_socket: Option<PathBuf>,
+    /// The directory of the run's socket on the host, for [`AGENT_SOCKET`].
+    pub agent: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,8 +60,8 @@ pub enum Access {
 pub enum Entry {
     /// A directory of the exec's own tmpfs, root's.
     Directory,
-    /// The run's socket of the broker.
-    AgentSocket {
+    /// The run's directory of the broker, with its socket.
+    Agent {
         source: PathBuf,
     },
     /// The same, writable by the exec: world-writable and sticky, or the user's own.
@@ -149,8 +152,9 @@ pub fn layout(view: &View) -> Layout {
     if view.binary {
         put("/run/sublet/bin/sublet", Entry::Binary);
     }
-    if let Some(source) = &view.agent_socket {
-        put(AGENT_SOCKET, Entry::AgentSocket { source: source.clone() });
+    if let Some(source) = &view.agent {
+        put(AGENT_DIRECTORY, Entry::Agent { source: source.clone() });
+        put(AGENT_SOCKET, Entry::Symlink { target: "agent/agent.sock".into() });
     }
     put("/tmp", Entry::Scratch { sticky: true });
 
@@ -217,7 +221,7 @@ mod tests {
             hostname: "sublet".into(),
             resolver: None,
             binary: false,
-            agent_socket: None,
+            agent: None,
         }
     }
 

@@ -176,23 +176,23 @@ impl Builder<'_> {
                     .map_err(|source| RootError::Open { path: "/proc/self/exe".into(), source })?;
                 self.bind(at, &exe, false, Access::ReadOnly, make)
             }
-            Entry::AgentSocket { source } => {
-                // Its directory is the broker's: no link that it put there leads elsewhere.
+            Entry::Agent { source } => {
+                // It is the broker's: no link that it put there leads elsewhere.
                 let failed = |e: Errno| RootError::Open { path: source.clone(), source: e.into() };
-                let socket = open_without_links(source).map_err(failed)?;
-                let found = rustix::fs::fstat(&socket).map_err(failed)?;
-                if FileType::from_raw_mode(found.st_mode) != FileType::Socket {
-                    return Err(failed(Errno::NOTSOCK));
+                let directory = open_without_links(source).map_err(failed)?;
+                let found = rustix::fs::fstat(&directory).map_err(failed)?;
+                if FileType::from_raw_mode(found.st_mode) != FileType::Directory {
+                    return Err(failed(Errno::NOTDIR));
                 }
                 if make {
-                    self.file(at, b"")?;
+                    self.directory(at)?;
                 }
                 let attributes = MountAttributes {
-                    set: mount::RDONLY | mount::NOSUID | mount::NODEV,
+                    set: mount::RDONLY | mount::NOSUID | mount::NODEV | mount::NOEXEC,
                     recursive: true,
                     idmap: None,
                 };
-                let tree = clone_tree(socket.as_fd()).map_err(failed)?;
+                let tree = clone_tree(directory.as_fd()).map_err(failed)?;
                 self.attach(at, tree, &attributes, None)
             }
         }

@@ -54,6 +54,8 @@ pub struct LeaseFilter {
     pub principal: Option<IdentityName>,
     pub state: Option<LeaseState>,
     pub open_only: bool,
+    /// Opened by this process.
+    pub owner: Option<OwnerId>,
     /// At most so many: the newest.
     pub limit: Option<u32>,
 }
@@ -108,6 +110,7 @@ impl View<'_> {
                 .then_some("run_id IN (SELECT run_id FROM run WHERE principal = ?2)"),
             filter.state.is_some().then_some("state = ?3"),
             filter.open_only.then_some("state IN ('granted', 'consumed')"),
+            filter.owner.is_some().then_some("owner = ?5"),
         ];
         let sql = format!(
             "{} {} WHERE {} ORDER BY lease_id DESC LIMIT ?4",
@@ -123,6 +126,7 @@ impl View<'_> {
                     filter.principal.as_ref().map(IdentityName::as_str),
                     filter.state.map(LeaseState::as_str),
                     filter.limit.map_or(-1, i64::from),
+                    filter.owner.map(|owner| owner.0),
                 ),
                 read_lease,
             )
@@ -285,23 +289,26 @@ impl Tx<'_> {
         .map_err(self.error())
     }
 
-    /// Revokes what is open of these, whoever opened it. Returns each as it was: a consumed one may be in
-    /// use, and its delivery has to be wiped.
+    /// Revokes what is open of these and was opened by this process: what another one delivers, only that
+    /// one can wipe. Returns each as it was: a consumed one may be in use.
     pub fn revoke(&mut self, which: Revoke<'_>) -> Result<Vec<LeaseRecord>, StoreError> {
-        let open = match which {
-            Revoke::Lease(id) => {
-                self.lease(id)?.into_iter().filter(|lease| lease.state.is_open()).collect()
-            }
-            Revoke::Run(run) => {
-                let run = Some(run.clone());
-                self.leases(&LeaseFilter { run, open_only: true, ..Default::default() })?
-            }
+        let owner = Some(self.owner.id());
+        let ours = LeaseFilter { open_only: true, owner, ..Default::default() };
+        let filter = match which {
+            Revoke::Lease(id) => match self.lease(id)? {
+                Some(lease) => LeaseFilter { run: Some(lease.run_id), ..ours },
+                None => return Ok(Vec::new()),
+            },
+            Revoke::Run(run) => LeaseFilter { run: Some(run.clone()), ..ours },
             Revoke::Principal(principal) => {
-                let principal = Some(principal.clone());
-                self.leases(&LeaseFilter { principal, open_only: true, ..Default::default() })?
+                LeaseFilter { principal: Some(principal.clone()), ..ours }
             }
-            Revoke::All => self.leases(&LeaseFilter { open_only: true, ..Default::default() })?,
+            Revoke::All => ours,
         };
+        let mut open = self.leases(&filter)?;
+        if let Revoke::Lease(id) = which {
+            open.retain(|lease| lease.lease_id == *id);
+        }
         self.close_all(open, LeaseState::Revoked)
     }
 
