@@ -239,6 +239,9 @@ fn a_lease_of_another_boot_is_refused_when_it_is_used() {
     assert_eq!(db.execute(set, (other.as_str(), NEXT_BOOT)).unwrap(), 1);
     drop(db);
     let error = exec(&run, &other, "true").fails(403, "lease_not_active");
-    assert!(error["message"].as_str().unwrap().contains("before this machine was started"), "{error}");
+    assert!(
+        error["message"].as_str().unwrap().contains("before this machine was started"),
+        "{error}"
+    );
     assert_eq!(exec(&run, &own, "true").ok(200)["exit_status"], 0);
 }

@@ -272,7 +272,8 @@ fn a_protection_that_this_host_lacks_denies() {
         exec(&run, &[&lease(&run, json!({}))], &["true"])
     };
     assert_eq!(ran("usual").ok(200)["exit_status"], 0);
-    let controllers = ["/sys/fs/cgroup/cgroup.controllers", "/sys/fs/cgroup/unified/cgroup.controllers"];
+    let controllers =
+        ["/sys/fs/cgroup/cgroup.controllers", "/sys/fs/cgroup/unified/cgroup.controllers"];
     let found = controllers.iter().find_map(|path| std::fs::read_to_string(path).ok());
     if found.unwrap_or_default().split_whitespace().any(|c| c == "cpu") {
         println!("this host can bound the CPU: nothing is denied");
@@ -308,8 +309,12 @@ fn a_batch_is_granted_whole_or_not_at_all() {
     assert!(broker.events(0).iter().all(|e| e["type"] != "lease.granted"));
 
     let granted = batch(&[good, second]).ok(201);
-    let ids: Vec<&str> =
-        granted["leases"].as_array().unwrap().iter().map(|l| l["lease_id"].as_str().unwrap()).collect();
+    let ids: Vec<&str> = granted["leases"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|l| l["lease_id"].as_str().unwrap())
+        .collect();
     assert_eq!(ids.len(), 2);
     let script = "test -r /proc/self/fd/$TOKEN_FD && test -n \"$OTHER\"";
     assert_eq!(exec(&run, &ids, &["sh", "-c", script]).ok(200)["exit_status"], 0);
@@ -361,7 +366,10 @@ fn uses_are_spent_one_an_exec_and_the_last_completes() {
     for (left, expected) in [(1, "consumed"), (0, "completed")] {
         assert_eq!(exec(&run, &[&id], &["true"]).ok(200)["exit_status"], 0);
         let shown = ask(&run, "GET", &format!("/v1/leases/{id}"), None).ok(200);
-        assert_eq!((shown["uses_left"].as_u64(), shown["state"].as_str()), (Some(left), Some(expected)));
+        assert_eq!(
+            (shown["uses_left"].as_u64(), shown["state"].as_str()),
+            (Some(left), Some(expected))
+        );
     }
     denied(&exec(&run, &[&id], &["true"]), "lease_not_active");
     let consumed = broker.events(0).iter().filter(|e| e["type"] == "lease.consumed").count();
@@ -391,7 +399,8 @@ fn what_is_not_used_expires_and_no_sweeper_is_needed_for_it() {
         assert_eq!(reply.status, 403, "{reply}");
         let expired = event(&broker, "lease.expired", &id);
         // Told of the exec, with all the leases that it was to have.
-        let is_it = |e: &Value| e["type"] == "lease.denied" && e["detail"]["lease_ids"] == json!([id]);
+        let is_it =
+            |e: &Value| e["type"] == "lease.denied" && e["detail"]["lease_ids"] == json!([id]);
         let refused = broker.events(0).into_iter().find(is_it).unwrap();
         if refused["seq"].as_u64() < expired["seq"].as_u64() {
             assert_eq!(reply.json()["error"]["reason"], "lease_expired", "{reply}");
@@ -417,7 +426,8 @@ fn millis(time: &Value) -> i64 {
 
 #[test]
 fn time_is_added_by_the_control_socket_alone_and_never_past_the_most() {
-    let more = [capability("renew.me", "\"env\"", &format!("ttl = \"1m\"\nrenewable = true\n{ANY}"))];
+    let more =
+        [capability("renew.me", "\"env\"", &format!("ttl = \"1m\"\nrenewable = true\n{ANY}"))];
     let world = world("[leases]\nmax_ttl = \"90s\"\nauto_renew = false\n", &more);
     let broker = serve(&world);
     let run = broker.run_of("alice", "leasing").socket;
@@ -446,7 +456,8 @@ fn time_is_added_by_the_control_socket_alone_and_never_past_the_most() {
         assert!(span <= 90_000, "{reply}");
     }
     // One that has ended gets no time.
-    ask(&broker.control, "POST", &format!("/v1/leases/{renewable}/revoke"), Some(&json!({}))).ok(200);
+    ask(&broker.control, "POST", &format!("/v1/leases/{renewable}/revoke"), Some(&json!({})))
+        .ok(200);
     renew(&broker.control, &renewable, json!({})).fails(409, "conflict");
     assert_eq!(state(&run, &renewable), "revoked");
 }
@@ -464,8 +475,10 @@ impl InUse {
     fn of(run: &Path, accomplice: &Accomplice, capability: &str, more: Value) -> Self {
         let granted = request(run, &want(capability, more)).ok(201);
         let lease = granted["lease_id"].as_str().unwrap().to_owned();
-        let script =
-            format!("{} >/dev/null; until test -e go; do sleep 0.05; done; echo went", accomplice.pass_memfd());
+        let script = format!(
+            "{} >/dev/null; until test -e go; do sleep 0.05; done; echo went",
+            accomplice.pass_memfd()
+        );
         let (socket, id) = (run.to_owned(), lease.clone());
         let exec = std::thread::spawn(move || exec(&socket, &[&id], &["sh", "-c", &script]));
         let memfd = accomplice.take();
@@ -486,7 +499,11 @@ impl InUse {
 fn a_living_exec_keeps_its_lease_until_the_most_that_it_may_last() {
     let usual = format!("ttl = \"2s\"\nuses = 2\n{ANY}");
     let more = [
-        capability("kept.use", "\"memfd\"", &format!("renewable = true\non_revoke = \"wipe\"\n{usual}")),
+        capability(
+            "kept.use",
+            "\"memfd\"",
+            &format!("renewable = true\non_revoke = \"wipe\"\n{usual}"),
+        ),
         capability("short.use", "\"memfd\"", &format!("on_revoke = \"wipe\"\n{usual}")),
     ];
     let config = "[leases]\nmax_ttl = \"5s\"\nauto_renew = true\nrenew_before_expiry = \"1s\"\n";
@@ -575,7 +592,10 @@ fn what_is_revoked_in_use_is_wiped_at_once() {
                 assert!(!used.exec.is_finished(), "a wipe does not kill");
                 std::fs::write(&go, "").unwrap();
                 let answer = used.finish();
-                assert_eq!((&answer["exit_status"], &answer["stdout"]), (&json!(0), &json!("went\n")));
+                assert_eq!(
+                    (&answer["exit_status"], &answer["stdout"]),
+                    (&json!(0), &json!("went\n"))
+                );
             }
             let survives = by != "all" || capability == "wipe.use";
             assert_eq!(spared.finish()["exit_status"] == 0, survives, "by {by}");
@@ -589,8 +609,7 @@ fn what_is_revoked_in_use_is_wiped_at_once() {
 #[test]
 #[file_serial(host)]
 fn a_run_that_ends_takes_all_along() {
-    let more =
-        [capability("wipe.use", "\"memfd\"", &format!("on_revoke = \"wipe\"\n{ANY}"))];
+    let more = [capability("wipe.use", "\"memfd\"", &format!("on_revoke = \"wipe\"\n{ANY}"))];
     let world = world("", &more);
     let accomplice = Accomplice::at(&world, "holder.sock");
     let broker = serve(&world);

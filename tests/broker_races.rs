@@ -120,15 +120,17 @@ fn one_use_is_for_one_of_sixty_four() {
             "lease_ids": [id], "command": ["sh", "-c", format!("test -n \"$TOKEN\" && echo x >>{ran}")]
         });
         let socket = run.clone();
-        let counted =
-            all_at_once(CALLERS, move || insist(&socket, "POST", "/v1/execs", &body));
+        let counted = all_at_once(CALLERS, move || insist(&socket, "POST", "/v1/execs", &body));
         println!("{uses} uses: {counted:?}");
         assert_eq!(counted.get(&(200, String::new())), Some(&uses), "{counted:?}");
         let refused: usize =
             counted.iter().filter(|((status, _), _)| *status == 403).map(|(_, n)| n).sum();
         assert_eq!(refused, CALLERS - uses, "{counted:?}");
         let reasons = ["", "uses_exhausted", "lease_not_active"];
-        assert!(counted.keys().all(|(_, reason)| reasons.contains(&reason.as_str())), "{counted:?}");
+        assert!(
+            counted.keys().all(|(_, reason)| reasons.contains(&reason.as_str())),
+            "{counted:?}"
+        );
         let lines = std::fs::read_to_string(world.workspace.join(ran)).unwrap();
         assert_eq!(lines.lines().count(), uses);
         let shown = ask(&run, "GET", &format!("/v1/leases/{id}"), None).ok(200);
@@ -164,8 +166,7 @@ fn ceilings_are_exact_among_sixty_four_and_after_a_restart() {
         let rest = ask_all(CALLERS, &body);
         println!("{reason}: 8, and after a restart {rest:?}");
         assert!(began.elapsed() < Duration::from_secs(60), "the minute is over");
-        let expected =
-            [((201, String::new()), 12), ((403, reason.to_owned()), CALLERS - 12)];
+        let expected = [((201, String::new()), 12), ((403, reason.to_owned()), CALLERS - 12)];
         assert_eq!(rest, BTreeMap::from(expected));
         drop(broker);
         // Also after an end in good order; in a batch each one counts.
@@ -207,7 +208,8 @@ fn nothing_is_readable_after_a_revocation_was_acknowledged() {
         let (socket, lease_id) = (run.clone(), id.clone());
         // Once for each twentieth of a second, so that later ones are seen as well.
         let pass = accomplice.pass_memfd();
-        let script = format!("for n in 1 2 3 4 5 6; do {pass} >/dev/null; sleep 0.05; done; echo went");
+        let script =
+            format!("for n in 1 2 3 4 5 6; do {pass} >/dev/null; sleep 0.05; done; echo went");
         let exec = std::thread::spawn(move || exec(&socket, &lease_id, &script));
         std::thread::sleep(usual * (round as u32 % 24) / 16);
         let path = format!("/v1/leases/{id}/revoke");
@@ -215,7 +217,10 @@ fn nothing_is_readable_after_a_revocation_was_acknowledged() {
         assert_eq!(revoked["state"], "revoked");
         let until_then = accomplice.drain();
         // Of the one that is acknowledged: the first look counts.
-        assert!(until_then.iter().all(is_wiped), "round {round}: readable after it was acknowledged");
+        assert!(
+            until_then.iter().all(is_wiped),
+            "round {round}: readable after it was acknowledged"
+        );
         let reply = exec.join().unwrap();
         let later = accomplice.drain();
         assert!(!later.iter().any(|file| shows(file, VALUE)), "round {round}: {reply}");

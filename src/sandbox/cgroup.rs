@@ -78,8 +78,7 @@ impl Cgroups {
                 hierarchy.join(own_cgroup().ok_or(CgroupError::NoHierarchy)?)
             }
         };
-        let failed =
-            |e: Errno| CgroupError::Make { path: path.clone(), source: e.into() };
+        let failed = |e: Errno| CgroupError::Make { path: path.clone(), source: e.into() };
         let open = || rustix::fs::open(&path, DIRECTORY, Mode::empty());
         let parent = match open() {
             // The first exec on this host.
@@ -117,7 +116,10 @@ impl Cgroups {
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(Errno::BUSY) => is_left = true,
                 Err(e) => {
-                    eprintln!("sublet: could not remove the cgroup {}: {e}", name.to_string_lossy());
+                    eprintln!(
+                        "sublet: could not remove the cgroup {}: {e}",
+                        name.to_string_lossy()
+                    );
                 }
             }
         }
@@ -128,8 +130,7 @@ impl Cgroups {
     pub fn make(&self, exec: &ExecId, limits: CgroupLimits) -> Result<Cgroup, CgroupError> {
         let name = format!("sublet-{exec}");
         let path = self.path.join(&name);
-        let failed =
-            |e: Errno| CgroupError::Make { path: path.clone(), source: e.into() };
+        let failed = |e: Errno| CgroupError::Make { path: path.clone(), source: e.into() };
         let directory = self.make_held(&name).map_err(failed)?;
         let parent = rustix::io::fcntl_dupfd_cloexec(&self.parent, 0).map_err(failed)?;
         let mut cgroup = Cgroup { parent, name, directory, held: Held::default() };
