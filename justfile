@@ -47,9 +47,14 @@ fuzz TARGET="all" SECONDS="60":
         learnt=fuzz/target/corpus/$target
         mkdir -p "$learnt"
         corpus=("$learnt" "fuzz/corpus/$target")
-        # The files that users start from.
-        case $target in profile) corpus+=(profiles) ;; seccomp) corpus+=(seccomp) ;; esac
-        options=(-max_total_time={{SECONDS}} -timeout=10 -max_len=40000 -print_final_stats=1)
+        options=(-max_total_time={{SECONDS}} -timeout=20 -max_len=40000 -print_final_stats=1)
+        case $target in
+            # The files that users start from.
+            profile) corpus+=(profiles) ;;
+            seccomp) corpus+=(seccomp) ;;
+            # It forks a launcher, so nothing may watch its memory from another thread.
+            request) options+=(-rss_limit_mb=0) ;;
+        esac
         if [ -e "fuzz/dict/$target" ]; then options+=("-dict=fuzz/dict/$target"); fi
         cargo fuzz run --sanitizer none "$target" "${corpus[@]}" -- "${options[@]}"
     done

@@ -170,9 +170,11 @@ impl Host {
         let below = |root: &PathBuf| {
             path.starts_with(root) || root.canonicalize().is_ok_and(|root| path.starts_with(root))
         };
+        // Its beginning says nothing of a path that climbs.
+        let climbs = path.components().any(|part| part == std::path::Component::ParentDir);
         match self.trust {
             Trust::Invoker => None,
-            Trust::Host if self.config.host.workspaces.iter().any(below) => None,
+            Trust::Host if !climbs && self.config.host.workspaces.iter().any(below) => None,
             Trust::Host => Some(format!(
                 "it lies in none of the `workspaces` of [host] in {}",
                 self.config.called()

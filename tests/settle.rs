@@ -240,7 +240,7 @@ fn base() -> PathBuf {
 fn host() -> Host {
     let named = |name| std::env::var_os(name).map(PathBuf::from);
     let (config, state_dir) = (named("SUBLET_TEST_CONFIG"), named("SUBLET_TEST_STATE"));
-    Host::load(&Places { config, state_dir }).unwrap()
+    Host::load(&Places { config, state_dir, runtime_dir: None }).unwrap()
 }
 
 fn settled(host: &Host) -> Result<Settled, settle::SettleError> {

@@ -24,10 +24,13 @@ pub fn check(config: &HostConfig) {
     let pool = config.host.uid_pool;
     assert!(pool.first >= 1000 && !pool.contains(0) && !pool.contains(65_534));
     assert!(!pool.contains(u32::MAX));
-    assert!(pool.contains(pool.broker_uid()) && !pool.contains(pool.broker_uid() + 1));
-    assert_eq!(pool.broker_uid(), pool.first + pool.exec_uids());
+    // The last one is the broker's, and no exec's.
+    assert!(pool.exec_uids() >= 1 && pool.contains(pool.broker_uid()));
+    assert!(!pool.contains(pool.broker_uid() + 1));
+    assert_eq!(pool.broker_uid() - pool.first, pool.exec_uids());
     assert_ne!(config.host.user.as_deref(), Some("root"));
-    for path in config.state.dir.iter().chain(&config.host.workspaces) {
+    let host = &config.host;
+    for path in config.state.dir.iter().chain(&host.workspaces).chain(&host.runtime_dir) {
         check_path(path);
     }
     for (name, secret) in &config.secrets {

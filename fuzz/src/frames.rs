@@ -26,7 +26,8 @@ pub fn run(input: &[u8]) {
     // Written again they are the bytes that were read.
     let mut written = Vec::new();
     for (kind, payload) in &whole {
-        push(*kind, payload, &mut written);
+        written.extend_from_slice(&header(*kind, payload.len()));
+        written.extend_from_slice(payload);
     }
     assert!(input.starts_with(&written));
     assert!(end.is_none_or(|end| end == written.len()));

@@ -5,23 +5,28 @@ use std::convert::Infallible;
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use sublet::audit::{self, HeadOf};
+use sublet::audit::archive::{self, Ending};
+use sublet::audit::{self, HeadOf, Item, Known, ocsf};
+use sublet::envelope::{Checkpoint, NoteKey, SigningKey};
 use sublet::model::event::{
     DOMAIN, Draft, Event, EventHash, EventType, Head, KeptHead, MAX_ARGUMENTS, MAX_COMMAND,
     MAX_DETAIL, MAX_TEXT, RecordedEvent, recorded_command,
 };
 use sublet::model::id::{ExecId, LeaseId, RunId};
+use sublet::model::secret::Secret;
 
 use super::feed::Feed;
 
 pub fn run(input: &[u8]) {
     let mut feed = Feed::new(input);
-    match feed.below(5) {
+    match feed.below(7) {
         0 => heads(feed.rest()),
         1 => kept(feed.rest()),
         2 => record(feed),
         3 => drafted(feed),
-        _ => tampered(feed),
+        4 => tampered(feed),
+        5 => any_file(feed.rest()),
+        _ => tampered_file(feed),
     }
 }
 
@@ -117,6 +122,9 @@ fn drafted(mut feed: Feed<'_>) {
     assert_eq!(recorded.event().expect("a record reads back"), event);
     assert_eq!(recorded.verify_link(&head), Ok(event.head()));
     assert_eq!(recorded.hash, hash_of(&recorded.body));
+    assert_eq!(RecordedEvent::from_line(&line), Some(recorded));
+    let mapped = ocsf::event(&event);
+    assert_eq!(mapped["time"].as_i64(), Some(event.time.as_millisecond()));
 
     let argv: Vec<String> = (0..feed.byte()).map(|_| feed.text()).collect();
     let command = recorded_command(&argv);
@@ -166,8 +174,7 @@ fn value(feed: &mut Feed<'_>, depth: u8) -> Value {
         6 => {
             let element = value(feed, depth - 1);
             // Long only at the top: else a few bytes of input would be more than memory holds.
-            let most = if depth == 12 { 256 } else { 3 };
-            vec![element; 1 + feed.below(most)].into()
+            vec![element; if depth == 12 { 1 + feed.below(256) } else { 1 }].into()
         }
         7 => (0..feed.below(6)).map(|_| value(feed, depth - 1)).collect(),
         _ => {
@@ -177,9 +184,10 @@ fn value(feed: &mut Feed<'_>, depth: u8) -> Value {
     }
 }
 
-/// A trail that somebody worked on: `audit::verify` says so, unless nothing was changed.
-fn tampered(mut feed: Feed<'_>) {
-    const BOOT: &str = "00000000-0000-0000-0000-000000000000";
+const BOOT: &str = "00000000-0000-0000-0000-000000000000";
+
+/// A whole trail, and its head.
+fn trail(feed: &mut Feed<'_>) -> (Vec<RecordedEvent>, Head) {
     let mut events = Vec::<RecordedEvent>::new();
     let mut head = Head::EMPTY;
     for nth in 0..2 + feed.below(8) {
@@ -191,8 +199,27 @@ fn tampered(mut feed: Feed<'_>) {
         head = event.head();
         events.push(event.record());
     }
+    (events, head)
+}
+
+fn signing_key() -> SigningKey {
+    let seed = Secret::copy_of(&[7; 32]).expect("memory can be locked");
+    SigningKey::from_seed(seed).expect("32 bytes")
+}
+
+fn keys(key: &SigningKey) -> [NoteKey; 1] {
+    [key.public().trail_key()]
+}
+
+fn sound<T>(result: Result<T, Infallible>) -> T {
+    result.unwrap_or_else(|never| match never {})
+}
+
+/// A trail that somebody worked on: `audit::verify` says so, unless nothing was changed.
+fn tampered(mut feed: Feed<'_>) {
+    let (whole, head) = trail(&mut feed);
+    let mut events = whole.clone();
     let kept = KeptHead { latest: head, durable: head, boot_id: BOOT.to_owned() };
-    let whole = events.clone();
     for _ in 0..feed.below(4) {
         let (at, to) = (feed.below(events.len().max(1)), feed.below(events.len().max(1)));
         match feed.below(8) {
@@ -218,29 +245,22 @@ fn tampered(mut feed: Feed<'_>) {
             }
         }
     }
-    let trail = |events: &[RecordedEvent]| -> Vec<Result<RecordedEvent, Infallible>> {
-        events.iter().cloned().map(Ok).collect()
-    };
-    let verified = |kept: Option<&KeptHead>, given: Option<&Head>| {
-        let mut known = audit::Known::trail(&[]);
-        if let Some(kept) = kept {
-            known = known.kept(kept, BOOT);
-        }
-        if let Some(given) = given {
-            known = known.head(given);
-        }
-        let Ok(report) = audit::verify(trail(&events), known);
-        report
-    };
-    let report = verified(Some(&kept), None);
+    let key = signing_key();
+    let keys = keys(&key);
+    let rows = || events.iter().cloned().map(Ok::<_, Infallible>);
+    let verified = |known: Known<'_>| sound(audit::verify(rows(), known));
+    let report = verified(Known::trail(&keys).kept(&kept, BOOT));
     assert_eq!(report.finding.is_none(), events == whole, "{report:?}\n{events:#?}");
-    assert_eq!(verified(None, Some(&head)).finding.is_none(), events == whole);
+    let given = verified(Known::trail(&keys).head(&head));
+    assert_eq!(given.finding.is_none(), events == whole);
+    // A signed checkpoint in the store holds all that is before it.
+    let signed = checkpoint(head).sign(&key);
+    let row = (head.seq, signed.note().to_owned());
+    let vouched = verified(Known::trail(&keys).rows([row]));
+    assert_eq!(vouched.finding.is_none(), events == whole);
     assert!(report.events <= events.len() as u64);
-    // What it calls proven is as it was written.
-    let proven = report.events as usize;
-    assert!(events[..proven] == whole[..proven.min(whole.len())] || report.finding.is_some());
     // Without a head kept elsewhere, only a beginning of the trail passes for the whole.
-    let alone = verified(None, None);
+    let alone = verified(Known::trail(&keys));
     if alone.finding.is_none() && !rehashed(&events, &whole) {
         assert!(whole.starts_with(&events), "{events:#?}");
     }
@@ -249,10 +269,87 @@ fn tampered(mut feed: Feed<'_>) {
         assert_eq!((last, kept), (events.len() as u64, whole.len() as u64));
     }
     let all = audit::Filter::default();
-    assert_eq!(audit::list(trail(&events), &all).count(), events.len());
+    assert_eq!(audit::list(rows(), &all).count(), events.len());
+}
+
+fn checkpoint(head: Head) -> Checkpoint {
+    Checkpoint { head, time: jiff::Timestamp::UNIX_EPOCH, host: "host".to_owned(), cut: None }
 }
 
 /// The last event may be another that was made to fit: nothing follows it that would show.
 fn rehashed(events: &[RecordedEvent], whole: &[RecordedEvent]) -> bool {
     events.split_last().is_some_and(|(_, before)| whole.starts_with(before))
+}
+
+/// A file that may never have been a trail: it is read to an end, and verified to a report.
+fn any_file(bytes: &[u8]) {
+    let key = signing_key();
+    let keys = keys(&key);
+    for ending in [Ending::Any, Ending::Rotation] {
+        let items = || archive::read(bytes, "some.jsonl", ending);
+        let count = items().count();
+        assert!(count <= bytes.split(|b| *b == b'\n').count() + 1);
+        for known in [Known::trail(&keys), Known::part(&keys)] {
+            let report = audit::verify(items(), known).expect("bytes can be read");
+            assert!(report.events <= count as u64);
+            if let Some(finding) = report.finding {
+                assert!(!finding.to_string().is_empty() && !finding.name().is_empty());
+            }
+        }
+    }
+}
+
+/// An exported trail with its checkpoints, in which bytes were changed: what passes is what was written.
+fn tampered_file(mut feed: Feed<'_>) {
+    let (events, head) = trail(&mut feed);
+    let key = signing_key();
+    let keys = keys(&key);
+    let middle = events[events.len() / 2].verify_link(&Head {
+        seq: events[events.len() / 2].seq - 1,
+        hash: events[events.len() / 2 - 1].hash.parse().expect("a hash"),
+    });
+    let middle = middle.expect("it is whole");
+    let notes =
+        [middle, head].map(|head| (head.seq, checkpoint(head).sign(&key).note().to_owned()));
+    let mut file = Vec::new();
+    let rows = events.iter().cloned().map(Ok::<_, Infallible>);
+    archive::write(&mut file, &Head::EMPTY, head.seq, rows, notes).expect("a whole trail");
+    let whole = file.clone();
+    for _ in 0..1 + feed.below(3) {
+        let at = feed.number() as usize % (file.len() + 1);
+        match feed.below(4) {
+            0 => file.insert(at, feed.byte()),
+            1 if at < file.len() => drop(file.remove(at)),
+            2 => file.truncate(at),
+            _ if at < file.len() => file[at] = feed.byte(),
+            _ => {}
+        }
+    }
+    let items = |file: &[u8]| -> Vec<Item> {
+        archive::read(file, "some.jsonl", Ending::Any).map(|item| item.expect("bytes")).collect()
+    };
+    let known = Known::trail(&keys).head(&head);
+    let report = audit::verify(archive::read(&file[..], "some.jsonl", Ending::Any), known);
+    let report = report.expect("bytes can be read");
+    let told: Vec<Item> = events_of(items(&file));
+    assert_eq!(report.finding.is_none(), told == events_of(items(&whole)) && agrees(&file, &keys));
+}
+
+fn events_of(items: Vec<Item>) -> Vec<Item> {
+    items.into_iter().filter(|item| !matches!(item, Item::Checkpoint(_))).collect()
+}
+
+/// Every checkpoint of the file is signed, and stands behind the event that it is about.
+fn agrees(file: &[u8], keys: &[NoteKey]) -> bool {
+    let mut last = 0;
+    archive::read(file, "some.jsonl", Ending::Any).all(|item| match item.expect("bytes") {
+        Item::Event(event) => {
+            last = event.seq;
+            true
+        }
+        Item::Checkpoint(note) => {
+            Checkpoint::open(&note, keys).is_ok_and(|signed| signed.checkpoint().head.seq == last)
+        }
+        Item::Fault(_) => false,
+    })
 }

@@ -81,16 +81,22 @@ impl<R: BufRead> Lines<'_, R> {
         self.cut = None;
         let Some(mut event) = text.and_then(RecordedEvent::from_line) else {
             let (file, line) = (self.name.to_owned(), self.line);
-            return Ok(Some(Item::Fault(Finding::NotAnEvent { seq: self.last + 1, line, file })));
+            let seq = self.due();
+            return Ok(Some(Item::Fault(Finding::NotAnEvent { seq, line, file })));
         };
         if self.first == 0 {
             self.first = event.seq;
         } else if !event.fits_its_hash() {
             // What it says of its number was changed with the rest, perhaps: its place is what is known.
-            event.seq = self.last + 1;
+            event.seq = self.due();
         }
         self.last = event.seq;
         Ok(Some(Item::Event(event)))
+    }
+
+    /// The number of the event that is to come. The last one's is whatever its line says.
+    fn due(&self) -> u64 {
+        self.last.saturating_add(1)
     }
 
     fn end(&self) -> Option<Item> {

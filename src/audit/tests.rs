@@ -3,7 +3,7 @@ use std::convert::Infallible;
 use super::archive::Ending;
 use super::*;
 use crate::envelope::{Checkpoint, Cut, SigningKey};
-use crate::model::event::{Draft, Head, KeptHead};
+use crate::model::event::{Draft, EventHash, Head, KeptHead};
 use crate::model::id::RequestId;
 use crate::model::secret::Secret;
 
@@ -326,6 +326,22 @@ fn archived(whole: &[RecordedEvent], base: u64, last: u64, key: &SigningKey) -> 
     let cut = Checkpoint { head, time, host: "host-1".to_owned(), cut }.sign(key);
     archive::seal(&mut out, &cut).unwrap();
     String::from_utf8(out).unwrap().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn no_number_stands_behind_the_last_one() {
+    let zeros = EventHash::ZERO;
+    let last = |seq: u64| format!(r#"{{"seq":{seq},"prev_hash":"{zeros}","hash":"{zeros}"}}"#);
+    let items = |text: String| -> Vec<Item> {
+        archive::read(text.as_bytes(), "file", Ending::Any).map(Result::unwrap).collect()
+    };
+    for (seq, due) in [(u64::MAX, u64::MAX), (41, 42)] {
+        let behind = items(format!("{}\nno event\n", last(seq)));
+        let Item::Fault(finding) = &behind[1] else { panic!("{behind:?}") };
+        assert_eq!((finding.name(), finding.seq()), ("not_an_event", due));
+        let changed = items(format!("{0}\n{0}\n", last(seq)));
+        assert!(matches!(&changed[1], Item::Event(event) if event.seq == due), "{changed:?}");
+    }
 }
 
 #[test]

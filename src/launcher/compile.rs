@@ -255,6 +255,10 @@ fn open_workspace(
     if !path.is_absolute() {
         return Err(refuse("its path is not absolute".into()));
     }
+    // Below one of the roots by its beginning alone, `roots/../etc` would be.
+    if path.components().any(|part| part == std::path::Component::ParentDir) {
+        return Err(refuse("its path holds `..`".into()));
+    }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     // The caller resolved every link; one that stands there now was put there since.
     let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;

@@ -225,6 +225,10 @@ impl Launcher {
             alarm: None,
             alarm_set: None,
         };
+        if let (Trust::Host, Ok(cgroups)) = (trust, &launcher.setting.cgroups) {
+            // What a launcher that was killed left.
+            cgroups.sweep();
+        }
         launcher.watch(launcher.sessions[&ROOT].as_fd(), Token::Session(ROOT))?;
         launcher.sweep(clock::boottime());
         Ok(launcher)
@@ -632,9 +636,13 @@ impl Launcher {
                 rustix::event::PollFlags::IN,
             )];
             match rustix::event::poll(&mut fds, Some(&timeout)) {
-                Ok(0) | Err(_) => eprintln!(
-                    "sublet: launcher: an exec is stuck in the kernel; it dies with its init"
-                ),
+                Ok(0) | Err(_) => {
+                    eprintln!(
+                        "sublet: launcher: an exec is stuck in the kernel; it dies with its init"
+                    );
+                    // It has been killed and wiped; waiting for it once more would only take longer.
+                    std::mem::forget(exec);
+                }
                 Ok(_) => {
                     // There is no one left to tell how it ended.
                     drop(exec.end());

@@ -223,8 +223,10 @@ impl Cgroup {
 impl Drop for Cgroup {
     fn drop(&mut self) {
         // Busy only if something still lives in it; the next `make` cannot collide, ids are fresh.
-        if let Err(e) = rustix::fs::unlinkat(&self.parent, &self.name, AtFlags::REMOVEDIR) {
-            eprintln!("sublet: could not remove the cgroup {}: {e}", self.name);
+        match rustix::fs::unlinkat(&self.parent, &self.name, AtFlags::REMOVEDIR) {
+            // Another launcher's sweep may have taken it, as soon as it was empty.
+            Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+            Err(e) => eprintln!("sublet: could not remove the cgroup {}: {e}", self.name),
         }
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! Two processes: init builds the sandbox; the command's process, which shares init's memory until it
 //! executes, puts every wall around itself. Only then does it take its command, for which it may wait as
-//! long as the launcher likes (a warm sandbox), and then the go. Init stands still meanwhile.
+//! long as the launcher likes (a warm sandbox), and then the go. Init only watches the lifeline meanwhile.
 #![forbid(unsafe_code)]
 
 use std::cell::Cell;
@@ -182,16 +182,8 @@ fn close_all_but_our_own(plan: &Plan) -> Result<(), Failure> {
 
 /// The launcher's next word, however long it takes; not longer than the launcher lives.
 fn told(plan: &Plan, take: impl FnMut(OwnedFd)) -> Result<Told, Errno> {
-    told_over(plan.socket.as_fd(), plan.lifeline.as_fd(), take)
-}
-
-fn told_over(
-    socket: BorrowedFd<'_>,
-    lifeline: BorrowedFd<'_>,
-    take: impl FnMut(OwnedFd),
-) -> Result<Told, Errno> {
-    init::wait_for_either(socket, lifeline)?;
-    listen(socket, take)?.ok_or(Errno::PIPE)
+    init::wait_for_either(plan.socket.as_fd(), plan.lifeline.as_fd())?;
+    listen(plan.socket.as_fd(), take)?.ok_or(Errno::PIPE)
 }
 
 fn slate(plan: &Plan) -> Result<&Slate, Errno> {
@@ -363,16 +355,18 @@ struct Command<'a> {
 }
 
 /// Starts the command. `None` if it could not be executed, which it has then said itself.
-fn spawn(plan: &mut Plan, ruleset: Option<&OwnedFd>) -> Result<Option<i32>, Failure> {
-    let mut stack = std::mem::take(&mut plan.stack);
+fn spawn(plan: &Plan, ruleset: Option<&OwnedFd>) -> Result<Option<i32>, Failure> {
     let command = Command {
         plan,
         ruleset,
         mappings: [const { Cell::new(None) }; MAX_FDS],
         executed: Cell::new(false),
     };
-    let pid = process::spawn_until_exec(command_entry, &command, &mut stack).at(Step::Spawn)?;
-    std::mem::forget(stack);
+    let lifeline = plan.lifeline.as_fd();
+    let pid = process::spawn_until_exec(command_entry, &command, |executed| {
+        init::wait_for_either(executed, lifeline)
+    })
+    .at(Step::Spawn)?;
     let executed = command.executed.get();
     if executed {
         say(plan.socket.as_fd(), Said::Started, &[]).at(Step::Spawn)?;
@@ -380,8 +374,8 @@ fn spawn(plan: &mut Plan, ruleset: Option<&OwnedFd>) -> Result<Option<i32>, Fail
     Ok(executed.then_some(pid))
 }
 
-fn command_entry(command: &Command<'_>) -> i32 {
-    let kept = match Kept::of(command) {
+fn command_entry(command: &Command<'_>, executed: BorrowedFd<'_>) -> i32 {
+    let kept = match Kept::of(command, executed) {
         Ok(kept) => kept,
         Err(failure) => fail(command.plan.socket.as_fd(), &failure),
     };
@@ -395,15 +389,16 @@ fn command_entry(command: &Command<'_>) -> i32 {
 /// What is still needed after the low numbers have been given away.
 struct Kept {
     socket: OwnedFd,
-    lifeline: OwnedFd,
+    /// Init waits for its end.
+    _executed: OwnedFd,
 }
 
 impl Kept {
-    fn of(command: &Command<'_>) -> Result<Self, Failure> {
+    fn of(command: &Command<'_>, executed: BorrowedFd<'_>) -> Result<Self, Failure> {
         let lift = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, LIFTED);
         Ok(Self {
             socket: lift(command.plan.socket.as_fd()).at(Step::Descriptors)?,
-            lifeline: lift(command.plan.lifeline.as_fd()).at(Step::Descriptors)?,
+            _executed: lift(executed).at(Step::Descriptors)?,
         })
     }
 }
@@ -424,11 +419,12 @@ fn become_command(command: &Command<'_>, kept: &Kept) -> Result<(), Failure> {
     errno(seccomp::see_it_refused()).at(Step::CheckSeccomp)?;
 
     // The walls stand. What follows are calls that every command needs to be of any use.
-    let (socket, lifeline) = (kept.socket.as_fd(), kept.lifeline.as_fd());
+    let socket = kept.socket.as_fd();
     let mut streams = Handover::empty();
-    let told = told_over(socket, lifeline, |fd| streams.push(fd)).at(Step::AwaitCommand)?;
-    let Told::Command { terminal } = told else {
-        return Err(Errno::PROTO).at(Step::AwaitCommand);
+    let terminal = match listen(socket, |fd| streams.push(fd)).at(Step::AwaitCommand)? {
+        Some(Told::Command { terminal }) => terminal,
+        Some(_) => return Err(Errno::PROTO).at(Step::AwaitCommand),
+        None => return Err(Errno::PIPE).at(Step::AwaitCommand),
     };
     match terminal {
         None => {
@@ -450,9 +446,10 @@ fn become_command(command: &Command<'_>, kept: &Kept) -> Result<(), Failure> {
     std::mem::forget(streams);
 
     let mut deliveries = Handover::empty();
-    match told_over(socket, lifeline, |fd| deliveries.push(fd)).at(Step::AwaitGo)? {
-        Told::Go => {}
-        _ => return Err(Errno::PROTO).at(Step::AwaitGo),
+    match listen(socket, |fd| deliveries.push(fd)).at(Step::AwaitGo)? {
+        Some(Told::Go) => {}
+        Some(_) => return Err(Errno::PROTO).at(Step::AwaitGo),
+        None => return Err(Errno::PIPE).at(Step::AwaitGo),
     }
     take_deliveries(command, &deliveries)?;
     std::mem::forget(deliveries);

@@ -15,6 +15,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 
 use crate::config::UidPool;
 use crate::sys::helper::Helper;
+use crate::sys::random::random_u32;
 
 /// The uid that the exec sees for itself where the workspace belongs to root.
 pub const ORDINARY_UID: u32 = 1000;
@@ -138,7 +139,7 @@ pub fn take_uid(pool: UidPool) -> Result<(u32, OwnedFd), IdentityError> {
         .map_err(failed)?;
     let count = pool.exec_uids();
     // Anywhere, so that a uid is not soon had again: what an earlier exec left somewhere is not ours.
-    let start = getrandom::u32().map_err(|e| failed(io::Error::other(e)))? % count;
+    let start = random_u32().map_err(failed)? % count;
     for slot in (start..count).chain(0..start) {
         let uid = pool.first + slot;
         // The uid's own byte: pools of different configurations may overlap.

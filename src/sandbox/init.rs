@@ -26,25 +26,25 @@ pub fn check_lifeline(lifeline: BorrowedFd<'_>) -> Result<(), Errno> {
     if fds[0].revents().is_empty() { Ok(()) } else { Err(Errno::PIPE) }
 }
 
-/// Waits until there is a word of the launcher.
+/// Waits until there is something to read, or its end. Goes straight to the kernel.
 ///
 /// # Errors
 /// `PIPE` when the launcher is gone.
-pub fn wait_for_either(socket: BorrowedFd<'_>, lifeline: BorrowedFd<'_>) -> Result<(), Errno> {
+pub fn wait_for_either(awaited: BorrowedFd<'_>, lifeline: BorrowedFd<'_>) -> Result<(), Errno> {
     loop {
         let mut fds = [
-            PollFd::from_borrowed_fd(socket, PollFlags::IN),
+            PollFd::from_borrowed_fd(awaited, PollFlags::IN),
             PollFd::from_borrowed_fd(lifeline, PollFlags::IN),
         ];
         match poll(&mut fds, None) {
             Err(Errno::INTR) => continue,
             other => other?,
         };
-        let [told, lifeline] = fds.map(|fd| !fd.revents().is_empty());
+        let [ready, lifeline] = fds.map(|fd| !fd.revents().is_empty());
         if lifeline {
             return Err(Errno::PIPE);
         }
-        if told {
+        if ready {
             return Ok(());
         }
     }

@@ -85,8 +85,6 @@ pub struct Plan {
     /// Ranges of descriptors that init closes first, and again once the command runs: all but socket,
     /// lifeline and lock.
     pub close: Vec<(u32, u32)>,
-    /// For the command's process until it executes.
-    pub stack: Vec<u8>,
     /// Held open by init as well, so that the uid stays taken until the last process is gone.
     pub uid_lock: Option<OwnedFd>,
     /// What the launcher writes after the clone. Init keeps none.

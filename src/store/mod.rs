@@ -9,7 +9,7 @@
 //! - [`View`]: what can be read; [`Tx`]: a view that can also write, until its end
 //! - `trail`, `runs`, `leases`, `execs`, `secrets`: reading and writing of each
 //! - `checkpoints`: what vouches for the trail, and where it begins; `follow`: noticing that others wrote
-//! - `place`: whose files these are; `owner`: who is alive; `schema`: the tables
+//! - `connection`: one connection; `place`: whose files these are; `owner`: who is alive; `schema`: the tables
 //!
 //! # Durability
 //! The database is in WAL mode. A [`Durability::Durable`] transaction is on disk when it returns: one
@@ -19,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 mod checkpoints;
+mod connection;
 mod error;
 mod execs;
 mod follow;
@@ -34,12 +35,11 @@ mod trail;
 
 use std::ops::Deref;
 use std::path::Path;
-use std::time::Duration;
 
-use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use crate::model::event::Head;
+use crate::store::connection::{attach, connect, move_log};
 use crate::store::error::sorted;
 use crate::store::owner::Owner;
 use crate::store::place::{Identity, Place};
@@ -381,77 +381,6 @@ fn snapshot<T>(
     let value = look(&View { conn: &sql, place })?;
     sql.rollback().map_err(|e| sorted(&place.db, e))?;
     Ok(value)
-}
-
-/// The database at `place`, in WAL mode, and the files that it is. `before`: those that were there before it
-/// was opened.
-fn attach(
-    place: &Place,
-    owner: &Owner,
-    before: Identity,
-) -> Result<(Connection, Identity), StoreError> {
-    let conn = connect(place, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-    schema::upgrade(&conn, place, owner)?;
-    let mut files = place.identity();
-    if !files.has_log() {
-        // A stranger's tool set another journal mode, or closed as the last and tidied up.
-        conn.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))
-            .map_err(|e| sorted(&place.db, e))?;
-        schema::check(&conn, place)?;
-        files = place.identity();
-    }
-    if !before.has_log() {
-        // A new log's entry in the directory must be as durable as what is to be written to it.
-        place::sync(&place.dir)?;
-    }
-    if files.database() != before.database() || !files.has_log() {
-        return Err(StoreError::Lost { path: place.db.clone() });
-    }
-    Ok((conn, files))
-}
-
-/// Moves the log into the database as far as readers allow. Whether that was all.
-fn move_log(conn: &Connection, place: &Place, how: &str) -> Result<bool, StoreError> {
-    conn.query_row(&format!("PRAGMA wal_checkpoint({how})"), [], |row| {
-        let (busy, pages, moved): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        Ok(busy == 0 && pages == moved)
-    })
-    .map_err(|e| sorted(&place.db, e))
-}
-
-fn connect(place: &Place, access: OpenFlags) -> Result<Connection, StoreError> {
-    let flags = access | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
-    let configured = || {
-        let conn = Connection::open_with_flags(&place.db, flags)?;
-        conn.busy_handler(Some(wait_a_little))?;
-        conn.set_prepared_statement_cache_capacity(128);
-        conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-        // Savepoints and sorting keep what they need in memory: a temporary file costs a dozen writes a
-        // step, and lies where a confined process may not make one.
-        conn.pragma_update(None, "temp_store", "memory")?;
-        // The file is data, not code: no trigger or view in it can call a function with effects.
-        conn.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
-        conn.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
-        // A sort that grows large would go to a file in /tmp, which a broker cannot open.
-        conn.pragma_update(None, "temp_store", "MEMORY")?;
-        if access == OpenFlags::SQLITE_OPEN_READ_WRITE {
-            conn.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(()))?;
-        }
-        Ok(conn)
-    };
-    configured().map_err(|e| sorted(&place.db, e))
-}
-
-/// A durable step takes well under a millisecond, where SQLite's own handler sleeps up to 100: start
-/// at 50 µs and grow to 4 ms, and give up after [`error::PATIENCE_SECONDS`].
-fn wait_a_little(count: i32) -> bool {
-    const LONGEST: u64 = 4_000;
-    let tries = u64::try_from(count).unwrap_or(u64::MAX);
-    let microseconds = if tries < 60 { 50 + tries * tries } else { LONGEST };
-    // Two processes that began together must not meet again and again.
-    let jitter = u64::from(std::process::id()).wrapping_mul(tries + 1).wrapping_mul(2_654_435_761);
-    std::thread::sleep(Duration::from_micros(microseconds + jitter % (microseconds / 2)));
-    tries < error::PATIENCE_SECONDS * 1_000_000 / LONGEST
 }
 
 #[cfg(test)]

@@ -14,9 +14,10 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 use rustix::fs::Access;
 
 use crate::model::event::EventHash;
+use crate::store::connection::{attach, move_log, wait_a_little};
 use crate::store::error::sorted;
 use crate::store::place::{Place, unusable};
-use crate::store::{Durability, Failure, Store, StoreError, attach, move_log, wait_a_little};
+use crate::store::{Durability, Failure, Store, StoreError};
 
 impl Store {
     pub(super) fn needs_reopening(&self) -> bool {

@@ -33,9 +33,10 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, OpenFlags};
 
 use crate::model::event::Head;
+use crate::store::connection::{connect, move_log};
 use crate::store::place::Place;
 use crate::store::reopen::root;
-use crate::store::{Durability, OwnerId, Reader, Store, StoreError, Tx, View, connect, move_log};
+use crate::store::{Durability, OwnerId, Reader, Store, StoreError, Tx, View};
 use crate::sys::lend::{Lent, lend};
 use batch::{Acted, Verdict, Writer};
 
@@ -46,10 +47,13 @@ const MOST_MEMBERS: usize = 128;
 /// does it by itself, as no one else has.
 const STEPS_PER_TIDY: u64 = 16;
 const STEPS_WITHOUT_TIDY: u64 = 4096;
+/// When it tries again, if someone's look was in the way.
+const STEPS_UNTIL_NEXT_TRY: u64 = 256;
 
-/// How long the writer lets itself be held up by a look that is under way.
-const LOOKS_IN_THE_WAY: Duration = Duration::from_millis(5);
-const LOOKS_BEFORE_REOPENING: Duration = Duration::from_millis(200);
+/// How long the writer lets itself be held up by a look that is under way: while it can put off what it
+/// wants to do, and while it cannot.
+const A_SHORT_LOOK: Duration = Duration::from_millis(5);
+const A_LONG_LOOK: Duration = Duration::from_millis(200);
 
 /// The trail's heads as this process has committed them. Neither ever goes back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -217,6 +221,15 @@ impl SharedStore {
         *lock(&self.heads)
     }
 
+    /// Whether it could be written to, as far as is known without writing; after a failure it is tried to
+    /// open the database anew, as the next transaction would. For who wants to know before it has to.
+    ///
+    /// # Errors
+    /// What stands in the way.
+    pub fn resume(&self) -> Result<(), StoreError> {
+        self.recover(&mut self.lock_writer())
+    }
+
     /// What names this process in the rows that it opens.
     pub fn owner(&self) -> OwnerId {
         self.owner
@@ -244,7 +257,7 @@ impl SharedStore {
             return Err(e);
         }
         let mut writer = self.lock_writer();
-        match side.hold_off(LOOKS_IN_THE_WAY) {
+        match side.hold_off(A_SHORT_LOOK) {
             Some(_no_look) => writer.begin_log_anew(),
             None => Ok(false),
         }
@@ -293,7 +306,7 @@ impl SharedStore {
         writer.store.is_back()?;
         let Some(side) = &self.side else { return writer.store.reopen() };
         // All connections of a process share what SQLite knows of the files.
-        let Some(mut reader) = side.hold_off(LOOKS_BEFORE_REOPENING) else {
+        let Some(mut reader) = side.hold_off(A_LONG_LOOK) else {
             // The next caller tries again; a connection that is merely doubtful may do until then.
             return writer.store.refuse_after_failure();
         };
@@ -313,10 +326,10 @@ impl SharedStore {
             };
             *heads = Some(Heads { latest: head, durable });
         });
-        if writer.is_tidying_overdue(STEPS_WITHOUT_TIDY)
+        if writer.is_tidying_overdue()
             && let Some(side) = &self.side
         {
-            let _no_look = side.hold_off(LOOKS_IN_THE_WAY);
+            let _no_look = side.hold_off(A_LONG_LOOK);
             // Not this caller's affair; if the connection has failed, the next to begin finds out.
             drop(writer.begin_log_anew());
         }

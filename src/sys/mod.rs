@@ -16,6 +16,7 @@ pub mod mount;
 pub mod net;
 pub mod probe;
 pub mod process;
+pub mod random;
 pub mod seccomp;
 pub mod slate;
 pub mod socket;

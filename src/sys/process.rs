@@ -1,5 +1,6 @@
 //! Making processes, and what a process says of itself. clone(2), prctl(2), pidfd_open(2), keyctl(2).
 
+use std::cell::UnsafeCell;
 use std::ffi::c_void;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -58,37 +59,62 @@ pub fn clone3(args: &CloneArgs<'_>) -> io::Result<Cloned> {
     }
 }
 
-/// Runs `entry` in a child that shares this memory, and waits until it has called execve or exited:
-/// vfork with a stack of its own (clone(2), CLONE_VM|CLONE_VFORK). Saves the copy of the page tables.
+/// Runs `entry` in a child that shares this memory, and calls `wait` until the child has called execve or
+/// exited: vfork with a stack of its own (clone(2), CLONE_VM). Saves the copy of the page tables.
 ///
-/// `entry` must not allocate, lock or panic, and must end in exec or `exit_now`. What it writes for the
-/// caller to read goes into cells: a write through `&mut` just before a call that does not return is one
-/// that nobody sees, for the compiler.
+/// Not with CLONE_VFORK, whose wait is an uninterruptible one: it may be long, would count as load, and
+/// could watch nothing else. `wait` gets a descriptor that reaches its end of file with the child's exec or
+/// exit; `entry` gets the other end, which it must keep open under whatever number.
+///
+/// While the child is in this memory, `wait` must not touch errno, allocate, lock or write to what the
+/// argument holds: no libc, only calls that go straight to the kernel. `entry` must not allocate, lock or
+/// panic, and must end in exec or `exit_now`. What it writes for the caller to read goes into cells: a
+/// write through `&mut` just before a call that does not return is one that nobody sees, for the compiler.
+///
+/// # Errors
+/// Those of clone, and of `wait`: then this process must end, for the child may still use its memory.
+///
+/// One child at a time: they all use the same stack, which is this function's.
 pub fn spawn_until_exec<T>(
-    entry: fn(&T) -> i32,
+    entry: fn(&T, BorrowedFd<'_>) -> i32,
     argument: &T,
-    stack: &mut [u8],
+    wait: impl FnOnce(BorrowedFd<'_>) -> Result<(), Errno>,
 ) -> Result<i32, Errno> {
     struct Start<'a, T> {
-        entry: fn(&T) -> i32,
+        entry: fn(&T, BorrowedFd<'_>) -> i32,
         argument: &'a T,
+        writer: BorrowedFd<'a>,
     }
     extern "C" fn start<T>(start: *mut c_void) -> i32 {
         // SAFETY: the only caller is the clone below, with a pointer to a `Start<T>` of the same T that
-        // is alive and untouched by its suspended owner until this child has left the memory.
+        // its owner keeps alive and untouched until this child has left the memory.
         let start = unsafe { &*start.cast::<Start<'_, T>>() };
-        (start.entry)(start.argument)
+        (start.entry)(start.argument, start.writer)
     }
-    let mut argument = Start { entry, argument };
-    // SAFETY: one past the end of the slice is a valid address to compute; clone wants the top of a
-    // downward-growing stack, 16-byte aligned (System V ABI), which the mask gives.
-    let top = unsafe { stack.as_mut_ptr().add(stack.len()) };
-    let top = (top as usize & !15) as *mut c_void;
-    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
-    // SAFETY: `start` runs on `stack`, which outlives the child's use of it, because CLONE_VFORK
-    // suspends this thread until the child has left this memory; `argument` likewise.
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let mut argument = Start { entry, argument, writer: writer.as_fd() };
+    /// In the program's image: nothing is allocated or zeroed for it, and only what is touched costs.
+    #[repr(align(16))]
+    struct Stack(UnsafeCell<[u8; 64 << 10]>);
+    // SAFETY: only its address is taken here; what is in it belongs to the one child that runs on it.
+    unsafe impl Sync for Stack {}
+    static STACK: Stack = Stack(UnsafeCell::new([0; 64 << 10]));
+    // SAFETY: one past the end of the array is a valid address to compute; clone wants the top of a
+    // downward-growing stack, 16-byte aligned (System V ABI), as its type and its size are.
+    let top = unsafe { STACK.0.get().add(1) }.cast::<c_void>();
+    let flags = libc::CLONE_VM | libc::SIGCHLD;
+    // SAFETY: `start` alone runs on the stack: this function is called in a process of one thread, and
+    // returns after the child has left this memory, or with an error that ends the process. `argument`
+    // lives as long.
     let pid = unsafe { libc::clone(start::<T>, top, flags, (&raw mut argument).cast()) };
-    if pid < 0 { Err(last_errno()) } else { Ok(pid) }
+    if pid < 0 {
+        return Err(last_errno());
+    }
+    // This process's own copy, which would keep the pipe open; the child has one of its own.
+    close_range(writer.as_raw_fd() as u32, writer.as_raw_fd() as u32)?;
+    std::mem::forget(writer);
+    wait(reader.as_fd())?;
+    Ok(pid)
 }
 
 /// Ends this process at once: no destructors, no flush. Child-side.

@@ -79,9 +79,9 @@ pub(super) fn inner_rules(abi: u32) -> Vec<InnerRule> {
 /// Mounts over parts of /proc, as container runtimes make them.
 pub fn proc_is_masked() -> bool {
     // In few reads: each makes the kernel walk the mounts anew.
-    let mut mounts = Vec::with_capacity(64 << 10);
+    let mut mounts = Vec::new();
     let read = std::fs::File::open("/proc/self/mountinfo").and_then(|mut file| {
-        let mut chunk = vec![0; 64 << 10];
+        let mut chunk = [0; 4 << 10];
         loop {
             match std::io::Read::read(&mut file, &mut chunk)? {
                 0 => return Ok(()),

@@ -38,8 +38,6 @@ use crate::sys::process::{self, CloneArgs, Cloned};
 use crate::sys::slate::Slate;
 use crate::sys::socket;
 
-/// For the command's process until it executes; touched only a little, so it costs its address space.
-const STACK: usize = 64 << 10;
 /// Room in the root's tmpfs for what is synthesised, beside what the profile grants.
 const SYNTHESISED: u64 = 1 << 20;
 /// Trees in one packet: below what the socket carries, so that the child takes them in few.
@@ -98,9 +96,6 @@ impl Sandbox {
         };
         let (mut sandbox, proc_mount) =
             clone_child(compiled, identity, uid_lock, cgroup, facts, setting)?;
-        if proc_mount == ProcMount::Inside {
-            sandbox.write_maps()?;
-        }
         let size = compiled.profile.filesystem.tmp.0.saturating_add(SYNTHESISED);
         let root = root::build(&compiled.layout, size, setting.mode, &identity).map_err(|e| {
             refuse_error(&e, "correct the profile's [filesystem], or run `sublet doctor`")
@@ -116,6 +111,11 @@ impl Sandbox {
         sandbox.send_trees(attachments_in_workspace.iter().map(|a| a.tree.as_fd()))?;
         // Reaped now, when it has long ended.
         drop(helper);
+        // The next child is another exec's.
+        match &sandbox.slate {
+            Some(slate) => slate.keep_from_others().map_err(|e| refuse_error(&e, ""))?,
+            None => return Err(refuse("the exec has no slate".into(), "")),
+        }
         Ok(sandbox)
     }
 
@@ -361,7 +361,6 @@ fn clone_child(
         socket: theirs,
         lifeline: lifeline_read.into(),
         close: Vec::new(),
-        stack: vec![0; STACK],
         umask: setting.umask,
         uid_lock: uid_lock.as_ref().map(OwnedFd::try_clone).transpose().map_err(|e| failed(&e))?,
         slate: Some(Slate::new().map_err(|e| failed(&e))?),
@@ -399,10 +398,9 @@ fn clone_child(
         facts,
         reaped: false,
     };
-    // The next child is another exec's.
-    match &sandbox.slate {
-        Some(slate) => slate.keep_from_others().map_err(|e| failed(&e))?,
-        None => return Err(refuse("the exec has no slate".into(), "")),
+    // Before anything else: the child waits for nothing so soon.
+    if proc_mount == ProcMount::Inside {
+        sandbox.write_maps()?;
     }
     Ok((sandbox, proc_mount))
 }

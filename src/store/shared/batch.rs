@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use super::{STEPS_UNTIL_NEXT_TRY, STEPS_WITHOUT_TIDY};
 use crate::model::event::Head;
 use crate::store::error::sorted;
 use crate::store::place::unusable;
@@ -19,7 +20,7 @@ pub(super) struct Writer {
     /// Transactions since the log was begun anew.
     pub untidied: u64,
     /// At how many of them the next attempt is overdue.
-    overdue: u64,
+    overdue_at: u64,
     batch: Option<Batch>,
     last: Option<Last>,
     /// Why no batch could be opened, for those who came before then.
@@ -52,7 +53,14 @@ pub(super) enum Acted<T> {
 
 impl Writer {
     pub fn over(store: Store) -> Self {
-        Self { store, untidied: 0, overdue: 0, batch: None, last: None, refused: None }
+        Self {
+            store,
+            untidied: 0,
+            overdue_at: STEPS_WITHOUT_TIDY,
+            batch: None,
+            last: None,
+            refused: None,
+        }
     }
 
     pub fn durability(&self) -> Option<Durability> {
@@ -193,18 +201,17 @@ impl Writer {
 
     /// Moves what is left in the log and lets it begin anew. Whether it does.
     pub fn begin_log_anew(&mut self) -> Result<bool, StoreError> {
-        self.overdue = self.untidied;
+        self.overdue_at = self.untidied + STEPS_UNTIL_NEXT_TRY;
         let anew = self.store.begin_log_anew_at_once()?;
         if anew {
-            self.untidied = 0;
-            self.overdue = 0;
+            (self.untidied, self.overdue_at) = (0, STEPS_WITHOUT_TIDY);
         }
         Ok(anew)
     }
 
-    /// Whether so many transactions have passed since the last attempt.
-    pub fn is_tidying_overdue(&self, steps: u64) -> bool {
-        self.untidied - self.overdue >= steps
+    /// Whether no one has tidied for too long.
+    pub fn is_tidying_overdue(&self) -> bool {
+        self.untidied >= self.overdue_at
     }
 }
 

@@ -213,8 +213,8 @@ fn faulty_disk(dir: &Path) {
         let written = bytes_written();
         append(Durability::Durable).unwrap();
         assert!(bytes_written() - written < log / 2, "once");
-        let head = store.read(|view| view.head()).unwrap();
-        assert_eq!(head, store.heads().unwrap().latest);
+        let found = store.read(|view| view.head()).unwrap();
+        assert_eq!(found, store.heads().unwrap().latest);
     }
     // The same in the connection that moves the log.
     let tidied = || {
