@@ -58,3 +58,13 @@ fuzz TARGET="all" SECONDS="60":
         if [ -e "fuzz/dict/$target" ]; then options+=("-dict=fuzz/dict/$target"); fi
         cargo fuzz run --sanitizer none "$target" "${corpus[@]}" -- "${options[@]}"
     done
+
+# Kills the broker, its launcher or both at hundreds of random moments, and races revocations. SEED repeats
+# what an earlier call printed. As root; about five minutes.
+
+# Crash the broker, again and again.
+crash SEED="":
+    #!/usr/bin/env bash
+    set -euo pipefail
+    if [ -n "{{SEED}}" ]; then export SUBLET_TEST_SEED={{SEED}}; fi
+    SUBLET_LONG_TESTS=1 cargo test --test broker_crash --test broker_races -- --nocapture --test-threads 1

@@ -10,6 +10,7 @@ pub mod settle;
 mod error;
 mod execs;
 mod keeper;
+mod late;
 mod leases;
 pub mod listeners;
 pub mod metrics;
@@ -48,6 +49,7 @@ use crate::store::{Durability, RunFilter, SharedStore, StoreError, Tx};
 pub use error::BrokerError;
 use execs::LiveExec;
 use keeper::Heard;
+use late::LateEnd;
 use listeners::Listeners;
 use metrics::Metrics;
 use runs::ActiveRun;
@@ -66,6 +68,7 @@ pub struct Broker {
     heard: Heard,
     runs: Mutex<BTreeMap<RunId, Arc<ActiveRun>>>,
     execs: Mutex<BTreeMap<ExecId, LiveExec>>,
+    late: Mutex<Vec<LateEnd>>,
     listeners: Listeners,
     metrics: Arc<Metrics>,
     trail: watch::Sender<u64>,
@@ -210,6 +213,7 @@ impl Broker {
             heard,
             runs: Mutex::default(),
             execs: Mutex::default(),
+            late: Mutex::default(),
             listeners,
             metrics,
             trail,

@@ -39,6 +39,8 @@ pub struct Outcome {
     pub exit_status: u8,
     /// How it ended, as the trail has it: `exited`, `killed`, `timed_out`, `expired`, `revoked`.
     pub word: &'static str,
+    /// Why its end is not in the trail, where it is not yet: the trail cannot be written.
+    pub unrecorded: Option<RunError>,
 }
 
 /// Runs one command under zero or more leases, and returns when nothing of it is left: `sublet run`.
@@ -123,11 +125,15 @@ fn tell(
     watch.lap(|t| &mut t.run);
 
     // The kernel takes the namespaces down meanwhile.
-    ledger.close(scene, &leased, &exited)?;
-    ledger.keep_head(session)?;
+    let recorded = ledger.close(scene, &leased, &exited).and_then(|()| ledger.keep_head(session));
     exited.wait_until_gone(scene, session)?;
     watch.lap(|t| &mut t.scrub);
-    Ok(exited.outcome(scene, &leased, std::mem::take(&mut watch.timings)))
+    let outcome = exited.outcome(scene, &leased, std::mem::take(&mut watch.timings));
+    match recorded {
+        // The process ends with it: no one could record it later.
+        Err(e) if scene.is_one_shot() => Err(e),
+        recorded => Ok(Outcome { unrecorded: recorded.err(), ..outcome }),
+    }
 }
 
 /// Wall time between laps, in the report's own words.

@@ -388,7 +388,7 @@ fn what_is_not_used_expires_and_no_sweeper_is_needed_for_it() {
     assert_eq!(exec(&run, &[&id], &["true"]).ok(200)["exit_status"], 0);
 
     // The sweeper looks twice a second: of some that expire in between, one is asked for before it is told.
-    let mut before_the_sweeper = 0;
+    let (mut before_the_sweeper, mut lates) = (0, Vec::new());
     for attempt in 0..8 {
         std::thread::sleep(Duration::from_millis(attempt * 70));
         let asked = Instant::now();
@@ -407,12 +407,15 @@ fn what_is_not_used_expires_and_no_sweeper_is_needed_for_it() {
             before_the_sweeper += 1;
         }
         let late = millis(&expired["time"]) - millis(&granted_until(&run, &id));
-        println!("told {late} ms after its expiry");
-        // Half a second between two looks, and a busy machine.
-        assert!((0..1500).contains(&late), "{late}");
+        assert!(late >= 0, "told before its time");
+        lates.push(late);
         assert_eq!(state(&run, &id), "expired");
     }
     assert!(before_the_sweeper > 0, "the sweeper was always first");
+    lates.sort();
+    println!("told so many ms after their expiry: {lates:?}");
+    // Half a second between two looks. The middle one: on a busy machine a disk stands still for seconds.
+    assert!(lates[lates.len() / 2] < 1000, "{lates:?}");
     assert!(!world.workspace.join("ran").exists());
 }
 

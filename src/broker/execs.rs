@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use crate::broker::late::LateEnd;
 use crate::broker::{Accepting, Broker, BrokerError, ClientStream, ExecAsk, ExecView, Scope};
 use crate::model::exec::ExecRecord;
 use crate::model::id::{ExecId, LeaseId, RunId};
@@ -152,7 +153,14 @@ impl Task {
         let ExecAsk { caller, .. } = &ask;
         let process = caller.as_ref().and_then(|pidfd| pidfd.try_clone().ok());
         let mut caller = Caller::Client(Client::new(accept, connect, process, mailbox));
+        let (of_run, leases) = (run.clone(), ask.lease_ids.clone());
         let told = tell_story(&broker, run, &exec_id, ask, &mut caller);
+        if let Ok(outcome) = &told
+            && let Some(error) = &outcome.unrecorded
+        {
+            tracing::error!(%error, "the end of an exec could not be recorded yet");
+            broker.keep_end(LateEnd::of(of_run, exec_id.clone(), leases, outcome));
+        }
         broker.live().remove(&exec_id);
         let outcome = match &told {
             Ok(outcome) => outcome.word,

@@ -28,8 +28,12 @@ impl Broker {
         while !self.stopped.load(Ordering::Acquire) {
             std::thread::park_timeout(PERIOD);
             looks += 1;
-            let swept = self.tell_expired().and_then(|()| {
-                if looks.is_multiple_of(LOOKS_PER_ADOPTION) { self.adopt() } else { Ok(()) }
+            let swept = self.tell_late_ends().and_then(|()| self.tell_expired()).and_then(|()| {
+                if trouble || looks.is_multiple_of(LOOKS_PER_ADOPTION) {
+                    self.close_left_execs()?;
+                    self.adopt()?;
+                }
+                Ok(())
             });
             let swept = swept.and_then(|()| {
                 self.store.tidy()?;

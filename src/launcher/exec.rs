@@ -91,6 +91,8 @@ pub struct Exec {
     kill_at: Option<Duration>,
     wait_status: Option<i32>,
     refusal: Option<Refusal>,
+    /// By us, for whatever reason.
+    killed: bool,
 }
 
 struct Names {
@@ -166,6 +168,7 @@ impl Exec {
             kill_at: None,
             wait_status: None,
             refusal: None,
+            killed: false,
         })
     }
 
@@ -328,6 +331,7 @@ impl Exec {
 
     /// Kills the tree, and wipes at once: a process that is stuck in the kernel delays nothing.
     pub fn kill(&mut self) {
+        self.killed = true;
         self.sandbox.kill();
         self.wipe();
     }
@@ -416,7 +420,8 @@ impl Exec {
         match (self.refusal.take(), self.wait_status) {
             (Some(refusal), _) => Err(refusal),
             (None, Some(wait_status)) => Ok((Ending::Command { wait_status }, scrubbed)),
-            (None, None) if self.started => Ok((Ending::Killed, scrubbed)),
+            // That it was not yet heard to start does not make it a failure.
+            (None, None) if self.started || self.killed => Ok((Ending::Killed, scrubbed)),
             (None, None) => Err(refuse(
                 format!(
                     "the exec's init ended before the command ran ({})",

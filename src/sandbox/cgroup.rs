@@ -305,3 +305,52 @@ fn enable_controllers(hierarchy: &Path, ours: BorrowedFd<'_>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a sweep asks of a directory any file system has.
+    #[test]
+    fn a_sweep_takes_what_nobody_holds_and_leaves_the_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_owned();
+        let parent = rustix::fs::open(&path, DIRECTORY, Mode::empty()).unwrap();
+        let cgroups = Cgroups { parent, path: path.clone() };
+        let held = cgroups.make(&ExecId::fresh(), CgroupLimits::default()).unwrap();
+        let dead = path.join(format!("sublet-{}", ExecId::fresh()));
+        let other = path.join("someone-elses");
+        std::fs::create_dir(&dead).unwrap();
+        std::fs::create_dir(&other).unwrap();
+        assert!(!cgroups.sweep());
+        assert!(path.join(&held.name).exists() && other.exists() && !dead.exists());
+        let name = held.name.clone();
+        drop(held);
+        assert!(!path.join(name).exists());
+    }
+
+    #[test]
+    fn what_is_made_under_a_sweep_is_held_in_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Cgroups {
+            parent: rustix::fs::open(dir.path(), DIRECTORY, Mode::empty()).unwrap(),
+            path: dir.path().to_owned(),
+        };
+        let is_over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let sweeper = scope.spawn(|| {
+                let cgroups = open();
+                while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                    cgroups.sweep();
+                }
+            });
+            let cgroups = open();
+            for _ in 0..500 {
+                let held = cgroups.make(&ExecId::fresh(), CgroupLimits::default()).unwrap();
+                assert!(dir.path().join(&held.name).exists());
+            }
+            is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+            sweeper.join().unwrap();
+        });
+    }
+}

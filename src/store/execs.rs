@@ -82,6 +82,11 @@ impl View<'_> {
 }
 
 impl Tx<'_> {
+    /// What this process has begun and not ended.
+    pub fn own_running_execs(&self) -> Result<Vec<ExecRecord>, StoreError> {
+        self.running_execs_of(self.owner.id())
+    }
+
     /// Records an exec, owned by this process.
     pub fn put_exec(&mut self, exec: &ExecRecord) -> Result<(), StoreError> {
         self.prepare(

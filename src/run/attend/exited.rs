@@ -154,6 +154,6 @@ impl Exited {
             unmasked_values: self.unmasked,
             timings_us: timings,
         };
-        Outcome { report, exit_status, word }
+        Outcome { report, exit_status, word, unrecorded: None }
     }
 }
