@@ -47,10 +47,14 @@ pub fn receive(
 ) -> Result<usize, Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut reset = false;
     let received = loop {
         let mut slices = [IoSliceMut::new(buffer)];
         match recvmsg(&socket, &mut slices, &mut control, RecvFlags::CMSG_CLOEXEC) {
             Err(Errno::INTR) => {}
+            // The other side left something unread. That is told once, and before its last words, which
+            // are still there.
+            Err(Errno::CONNRESET) if !reset => reset = true,
             other => break other?,
         }
     };
@@ -69,6 +73,18 @@ pub fn receive(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn last_words_are_heard_though_something_was_left_unread() {
+        let (a, b) = packet_pair().unwrap();
+        send(&a, b"unread", &[]).unwrap();
+        send(&b, b"last", &[]).unwrap();
+        drop(b);
+        let mut buffer = [0; 16];
+        assert_eq!(receive(&a, &mut buffer, |_| ()), Ok(4));
+        assert_eq!(&buffer[..4], b"last");
+        assert_eq!(receive(&a, &mut buffer, |_| ()), Ok(0));
+    }
 
     #[test]
     fn packets_keep_their_borders_and_their_descriptors() {
