@@ -128,10 +128,17 @@ pub fn run(input: &[u8]) {
         let follows = bytes.windows(6).any(|part| part.eq_ignore_ascii_case(b"follow"));
         let (answer, is_closed) = say(path, bytes, usize::from(*piece) + 1, follows);
         assert!(is_closed || follows, "it neither answers nor closes");
-        check(&answer);
-        // It lives, and speaks with the next one.
-        let (answer, _) = say(path, HEALTH, HEALTH.len(), false);
-        assert!(answer.starts_with(b"HTTP/1.1 200 OK\r\n"), "{}", answer.escape_ascii());
+        check(&answer, bytes.trim_ascii_start().starts_with(b"HEAD"));
+        // It lives, and speaks with the next one. On a busy machine we may be too slow for it ourselves.
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let (answer, _) = say(path, HEALTH, HEALTH.len(), false);
+            if answer.starts_with(b"HTTP/1.1 200 OK\r\n") {
+                break;
+            }
+            let late = answer.starts_with(b"HTTP/1.1 408 ") && Instant::now() < end;
+            assert!(late, "{}", answer.escape_ascii());
+        }
     });
 }
 
@@ -157,6 +164,7 @@ fn say(path: &Path, bytes: &[u8], piece: usize, follows: bool) -> (Vec<u8>, bool
         match stream.read(&mut chunk) {
             Ok(0) => return (answer, true),
             Ok(n) => answer.extend_from_slice(&chunk[..n]),
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
             Err(e) if e.kind() == ErrorKind::WouldBlock => return (answer, false),
             Err(e) if e.kind() == ErrorKind::ConnectionReset => return (answer, true),
             Err(e) => panic!("{e}"),
@@ -165,7 +173,7 @@ fn say(path: &Path, bytes: &[u8], piece: usize, follows: bool) -> (Vec<u8>, bool
 }
 
 /// The first answer. What is no success says why, as JSON.
-fn check(answer: &[u8]) {
+fn check(answer: &[u8], has_no_body: bool) {
     if answer.is_empty() {
         return;
     }
@@ -182,8 +190,7 @@ fn check(answer: &[u8]) {
     let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
     let length: Option<usize> = length.and_then(|length| length.parse().ok());
     let body = length.and_then(|length| answer.get(end + 4..end + 4 + length));
-    // A HEAD's answer has a length and no body.
-    if status >= 400 && body.is_some_and(|body| !body.is_empty()) {
+    if status >= 400 && !has_no_body {
         let object: Value = serde_json::from_slice(body.unwrap_or_default())
             .unwrap_or_else(|e| panic!("{e}: {}", shown()));
         for key in ["stage", "reason", "message", "hint"] {
