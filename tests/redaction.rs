@@ -138,6 +138,24 @@ fn colours_pass() {
         .never_says(VALUE);
 }
 
+/// Its containers are wiped before its last words are read: what is masked must be known before it starts.
+#[test]
+fn a_command_that_ends_at_once_is_masked_however_busy_the_host_is() {
+    let world = World::host();
+    let profile = world.leasing(VALUE.as_bytes());
+    std::thread::scope(|scope| {
+        for _ in 0..24 {
+            scope.spawn(|| {
+                world
+                    .leased_sh(&profile, &["env"], "echo \"$TOKEN\"")
+                    .ok()
+                    .says("***")
+                    .never_says(VALUE);
+            });
+        }
+    });
+}
+
 #[test]
 fn a_prompt_without_a_newline_shows_at_once() {
     let world = World::host();

@@ -56,7 +56,7 @@ struct Attendant<'a> {
     input: Option<Input<'a>>,
     outputs: Vec<Output<'a>>,
     git: Option<UnixListener>,
-    /// What `git` was answered with, for the mask.
+    /// What this exec was given, for the mask.
     given: Vec<Given>,
     unmasked: u64,
     raw_mode: Option<RawMode<'a>>,
@@ -85,7 +85,7 @@ pub fn attend(
     delivered: Delivered,
     watch: &mut Stopwatch,
 ) -> Result<Exited, RunError> {
-    let Delivered { mut streams, deliveries, uid } = delivered;
+    let Delivered { mut streams, deliveries, masked, uid } = delivered;
     let parent = caller.parent();
     let caller: &Caller = caller;
     let (mut input, mut outputs) = (None, Vec::new());
@@ -116,7 +116,7 @@ pub fn attend(
         input,
         outputs,
         git,
-        given: Vec::new(),
+        given: masked.into_iter().map(|secret| Given { secret, redact: true }).collect(),
         unmasked: 0,
         raw_mode: None,
         master: None,
@@ -495,19 +495,7 @@ impl Attendant<'_> {
         if self.leased.is_empty() {
             return Ok(());
         }
-        let contents: Vec<_> = self
-            .leased
-            .iter()
-            .zip(&self.deliveries)
-            .filter(|(lease, _)| lease.grant.redact())
-            .filter_map(|(lease, delivery)| match delivery {
-                Delivery::Held(held) => Some((lease, held.expose())),
-                Delivery::Git(_) => None,
-            })
-            .collect();
-        let held = contents.iter().map(|(lease, content)| Delivered::value_of(lease, content));
-        let masked = self.given.iter().filter(|g| g.redact).map(|g| g.secret.expose());
-        let values = held.filter(|v| !v.is_empty()).chain(masked);
+        let values = self.given.iter().filter(|g| g.redact).map(|g| g.secret.expose());
         let patterns = Rc::new(Patterns::new(values).map_err(RunError::Delivery)?);
         self.unmasked = patterns.unmasked() as u64;
         for output in &mut self.outputs {
@@ -544,7 +532,7 @@ impl Attendant<'_> {
     }
 }
 
-/// A value that git was answered with.
+/// A value that the command was given.
 struct Given {
     secret: Secret,
     redact: bool,

@@ -14,6 +14,7 @@ use crate::delivery::fill::{self, Content, Held};
 use crate::launcher::client::Session;
 use crate::launcher::wire::{FilledSpec, Notice, Order, Refusal, RefusalKind};
 use crate::model::name::Channel;
+use crate::model::secret::Secret;
 use crate::profile::{OnRevoke, Place};
 use crate::sys::clock;
 
@@ -38,6 +39,9 @@ pub enum Delivery {
 pub struct Delivered {
     pub streams: Vec<OwnedFd>,
     pub deliveries: Vec<Delivery>,
+    /// What is masked in the output. A copy of its own: the containers are wiped as soon as the command
+    /// has ended, and its last words are still on their way then.
+    pub masked: Vec<Secret>,
     pub uid: u32,
 }
 
@@ -86,7 +90,7 @@ pub fn fill(
             None => return Err(RunError::LauncherDied),
         }
     }
-    let deliveries = leased
+    let deliveries: Vec<Delivery> = leased
         .iter()
         .zip(values)
         .zip(containers)
@@ -101,7 +105,34 @@ pub fn fill(
             }
         })
         .collect::<Result<_, _>>()?;
-    Ok(Delivered { streams, deliveries, uid })
+    let masked = masked(leased, &deliveries)?;
+    Ok(Delivered { streams, deliveries, masked, uid })
+}
+
+fn masked(leased: &[Leased], deliveries: &[Delivery]) -> Result<Vec<Secret>, RunError> {
+    let mut masked = Vec::new();
+    for (lease, delivery) in leased.iter().zip(deliveries) {
+        if let (Delivery::Held(held), true) = (delivery, lease.grant.redact()) {
+            let content = held.expose();
+            let value = value_of(lease, &content);
+            if !value.is_empty() {
+                masked.push(Secret::copy_of(value).map_err(RunError::Delivery)?);
+            }
+        }
+    }
+    Ok(masked)
+}
+
+/// The value of a delivery, as it stands in its container: without what `env` puts around it.
+fn value_of<'a>(lease: &Leased, content: &'a Content<'_>) -> &'a [u8] {
+    let bytes = content.bytes();
+    match lease.grant.place() {
+        Place::Env { variable } => {
+            let start = variable.as_str().len() + 1;
+            bytes.get(start..bytes.len().saturating_sub(1)).unwrap_or_default()
+        }
+        _ => bytes,
+    }
 }
 
 /// `NAME=value` and a NUL, of which execve copies straight into the command's own stack.
@@ -156,17 +187,5 @@ impl Delivered {
             .collect();
         let deadline = scene.timeout.map(|t| clock::boottime() + t);
         Order::Start { exec: EXEC, deliveries, deadline }
-    }
-
-    /// The value of a delivery, as it stands in its container: without what `env` puts around it.
-    pub fn value_of<'a>(lease: &Leased, content: &'a Content<'_>) -> &'a [u8] {
-        let bytes = content.bytes();
-        match lease.grant.place() {
-            Place::Env { variable } => {
-                let start = variable.as_str().len() + 1;
-                bytes.get(start..bytes.len().saturating_sub(1)).unwrap_or_default()
-            }
-            _ => bytes,
-        }
     }
 }
