@@ -110,10 +110,10 @@ impl View<'_> {
                 .then_some("run_id IN (SELECT run_id FROM run WHERE principal = ?2)"),
             filter.state.is_some().then_some("state = ?3"),
             filter.open_only.then_some("state IN ('granted', 'consumed')"),
-            filter.owner.is_some().then_some("owner = ?5"),
+            filter.owner.is_some().then_some("owner = ?4"),
         ];
         let sql = format!(
-            "{} {} WHERE {} ORDER BY lease_id DESC LIMIT ?4",
+            "{} {} WHERE {} ORDER BY lease_id DESC LIMIT ?5",
             select!(""),
             if by_index { "INDEXED BY lease_due" } else { "" },
             all_of(&conditions),
@@ -125,8 +125,8 @@ impl View<'_> {
                     filter.run.as_ref().map(RunId::as_str),
                     filter.principal.as_ref().map(IdentityName::as_str),
                     filter.state.map(LeaseState::as_str),
-                    filter.limit.map_or(-1, i64::from),
                     filter.owner.map(|owner| owner.0),
+                    filter.limit.map_or(-1, i64::from),
                 ),
                 read_lease,
             )
