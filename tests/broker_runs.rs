@@ -51,11 +51,7 @@ fn an_agent_keeps_its_socket_when_the_broker_starts_anew() {
     fs::write(world.workspace.join("go"), "").unwrap();
     chown(world.workspace.join("go"), Some(ORDINARY), Some(ORDINARY)).unwrap();
     let outcome = agent.finish();
-    assert_eq!(
-        (outcome.status, &outcome.stdout[..]),
-        (Some(0), &b"second\n"[..]),
-        "{outcome:?}"
-    );
+    assert_eq!((outcome.status, &outcome.stdout[..]), (Some(0), &b"second\n"[..]), "{outcome:?}");
     drop(again);
 }
 

@@ -168,16 +168,22 @@ fn a_lease_is_complete_when_it_is_spent_and_no_longer_used() {
 }
 
 #[test]
-fn revoking_closes_what_is_open_of_these_and_nothing_else() {
+fn revoking_closes_what_is_open_of_these_and_ours_and_nothing_else() {
     #[track_caller]
-    fn check(which: impl Fn(&Host) -> Revoke<'_>, expected: &[usize]) {
+    fn check(
+        which: impl for<'a> Fn(&'a [Run], &'a [LeaseRecord]) -> Revoke<'a>,
+        expected: &[usize],
+    ) {
         let mut host = host();
         // One is in use.
         let (used, run) = (host.leases[1].lease_id.clone(), host.runs[0].run_id.clone());
         write(&mut host.store, |tx| tx.consume(&run, &used, &at(1))).unwrap();
+        let (runs, leases) = (host.runs.clone(), host.leases.clone());
+        // What another process delivers, only that one can wipe.
         let mut other = Store::open(host._dir.path()).unwrap();
+        assert_eq!(write(&mut other, |tx| tx.revoke(which(&runs, &leases))), []);
         for again in [false, true] {
-            let revoked = write(&mut other, |tx| tx.revoke(which(&host)));
+            let revoked = write(&mut host.store, |tx| tx.revoke(which(&runs, &leases)));
             let mut found = ids(&revoked);
             found.sort();
             let all: Vec<_> = expected.iter().map(|&i| &host.leases[i].lease_id).collect();
@@ -196,12 +202,12 @@ fn revoking_closes_what_is_open_of_these_and_nothing_else() {
         let refused = write(&mut host.store, |tx| tx.consume(&run, &used, &at(1)));
         assert_eq!(refused.is_err(), expected.contains(&1));
     }
-    check(|host| Revoke::Lease(&host.leases[1].lease_id), &[1]);
-    check(|host| Revoke::Lease(&host.leases[0].lease_id), &[]);
-    check(|host| Revoke::Run(&host.runs[0].run_id), &[1, 2]);
-    check(|host| Revoke::Principal(&host.runs[0].principal), &[1, 2, 4, 5]);
-    check(|host| Revoke::Principal(&host.runs[2].principal), &[7, 8]);
-    check(|_| Revoke::All, &[1, 2, 4, 5, 7, 8]);
+    check(|_, leases| Revoke::Lease(&leases[1].lease_id), &[1]);
+    check(|_, leases| Revoke::Lease(&leases[0].lease_id), &[]);
+    check(|runs, _| Revoke::Run(&runs[0].run_id), &[1, 2]);
+    check(|runs, _| Revoke::Principal(&runs[0].principal), &[1, 2, 4, 5]);
+    check(|runs, _| Revoke::Principal(&runs[2].principal), &[7, 8]);
+    check(|_, _| Revoke::All, &[1, 2, 4, 5, 7, 8]);
 }
 
 #[test]
