@@ -136,7 +136,7 @@ impl Slate {
 
     /// The bytes of `count` items of `size` from `offset`, if they lie in the slate.
     fn lies_within(offset: usize, count: usize, size: usize) -> bool {
-        offset % size == 0
+        offset.is_multiple_of(size)
             && count
                 .checked_mul(size)
                 .and_then(|bytes| offset.checked_add(bytes))
