@@ -75,8 +75,8 @@ fn main() {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     println!("{samples} samples each, interleaved, Linux {}", release.trim());
     println!(
-        "{:<46}{:>8}{:>8}{:>10}{:>10}{:>10}  {}",
-        "", "p50 ms", "p99 ms", "p50/bwrap", "p50/floor", "p99/floor", "goal"
+        "{:<46}{:>8}{:>8}{:>10}{:>10}{:>10}  goal",
+        "", "p50 ms", "p99 ms", "p50/bwrap", "p50/floor", "p99/floor"
     );
     let seconds = |which: usize, percent| percentile(&times[which], percent).as_secs_f64();
     let rows = [
