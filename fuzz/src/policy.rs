@@ -303,7 +303,10 @@ fn labels_match(pattern: &str, name: &str) -> bool {
         (pattern.split('.').collect(), name.split('.').collect());
     pattern == "*"
         || (wanted.len() == given.len()
-            && wanted.iter().zip(&given).all(|(w, g)| if *w == "*" { *g != "" } else { w == g }))
+            && wanted
+                .iter()
+                .zip(&given)
+                .all(|(w, g)| if *w == "*" { !g.is_empty() } else { w == g }))
 }
 
 fn host_matches(pattern: &str, audience: &str) -> bool {

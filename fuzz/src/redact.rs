@@ -83,7 +83,7 @@ fn flushed(patterns: &Rc<Patterns>, values: &[Vec<u8>], text: &[u8], sizes: &[us
 
 fn chunks<'a>(text: &'a [u8], sizes: &[usize]) -> impl Iterator<Item = &'a [u8]> {
     let mut rest = text;
-    let mut sizes = sizes.to_vec().into_iter();
+    let mut sizes = sizes.iter().copied();
     std::iter::from_fn(move || {
         if rest.is_empty() {
             return None;

@@ -65,7 +65,7 @@ fn loads(filter: &Filter) {
     for (pc, insn) in program.iter().enumerate() {
         let left = program.len() - pc - 1;
         match insn.code {
-            0x20 => assert!(insn.k % 4 == 0 && insn.k < 64, "{pc}: load of {}", insn.k),
+            0x20 => assert!(insn.k.is_multiple_of(4) && insn.k < 64, "{pc}: load of {}", insn.k),
             0x05 => assert!((insn.k as usize) < left, "{pc}: jump over {}", insn.k),
             0x15 | 0x25 | 0x35 => {
                 assert!(usize::from(insn.jt.max(insn.jf)) < left, "{pc}: a jump leaves it");
@@ -85,7 +85,7 @@ fn answer(filter: &Filter, arch: u32, nr: u32, args: &[u64; 6]) -> u32 {
         8 | 12 => 0,
         _ => {
             let arg = args[(offset as usize - 16) / 8];
-            if offset % 8 == 0 { arg as u32 } else { (arg >> 32) as u32 }
+            if offset.is_multiple_of(8) { arg as u32 } else { (arg >> 32) as u32 }
         }
     };
     let program = filter.as_slice();

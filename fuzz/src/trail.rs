@@ -166,7 +166,7 @@ fn draft(feed: &mut Feed<'_>) -> Draft {
 fn value(feed: &mut Feed<'_>, depth: u8) -> Value {
     match feed.below(if depth == 0 { 6 } else { 9 }) {
         0 => Value::Null,
-        1 => (feed.byte() % 2 == 0).into(),
+        1 => feed.byte().is_multiple_of(2).into(),
         2 => feed.number().into(),
         3 => (feed.number() as i64).into(),
         4 => f64::from_bits(feed.number()).into(),

@@ -80,7 +80,7 @@ fn made(kind: u8, feed: &mut Feed<'_>) -> OwnedFd {
         0 | 1 => {
             let mut file = File::from(memfd());
             file.write_all(feed.rest()).expect("a memfd takes it");
-            if kind % 8 == 0 {
+            if kind.is_multiple_of(8) {
                 file.rewind().expect("a memfd rewinds");
             }
             file.into()
