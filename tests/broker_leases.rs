@@ -609,6 +609,63 @@ fn what_is_revoked_in_use_is_wiped_at_once() {
     }
 }
 
+/// The exec's own thread is busy: with a source that takes its time, or with a helper that says nothing.
+#[test]
+#[file_serial(host)]
+fn a_revocation_waits_for_no_busy_exec() {
+    let capabilities = [
+        capability("kill.use", "\"memfd\"", &format!("on_revoke = \"kill\"\n{ANY}")),
+        capability("wipe.use", "\"memfd\"", &format!("on_revoke = \"wipe\"\n{ANY}")),
+        format!(
+            "[[capability]]\nname = \"slow.git\"\nchannels = [\"git\"]\n{ANY}\n[[capability.audience]]\n\
+             protocol = \"https\"\nhost = \"svc.test\"\nsecret = \"slow\"\n"
+        ),
+    ];
+    let config = "[secrets.slow]\nsource = \"command\"\nallow = [\"slow.git@svc.test\"]\n\
+                  command = [\"/bin/sh\", \"-c\", \"sleep 4; echo '{\\\"value\\\":\\\"minted\\\"}'\"]\n";
+    let world = world(config, &capabilities);
+    let accomplice = Accomplice::at(&world, "holder.sock");
+    let broker = serve(&world);
+    let run = broker.run_of("alice", "leasing");
+    let up = world.workspace.join("up");
+    let fetch = "touch up; printf 'protocol=https\\nhost=svc.test\\n\\n' | git credential fill";
+    let silence = "./probe hold /run/sublet/git.sock up";
+    for (capability, busy) in
+        [("wipe.use", fetch), ("kill.use", fetch), ("wipe.use", silence), ("kill.use", silence)]
+    {
+        let [id, slow] = [capability, "slow.git"].map(|capability| {
+            let granted = request(&run.socket, &want(capability, json!({}))).ok(201);
+            granted["lease_id"].as_str().unwrap().to_owned()
+        });
+        let script =
+            format!("{} >/dev/null; {busy} >/dev/null 2>&1; echo went", accomplice.pass_memfd());
+        let (socket, ids) = (run.socket.clone(), [id.clone(), slow]);
+        let exec = std::thread::spawn(move || {
+            exec(&socket, &ids.each_ref().map(String::as_str), &["sh", "-c", &script])
+        });
+        let memfd = accomplice.take();
+        eventually("it is busy", || up.exists());
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(shows(&memfd, VALUE));
+        let start = Instant::now();
+        let path = format!("/v1/leases/{id}/revoke");
+        ask(&broker.control, "POST", &path, Some(&json!({}))).ok(200);
+        assert!(is_wiped(&memfd), "{capability}, {busy}: acknowledged, and still readable");
+        let told = start.elapsed();
+        assert!(told < Duration::from_secs(1), "{told:?}");
+        let answer = exec.join().unwrap().ok(200);
+        let took = start.elapsed();
+        println!("{capability} beside {busy:?}: told after {told:?}, over after {took:?}");
+        if capability == "kill.use" {
+            assert_eq!(answer["exit_status"], 137, "{answer}");
+            assert!(took < Duration::from_millis(3500), "{took:?}");
+        } else {
+            assert_eq!(answer["stdout"], "went\n", "{answer}");
+        }
+        std::fs::remove_file(&up).unwrap();
+    }
+}
+
 #[test]
 #[file_serial(host)]
 fn a_run_that_ends_takes_all_along() {

@@ -85,6 +85,14 @@ impl Caller {
         }
     }
 
+    /// Whether that may be what the interrupt says. Takes nothing.
+    pub fn may_want_the_end(&self) -> bool {
+        match self {
+            Caller::Process(_) => true,
+            Caller::Client(client) => client.mailbox.killed().is_some(),
+        }
+    }
+
     /// Whether the caller does want it. A change of the window's size does not count.
     pub fn interrupted(&self) -> Result<Option<RunError>, RunError> {
         match self {

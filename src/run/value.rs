@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -19,6 +19,9 @@ use crate::model::secret::{MAX_VALUE, Secret};
 use crate::policy::Grant;
 use crate::source::vault::{self, VaultError, VaultKey};
 use crate::store::SealedSecret;
+
+/// Between two looks at a caller who says what can wait.
+const A_MOMENT: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 
 /// A value, not yet delivered.
 pub enum Value {
@@ -150,15 +153,21 @@ struct Attentive<'a> {
 
 impl io::Read for Attentive<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if let Some(caller) = self.caller {
+        while let Some(caller) = self.caller {
             let mut fds = [
                 PollFd::new(&self.file, PollFlags::IN),
                 PollFd::from_borrowed_fd(caller.interrupt(), PollFlags::IN),
             ];
             poll(&mut fds, None)?;
-            if !fds[1].revents().is_empty() {
+            let [of_file, of_caller] = fds.map(|fd| !fd.revents().is_empty());
+            if of_caller && caller.may_want_the_end() {
                 return Err(io::ErrorKind::TimedOut.into());
             }
+            if of_file {
+                break;
+            }
+            // What the caller says can wait, and goes on saying so.
+            poll(&mut [PollFd::new(&self.file, PollFlags::IN)], Some(&A_MOMENT))?;
         }
         self.file.read(buffer)
     }

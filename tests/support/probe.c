@@ -518,6 +518,18 @@ static int leak_fd(int fd, const char *socket_path) {
 	return 0;
 }
 
+/* Connects to a socket and says nothing. */
+static int hold(const char *path, const char *mark) {
+	struct sockaddr_un to = {.sun_family = AF_UNIX};
+	strncpy(to.sun_path, path, sizeof to.sun_path - 1);
+	int s = socket(AF_UNIX, SOCK_STREAM, 0);
+	if (connect(s, (void *)&to, sizeof to) < 0)
+		fail(path);
+	close(open(mark, O_CREAT | O_WRONLY, 0644));
+	char byte;
+	return read(s, &byte, 1) < 0;
+}
+
 /* What the holder of a delivered memfd can do to it besides reading. */
 static int memfd_rights(int fd) {
 	char path[64];
@@ -614,6 +626,8 @@ int main(int argc, char **argv) {
 		return find_key(argv[2]);
 	if (!strcmp(word, "leak-fd") && argc > 3)
 		return leak_fd(atoi(argv[2]), argv[3]);
+	if (!strcmp(word, "hold") && argc > 3)
+		return hold(argv[2], argv[3]);
 	if (!strcmp(word, "memfd-rights") && argc > 2)
 		return memfd_rights(atoi(argv[2]));
 	if (!strcmp(word, "fds"))

@@ -3,6 +3,7 @@
 
 use super::{Attendant, Given, TOLD_REFUSALS};
 use crate::delivery::git::{self, Asked, Destination, Operation, Request};
+use crate::run::caller::Caller;
 use crate::run::deliver::Delivery;
 use crate::run::entries::Leased;
 use crate::run::error::RunError;
@@ -100,11 +101,15 @@ impl Attendant<'_> {
             Err(e @ RunError::Trail(_)) => return Ok(Err(format!("{}: {e}", e.reason()))),
             Err(e) => return Err(e),
         }
-        let resolved = value::resolve(self.ledger, self.session, None, &lease.grant)
+        // Signals of a process go to the command; a client's exec hears of its end also while it waits here.
+        let ear = matches!(self.caller, Caller::Client(_)).then_some(self.caller);
+        let resolved = value::resolve(self.ledger, self.session, ear, &lease.grant)
             .and_then(value::Value::into_secret);
         let mut secret = match resolved {
             Ok(secret) => secret,
             Err(e @ RunError::LauncherDied) => return Err(e),
+            // The use is spent; what it was revoked for is not waited for.
+            Err(RunError::Stopped(why)) => return Ok(Err(format!("lease_not_active: {why}"))),
             Err(e) => return Ok(Err(format!("{}: {e}", e.reason()))),
         };
         // Files end in a newline; a line of the protocol cannot hold one.
