@@ -242,8 +242,8 @@ impl Ledger {
     }
 
     /// The story stops before the command ran, or the launcher died under it: closes what was recorded,
-    /// and gives the error back. A lease that was never used is revoked; one whose exec was cut off is
-    /// interrupted.
+    /// and gives the error back. In one shot a lease that was never used is revoked; the broker's has lost
+    /// a use. One whose exec was cut off is interrupted.
     pub fn abandon(&mut self, scene: &Scene, leased: &[Leased], error: RunError) -> RunError {
         let cut_off = matches!(error, RunError::LauncherDied);
         let ids: Vec<LeaseId> = leased.iter().map(|l| l.record.lease_id.clone()).collect();
@@ -264,7 +264,14 @@ impl Ledger {
                     (LeaseState::Revoked, EventType::LeaseRevoked)
                 };
                 for lease in leased {
-                    if tx.set_lease_state(&lease.record.lease_id, state)? {
+                    let id = &lease.record.lease_id;
+                    if !cut_off && !scene.is_one_shot() {
+                        // Its use is spent; what else it is good for it stays good for.
+                        if tx.complete_if_spent(id)?.is_some() {
+                            let draft = who.of_lease(EventType::LeaseCompleted, &lease.record);
+                            tx.append(draft.outcome("completed"))?;
+                        }
+                    } else if tx.set_lease_state(id, state)? {
                         let draft = who.of_lease(kind, &lease.record);
                         tx.append(draft.because(error.reason()).outcome(state.as_str()))?;
                     }
