@@ -112,7 +112,7 @@ fn tell(
 
     let delivered =
         deliver::fill(prepared, &leased, values).map_err(|e| ledger.abandon(scene, &leased, e))?;
-    caller.guard(&leased, &delivered).map_err(|e| ledger.abandon(scene, &leased, e))?;
+    caller.guard(session, &leased, &delivered).map_err(|e| ledger.abandon(scene, &leased, e))?;
     caller.connect().map_err(|e| ledger.abandon(scene, &leased, e))?;
     caller.refuse_to_begin().map_err(|e| ledger.abandon(scene, &leased, e))?;
     session.order(&delivered.start(scene, &leased))?;

@@ -73,6 +73,22 @@ impl Launcher {
     }
 }
 
+/// Gives orders on a session that another thread listens to.
+#[derive(Debug)]
+pub struct Hand(OwnedFd);
+
+impl From<OwnedFd> for Hand {
+    fn from(socket: OwnedFd) -> Self {
+        Self(socket)
+    }
+}
+
+impl Hand {
+    pub fn order(&self, order: &Order) -> Result<(), WireError> {
+        wire::send(self.0.as_fd(), order, &[])
+    }
+}
+
 /// Opens sessions.
 pub struct Door(OwnedFd);
 
@@ -101,6 +117,11 @@ impl Session {
             },
             sent => sent,
         }
+    }
+
+    /// What gives orders on this session from another thread.
+    pub fn hand(&self) -> io::Result<Hand> {
+        Ok(Hand(self.socket.try_clone()?))
     }
 
     /// The next notice, however long it takes: an earlier one that was passed over, else a new one.

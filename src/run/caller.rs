@@ -11,7 +11,8 @@ use std::time::Duration;
 use super::deliver::{Delivered, Delivery};
 use super::entries::Leased;
 use super::error::RunError;
-use super::mailbox::{Mail, Mailbox};
+use super::mailbox::{Guarded, Mail, Mailbox};
+use crate::launcher::client::Session;
 use crate::model::id::LeaseId;
 use crate::relay::FORWARDED;
 use crate::relay::connection::Connection;
@@ -149,15 +150,22 @@ impl Caller {
     ///
     /// # Errors
     /// [`RunError::Stopped`] or [`RunError::LauncherDied`]: one has come already, or an order to end.
-    pub fn guard(&self, leased: &[Leased], delivered: &Delivered) -> Result<(), RunError> {
+    pub fn guard(
+        &self,
+        session: &Session,
+        leased: &[Leased],
+        delivered: &Delivered,
+    ) -> Result<(), RunError> {
         let Caller::Client(client) = self else { return Ok(()) };
-        for (lease, delivery) in leased.iter().zip(&delivered.deliveries) {
-            if let Delivery::Held(held) = delivery
-                && let Some(wiper) = held.wiper()
-            {
-                client.mailbox.guard(lease.record.lease_id.clone(), wiper);
-            }
-        }
+        let leases = leased.iter().zip(&delivered.deliveries).map(|(lease, delivery)| {
+            let wiper = match delivery {
+                Delivery::Held(held) => held.wiper(),
+                Delivery::Git(_) => None,
+            };
+            (lease.record.lease_id.clone(), wiper)
+        });
+        let launcher = session.hand().map_err(RunError::Settle)?;
+        client.mailbox.guard(Guarded { launcher, leases: leases.collect() });
         self.refuse_to_begin()
     }
 

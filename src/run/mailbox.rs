@@ -13,7 +13,10 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
 use super::error::RunError;
+use super::scene::EXEC;
 use crate::delivery::fill::Wiper;
+use crate::launcher::client::Hand;
+use crate::launcher::wire::Order;
 use crate::model::id::LeaseId;
 
 /// One message.
@@ -44,8 +47,36 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Inbox {
     queue: VecDeque<Mail>,
-    wipers: Vec<(LeaseId, Wiper)>,
+    guarded: Option<Guarded>,
     revoked: Revoked,
+}
+
+/// What a revocation does at once, from the thread that sends it: the exec's own may be busy.
+#[derive(Debug)]
+pub struct Guarded {
+    pub launcher: Hand,
+    /// In the order of the deliveries; nothing to wipe on `git`.
+    pub leases: Vec<(LeaseId, Option<Wiper>)>,
+}
+
+impl Guarded {
+    fn revoke(&self, revoked: &Revoked) {
+        for ((id, wiper), delivery) in self.leases.iter().zip(0..) {
+            if revoked.has(id) {
+                if let Some(wiper) = wiper {
+                    wiper.wipe();
+                }
+                self.order(&Order::Revoke { exec: EXEC, delivery });
+            }
+        }
+    }
+
+    /// A launcher that is gone has ended the exec; the exec's thread gives the order again.
+    fn order(&self, order: &Order) {
+        if let Err(e) = self.launcher.order(order) {
+            tracing::debug!(error = %e, "could not order the launcher at once");
+        }
+    }
 }
 
 /// Kept after the mail was taken.
@@ -78,10 +109,10 @@ impl Mailbox {
     pub fn send(&self, mail: Mail) -> io::Result<()> {
         let mut inbox = self.inbox();
         inbox.revoked.note(&mail);
-        for (id, wiper) in &inbox.wipers {
-            if inbox.revoked.has(id) {
-                wiper.wipe();
-            }
+        match (&inbox.guarded, &mail) {
+            (Some(guarded), Mail::Revoke(_) | Mail::RevokeAll) => guarded.revoke(&inbox.revoked),
+            (Some(guarded), Mail::Kill(_)) => guarded.order(&Order::Kill { exec: EXEC }),
+            (Some(_), Mail::Renewed { .. } | Mail::LauncherDied) | (None, _) => {}
         }
         inbox.queue.push_back(mail);
         drop(inbox);
@@ -92,13 +123,11 @@ impl Mailbox {
         }
     }
 
-    /// From now on a revocation of this lease wipes this. One that came before has done so when this returns.
-    pub fn guard(&self, id: LeaseId, wiper: Wiper) {
+    /// From now on a revocation of one of these wipes it. One that came before has done so when this returns.
+    pub fn guard(&self, guarded: Guarded) {
         let mut inbox = self.inbox();
-        if inbox.revoked.has(&id) {
-            wiper.wipe();
-        }
-        inbox.wipers.push((id, wiper));
+        guarded.revoke(&inbox.revoked);
+        inbox.guarded = Some(guarded);
     }
 
     /// Whether the lease was taken back, whether or not its mail was taken.
@@ -157,6 +186,7 @@ mod tests {
     #[test]
     fn a_revocation_wipes_before_it_is_read_and_whatever_comes_later() {
         use crate::delivery::fill;
+        use crate::launcher::wire;
         let held = || {
             let fd = rustix::fs::memfd_create(c"t", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
             fill::write(fd, &[b"value"]).unwrap()
@@ -164,16 +194,25 @@ mod tests {
         let mailbox = Mailbox::new().unwrap();
         let [a, b] = [LeaseId::fresh(), LeaseId::fresh()];
         let [first, second, late] = [held(), held(), held()];
-        mailbox.guard(a.clone(), first.wiper().unwrap());
-        mailbox.guard(b.clone(), second.wiper().unwrap());
+        let (launcher, ours) = crate::sys::socket::packet_pair().unwrap();
+        let guard = |leases| {
+            let launcher = Hand::from(ours.try_clone().unwrap());
+            mailbox.guard(Guarded { launcher, leases });
+        };
+        let told = || wire::receive::<Order>(launcher.as_fd()).unwrap().0;
+        guard(vec![(a.clone(), first.wiper()), (b.clone(), second.wiper())]);
         mailbox.send(Mail::Revoke(a.clone())).unwrap();
+        assert!(matches!(told(), Order::Revoke { exec: EXEC, delivery: 0 }));
         assert_eq!(first.expose().bytes(), [0; 5]);
         assert_eq!(second.expose().bytes(), b"value");
         assert!(mailbox.is_revoked(&a) && !mailbox.is_revoked(&b));
         mailbox.take().unwrap();
-        mailbox.guard(a.clone(), late.wiper().unwrap());
+        guard(vec![(b.clone(), second.wiper()), (a.clone(), late.wiper())]);
         assert_eq!(late.expose().bytes(), [0; 5]);
+        assert!(matches!(told(), Order::Revoke { exec: EXEC, delivery: 1 }));
         mailbox.send(Mail::RevokeAll).unwrap();
         assert_eq!(second.expose().bytes(), [0; 5]);
+        mailbox.send(Mail::Kill("x")).unwrap();
+        assert!(matches!((told(), told(), told()), (_, _, Order::Kill { exec: EXEC })));
     }
 }
