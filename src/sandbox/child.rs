@@ -9,9 +9,8 @@
 //! long as the launcher likes (a warm sandbox), and then the go. Init only watches the lifeline meanwhile.
 #![forbid(unsafe_code)]
 
-use std::cell::Cell;
 use std::ffi::CStr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -19,32 +18,25 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
 };
 
-use super::init;
 use super::plan::{Plan, ProcMount, lists};
 use super::step::{Said, Step, Told, listen, say};
-use crate::sys::exec::ReadMapping;
+use super::{command, init};
 use crate::sys::mount::{self, MountAttributes};
 use crate::sys::slate::{Place, Slate};
 use crate::sys::socket::MAX_FDS;
-use crate::sys::{ids, landlock, memory, net, process, seccomp};
+use crate::sys::{ids, landlock, memory, net, process};
 
 /// Status of a child that failed before the command ran. The launcher goes by the words it was told.
 const FAILED: i32 = 125;
 
-/// Standard input, output and error.
-const STREAMS: usize = 3;
-
-/// Descriptors are first lifted to here, so that placing one never overwrites another.
-const LIFTED: RawFd = (STREAMS + MAX_FDS) as RawFd;
-
 /// A step that failed, and which of several it was.
-struct Failure {
-    step: Step,
-    errno: Errno,
-    which: u32,
+pub(super) struct Failure {
+    pub step: Step,
+    pub errno: Errno,
+    pub which: u32,
 }
 
-trait At<T> {
+pub(super) trait At<T> {
     fn at(self, step: Step) -> Result<T, Failure>;
     fn at_nth(self, step: Step, which: usize) -> Result<T, Failure>;
 }
@@ -60,24 +52,24 @@ impl<T> At<T> for Result<T, Errno> {
 }
 
 /// Descriptors that came with one packet.
-struct Handover {
+pub(super) struct Handover {
     fds: [Option<OwnedFd>; MAX_FDS],
     count: usize,
 }
 
 impl Handover {
-    const fn empty() -> Self {
+    pub const fn empty() -> Self {
         Self { fds: [const { None }; MAX_FDS], count: 0 }
     }
 
-    fn push(&mut self, fd: OwnedFd) {
+    pub fn push(&mut self, fd: OwnedFd) {
         if let Some(slot) = self.fds.get_mut(self.count) {
             *slot = Some(fd);
             self.count += 1;
         }
     }
 
-    fn nth(&self, index: usize) -> Result<BorrowedFd<'_>, Errno> {
+    pub fn nth(&self, index: usize) -> Result<BorrowedFd<'_>, Errno> {
         self.fds.get(index).and_then(|fd| fd.as_ref()).map(AsFd::as_fd).ok_or(Errno::BADMSG)
     }
 }
@@ -91,7 +83,7 @@ pub fn run(plan: &mut Plan) -> ! {
     fail(plan.socket.as_fd(), &failure)
 }
 
-fn fail(socket: BorrowedFd<'_>, failure: &Failure) -> ! {
+pub(super) fn fail(socket: BorrowedFd<'_>, failure: &Failure) -> ! {
     let said = Said::Failed {
         step: failure.step,
         errno: failure.errno.raw_os_error(),
@@ -162,7 +154,7 @@ fn become_init(plan: &mut Plan) -> Result<i32, Failure> {
     must_refuse(rustix::system::sethostname(b"sublet"), Errno::PERM).at(Step::CheckCapabilities)?;
     process::set_no_new_privileges().at(Step::NoNewPrivileges)?;
 
-    let command = spawn(plan, ruleset.as_ref())?;
+    let command = command::spawn(plan, ruleset.as_ref())?;
     drop(ruleset);
     plan.slate = None;
     close_all_but_our_own(plan)?;
@@ -186,7 +178,7 @@ fn told(plan: &Plan, take: impl FnMut(OwnedFd)) -> Result<Told, Errno> {
     listen(plan.socket.as_fd(), take)?.ok_or(Errno::PIPE)
 }
 
-fn slate(plan: &Plan) -> Result<&Slate, Errno> {
+pub(super) fn slate(plan: &Plan) -> Result<&Slate, Errno> {
     plan.slate.as_ref().ok_or(Errno::BADMSG)
 }
 
@@ -312,227 +304,17 @@ fn attach_secrets(tree: BorrowedFd<'_>) -> Result<(), Errno> {
     attach(read_only.as_fd(), AT)
 }
 
-fn open_terminal(rows: u16, columns: u16) -> Result<(OwnedFd, OwnedFd), Errno> {
-    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let master = rustix::fs::open(c"/dev/pts/ptmx", flags, Mode::empty())?;
-    rustix::pty::unlockpt(&master)?;
-    let slave = rustix::pty::ioctl_tiocgptpeer(
-        &master,
-        rustix::pty::OpenptFlags::RDWR
-            | rustix::pty::OpenptFlags::NOCTTY
-            | rustix::pty::OpenptFlags::CLOEXEC,
-    )?;
-    let size =
-        rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-    rustix::termios::tcsetwinsize(&master, size)?;
-    Ok((master, slave))
-}
-
 /// The number of a system call's error; such an error holds nothing on the heap.
 pub fn errno<T>(result: std::io::Result<T>) -> Result<T, Errno> {
     result.map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
 }
 
 /// `Ok` only if the forbidden thing failed as it must.
-fn must_refuse<T>(tried: Result<T, Errno>, expected: Errno) -> Result<(), Errno> {
+pub(super) fn must_refuse<T>(tried: Result<T, Errno>, expected: Errno) -> Result<(), Errno> {
     match tried {
         Err(e) if e == expected => Ok(()),
         Err(e) => Err(e),
         // It worked: the wall is not there.
         Ok(_) => Err(Errno::NOTRECOVERABLE),
     }
-}
-
-/// What the command's process gets; it shares this memory until it has executed.
-struct Command<'a> {
-    plan: &'a Plan,
-    ruleset: Option<&'a OwnedFd>,
-    /// Environment deliveries are mapped, not read: execve copies from the sealed memfd's own pages, and
-    /// no other copy ever stands in this memory. Unmapped by init, when the command has executed.
-    mappings: [Cell<Option<ReadMapping>>; MAX_FDS],
-    /// It came as far as an execve that did not return.
-    executed: Cell<bool>,
-}
-
-/// Starts the command. `None` if it could not be executed, which it has then said itself.
-fn spawn(plan: &Plan, ruleset: Option<&OwnedFd>) -> Result<Option<i32>, Failure> {
-    let command = Command {
-        plan,
-        ruleset,
-        mappings: [const { Cell::new(None) }; MAX_FDS],
-        executed: Cell::new(false),
-    };
-    let lifeline = plan.lifeline.as_fd();
-    let pid = process::spawn_until_exec(command_entry, &command, |executed| {
-        init::wait_for_either(executed, lifeline)
-    })
-    .at(Step::Spawn)?;
-    let executed = command.executed.get();
-    if executed {
-        say(plan.socket.as_fd(), Said::Started, &[]).at(Step::Spawn)?;
-    }
-    Ok(executed.then_some(pid))
-}
-
-fn command_entry(command: &Command<'_>, executed: BorrowedFd<'_>) -> i32 {
-    let kept = match Kept::of(command, executed) {
-        Ok(kept) => kept,
-        Err(failure) => fail(command.plan.socket.as_fd(), &failure),
-    };
-    let failure = match become_command(command, &kept) {
-        Ok(()) => execute(command),
-        Err(failure) => failure,
-    };
-    fail(kept.socket.as_fd(), &failure)
-}
-
-/// What is still needed after the low numbers have been given away.
-struct Kept {
-    socket: OwnedFd,
-    /// Init waits for its end.
-    _executed: OwnedFd,
-}
-
-impl Kept {
-    fn of(command: &Command<'_>, executed: BorrowedFd<'_>) -> Result<Self, Failure> {
-        let lift = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, LIFTED);
-        Ok(Self {
-            socket: lift(command.plan.socket.as_fd()).at(Step::Descriptors)?,
-            _executed: lift(executed).at(Step::Descriptors)?,
-        })
-    }
-}
-
-fn become_command(command: &Command<'_>, kept: &Kept) -> Result<(), Failure> {
-    process::join_new_session_keyring().at(Step::Keyring)?;
-    rustix::process::setsid().at(Step::Session)?;
-    rustix::process::umask(command.plan.umask);
-    rustix::process::chdir(&*command.plan.working_directory).at(Step::WorkingDirectory)?;
-
-    if let Some(ruleset) = command.ruleset {
-        landlock::restrict_self(ruleset).at(Step::Landlock)?;
-        // Readable by its mode and its mount; no landlock rule covers it.
-        let probe = rustix::fs::open(super::layout::LANDLOCK_PROBE, OFlags::CLOEXEC, Mode::empty());
-        must_refuse(probe, Errno::ACCESS).at(Step::CheckLandlock)?;
-    }
-    errno(seccomp::install(&command.plan.filter)).at(Step::Seccomp)?;
-    errno(seccomp::see_it_refused()).at(Step::CheckSeccomp)?;
-
-    // The walls stand. What follows are calls that every command needs to be of any use.
-    let socket = kept.socket.as_fd();
-    let mut streams = Handover::empty();
-    let terminal = match listen(socket, |fd| streams.push(fd)).at(Step::AwaitCommand)? {
-        Some(Told::Command { terminal }) => terminal,
-        Some(_) => return Err(Errno::PROTO).at(Step::AwaitCommand),
-        None => return Err(Errno::PIPE).at(Step::AwaitCommand),
-    };
-    match terminal {
-        None => {
-            place_streams([streams.nth(0), streams.nth(1), streams.nth(2)])?;
-            say(socket, Said::Ready, &[])
-        }
-        Some((rows, columns)) => {
-            let (master, slave) = open_terminal(rows, columns).at(Step::Terminal)?;
-            // Above the low numbers, of which it may have one.
-            let kept = rustix::io::fcntl_dupfd_cloexec(&master, LIFTED).at(Step::Terminal)?;
-            place_streams([Ok(slave.as_fd()); STREAMS])?;
-            rustix::process::ioctl_tiocsctty(rustix::stdio::stdin()).at(Step::Terminal)?;
-            std::mem::forget((master, slave));
-            say(socket, Said::Ready, &[kept.as_fd()])
-        }
-    }
-    .at(Step::AwaitGo)?;
-    // Closed by exec, as all that came: some of their numbers are others' by now.
-    std::mem::forget(streams);
-
-    let mut deliveries = Handover::empty();
-    match listen(socket, |fd| deliveries.push(fd)).at(Step::AwaitGo)? {
-        Some(Told::Go) => {}
-        Some(_) => return Err(Errno::PROTO).at(Step::AwaitGo),
-        None => return Err(Errno::PIPE).at(Step::AwaitGo),
-    }
-    take_deliveries(command, &deliveries)?;
-    std::mem::forget(deliveries);
-    // After the descriptors, which may have larger numbers than their limit.
-    for (index, limit) in command.plan.limits.iter().enumerate() {
-        ids::limit(limit.resource, limit.soft, limit.hard).at_nth(Step::Limits, index)?;
-    }
-    process::unblock_signals().at(Step::Init)
-}
-
-fn place_streams(streams: [Result<BorrowedFd<'_>, Errno>; STREAMS]) -> Result<(), Failure> {
-    let mut lifted: [RawFd; STREAMS] = [-1; STREAMS];
-    for (number, fd) in streams.into_iter().enumerate() {
-        lifted[number] = fd.and_then(lift).at_nth(Step::PlaceStream, number)?;
-    }
-    for (number, &from) in lifted.iter().enumerate() {
-        process::duplicate_to(from, number as RawFd).at_nth(Step::PlaceStream, number)?;
-    }
-    Ok(())
-}
-
-/// The deliveries at their numbers and in the environment; everything else closes at exec.
-fn take_deliveries(command: &Command<'_>, deliveries: &Handover) -> Result<(), Failure> {
-    let slate = slate(command.plan).at(Step::PlaceDelivery)?;
-    let count = slate.count(lists::DELIVERIES);
-    let mut lifted: [RawFd; LIFTED as usize] = [-1; LIFTED as usize];
-    let mut highest = 2;
-    for index in 0..count {
-        let number = slate.number(lists::DELIVERIES, index).at_nth(Step::PlaceDelivery, index)?;
-        let fd = deliveries.nth(index).at_nth(Step::PlaceDelivery, index)?;
-        if number == lists::ENVIRONMENT {
-            let size = rustix::fs::fstat(fd).at_nth(Step::Environment, index)?.st_size;
-            let mapping = ReadMapping::new(fd, size as usize).at_nth(Step::Environment, index)?;
-            let entry = mapping.c_str().at_nth(Step::Environment, index)?;
-            slate.place(lists::ENVP, entry).at_nth(Step::Environment, index)?;
-            command.mappings[index].set(Some(mapping));
-            continue;
-        }
-        let slot = usize::try_from(number).ok().filter(|n| *n >= STREAMS);
-        let slot = slot.and_then(|n| lifted.get_mut(n)).ok_or(Errno::BADF);
-        *slot.at_nth(Step::PlaceDelivery, index)? = lift(fd).at_nth(Step::PlaceDelivery, index)?;
-        highest = highest.max(number);
-    }
-    for (number, &from) in lifted.iter().enumerate() {
-        if from >= 0 {
-            process::duplicate_to(from, number as RawFd).at_nth(Step::PlaceDelivery, number)?;
-        }
-    }
-    process::close_on_exec_from(highest as u32 + 1).at(Step::Descriptors)
-}
-
-fn lift(fd: BorrowedFd<'_>) -> Result<RawFd, Errno> {
-    let lifted = rustix::io::fcntl_dupfd_cloexec(fd, LIFTED)?;
-    let number = lifted.as_raw_fd();
-    // Owned by the table of a process that is about to execute.
-    std::mem::forget(lifted);
-    Ok(number)
-}
-
-/// Tries the candidates as execvp(3) does, but runs no shell on what is not executable.
-fn execute(command: &Command<'_>) -> Failure {
-    let failed = |errno| Failure { step: Step::Exec, errno, which: 0 };
-    let slate = match slate(command.plan) {
-        Ok(slate) => slate,
-        Err(e) => return failed(e),
-    };
-    let mut errno = Errno::NOENT;
-    for index in 0..slate.count(lists::PROGRAMS) {
-        let program = match slate.string(lists::PROGRAMS, index) {
-            Ok(program) => program,
-            Err(e) => return failed(e),
-        };
-        command.executed.set(true);
-        let refused = slate.execve(program, lists::ARGV, lists::ENVP);
-        command.executed.set(false);
-        match refused {
-            Errno::NOENT | Errno::NOTDIR => {}
-            Errno::ACCESS => errno = Errno::ACCESS,
-            other => {
-                errno = other;
-                break;
-            }
-        }
-    }
-    failed(errno)
 }

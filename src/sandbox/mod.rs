@@ -6,12 +6,14 @@
 //! - [`landlock`], [`seccomp`], [`cgroup`]: the other mechanisms, prepared in the launcher
 //! - [`plan`]: everything the child needs, ready before the clone
 //! - [`child`]: applies the plan between clone and exec, in one fixed order
+//! - [`command`]: the command's process, until it executes
 //! - [`init`]: PID 1 of the exec
 //! - [`step`]: what crosses the socket between the child and the launcher
 #![forbid(unsafe_code)]
 
 pub mod cgroup;
 pub mod child;
+mod command;
 pub mod identity;
 pub mod init;
 pub mod landlock;
