@@ -48,6 +48,26 @@ macro_rules! replays {
 
 replays! { api client config env_file envelope frames git policy profile redact seccomp trail vault wire }
 
+/// A message that no longer decodes would be replayed as noise.
+#[test]
+fn the_corpus_still_speaks_the_launchers_protocol() {
+    use sublet::launcher::wire::{Notice, Order, decode};
+    let mut seen = 0;
+    for entry in fs::read_dir(corpus("wire")).unwrap() {
+        let path = entry.unwrap().path();
+        let bytes = fs::read(&path).unwrap();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let decoded = match name.split_at_checked(5) {
+            Some(("order", _)) => decode::<Order>(&bytes[1..]).map(drop),
+            Some(("notic", _)) => decode::<Notice>(&bytes[1..]).map(drop),
+            _ => continue,
+        };
+        assert!(decoded.is_ok(), "{}: {decoded:?}", path.display());
+        seen += 1;
+    }
+    assert!(seen > 10, "{seen}");
+}
+
 /// The control: a body does fail, and the failure is seen.
 #[test]
 #[should_panic(expected = "there is no fuzz target")]

@@ -74,6 +74,17 @@ impl Unit {
     }
 }
 
+/// Whether `byte` may stand for another, alone or with what follows it.
+pub(super) fn begins_escape(form: Form, byte: u8) -> bool {
+    match form {
+        Form::Plain | Form::Hex | Form::Base64 => false,
+        Form::Terminal => byte == b'\r',
+        Form::Percent => byte == b'%',
+        Form::Query => matches!(byte, b'%' | b'+'),
+        Form::Json => byte == b'\\',
+    }
+}
+
 /// Reads one unit of a spelled form. What is no valid escape stands for itself.
 pub(super) fn unit(form: Form, text: &Text<'_>, at: Place) -> Unit {
     let Some(first) = text.get(at) else { return Unit::CutOff };

@@ -172,7 +172,7 @@ impl Group {
         let mut free = None;
         for (nth, reader) in self.readers.iter_mut().enumerate() {
             reader.run(patterns, text, place, found);
-            if reader.covers(place) {
+            if reader.covers(text, place) {
                 return;
             }
             if !reader.is_live() {
@@ -186,8 +186,24 @@ impl Group {
                 reader.begin(place);
                 self.readers.push(reader);
             }
-            None => {}
+            None => {
+                if let Some(nth) = self.unite_twins() {
+                    self.readers[nth].begin(place);
+                }
+            }
         }
+    }
+
+    /// Makes one of two readers that will read alike from here on, and tells which of them is free now.
+    fn unite_twins(&mut self) -> Option<usize> {
+        for nth in 1..self.readers.len() {
+            let (before, rest) = self.readers.split_at_mut(nth);
+            if let Some(twin) = before.iter_mut().find(|reader| reader.is_twin_of(&rest[0])) {
+                twin.absorb(&mut rest[0]);
+                return Some(nth);
+            }
+        }
+        None
     }
 }
 

@@ -18,6 +18,8 @@ pub(super) struct Reader {
     busy: usize,
     /// The next unit.
     at: Place,
+    /// The byte that the last unit meant, if that unit was an escape of one byte.
+    escaped: Option<u8>,
     /// Of digit forms: where the last digit is, how many there were (modulo the group), whether the
     /// line was broken since, and the `=` that may still come.
     last: Option<Place>,
@@ -40,7 +42,7 @@ struct Lane {
 }
 
 /// Where a byte of the value begins: a unit, and which byte of the unit, or which digit of its group.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Start {
     at: Place,
     nth: u8,
@@ -75,6 +77,7 @@ impl Reader {
             live: false,
             busy: 0,
             at: 0,
+            escaped: None,
             last: None,
             digits: 0,
             broken: false,
@@ -91,15 +94,41 @@ impl Reader {
         self.live
     }
 
-    /// Whether a value that begins at `place` would be seen.
-    pub fn covers(&self, place: Place) -> bool {
-        self.live && self.at == place && self.padding == 0
+    /// Whether a value that begins at `place` would be seen, there or a little before.
+    pub fn covers(&self, text: &Text<'_>, place: Place) -> bool {
+        let begins_here = self.at == place && self.padding == 0;
+        // The last letter of an escape that means that very letter, as in `\"`. Without this each of many
+        // such escapes in a row would want a reader of its own, for the same bytes.
+        let is_its_own_escape = self.at == place + 1
+            && self.escaped.is_some_and(|byte| {
+                text.get(place) == Some(byte) && !form::begins_escape(self.form, byte)
+            });
+        self.live && (begins_here || is_its_own_escape)
     }
 
     pub fn begin(&mut self, at: Place) {
         self.live = true;
         self.at = at;
+        self.escaped = None;
         (self.last, self.digits, self.broken, self.padding) = (None, 0, false, 0);
+    }
+
+    /// Whether both will read alike from here on, and differ at most in where they began.
+    pub fn is_twin_of(&self, other: &Self) -> bool {
+        let come = |reader: &Self| {
+            (reader.live, reader.at, reader.last, reader.digits, reader.broken, reader.padding)
+        };
+        let lanes = || self.lanes.iter().zip(&other.lanes);
+        come(self) == come(other)
+            && lanes().all(|(a, b)| (a.matched, a.gone) == (b.matched, b.gone))
+    }
+
+    /// Takes the place of a twin, which stops: what it has matched began where the earlier of the two did.
+    pub fn absorb(&mut self, twin: &mut Self) {
+        for (own, other) in self.lanes.iter_mut().zip(&twin.lanes) {
+            own.start = own.start.min(other.start);
+        }
+        twin.stop();
     }
 
     /// Reads up to `until`, as long as a value could go on.
@@ -155,6 +184,7 @@ impl Reader {
             }
         }
         self.at = end;
+        self.escaped = (len > 1 && count == 1).then_some(bytes[0]);
         if self.busy > 0 { Step::On } else { Step::Stop }
     }
 

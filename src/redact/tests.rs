@@ -356,6 +356,30 @@ fn an_escape_that_the_end_cuts_off_stands_for_itself() {
 }
 
 #[test]
+fn escapes_that_end_in_what_they_mean_want_no_reader_each() {
+    #[track_caller]
+    fn check(value: &[u8], text: &[u8], expected: &[u8], readers: usize) {
+        check_all(&[value], text, expected);
+        let mut redactor = redactor(&[value]);
+        redactor.push(text, &mut Vec::new());
+        let most = redactor.groups.iter().map(|group| group.readers.len()).max();
+        assert!(most.is_some_and(|most| most <= readers), "{most:?}: {}", show(text));
+    }
+    let quotes = [&[b'"'; 16], &b"end\\"[..]].concat();
+    let escaped = [&b"\\\"".repeat(16)[..], b"end\\\\"].concat();
+    check(&quotes, &escaped, b"***", 3);
+    check(&quotes, &[&escaped[..], b" ", &escaped, &quotes].concat(), b"*** ***", 3);
+    // The end of the one shares a backslash with the beginning of the other: from there on two ways of
+    // reading go on side by side, and agree.
+    let joined = [&quotes[..], &escaped].concat();
+    check(&quotes, &joined, b"***", 3);
+    check(&quotes, &joined.repeat(20), b"***", MOST_READERS);
+    check(b"////////////secret", &[&b"\\/".repeat(12)[..], b"secret"].concat(), b"***", 2);
+    check(b"\n\n\n\n\n\n\n\n\n\nx", &[&b"\r\n".repeat(10)[..], b"x"].concat(), b"***", 2);
+    check(b"5555555555", &b"%35".repeat(10), b"***", 2);
+}
+
+#[test]
 fn a_border_survives_a_flush() {
     let value = b"abcabcabcabX";
     let mut redactor = redactor(&[value]);
