@@ -9,11 +9,13 @@
 //! ready. What a broker adds is its record and its answer.
 #![forbid(unsafe_code)]
 
+mod support;
+
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use sublet::delivery::fill;
@@ -23,8 +25,7 @@ use sublet::launcher::wire::{DeliverySpec, FilledSpec, Notice, Order, Prepare};
 use sublet::model::id::{ExecId, RunId};
 use sublet::model::name::Channel;
 use sublet::sys::clock;
-
-const TRUE: &str = "/bin/true";
+use support::{Floor, TRUE, percentile};
 
 fn main() {
     // `cargo bench` adds `--bench`.
@@ -34,7 +35,7 @@ fn main() {
     // First: forking it is for a process of one thread.
     let mut cold = Served::start(&place, 0);
     let mut warm = Served::start(&place, 1);
-    let mut floor = Floor::start(&place);
+    let mut floor = Floor::start(&place.dir.path().join("floor"));
     let bwrap = || {
         let mut command = Command::new("bwrap");
         command.args(["--unshare-all", "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev"]);
@@ -131,14 +132,6 @@ fn time(mut command: Command) -> Duration {
     }
 }
 
-/// The smallest value that at least `percent` of the samples do not exceed.
-fn percentile(times: &[Duration], percent: usize) -> Duration {
-    let mut sorted = times.to_vec();
-    sorted.sort_unstable();
-    let rank = (sorted.len() * percent).div_ceil(100).max(1);
-    sorted[rank - 1]
-}
-
 /// A state, a configuration with one secret and a profile that leases it, in a temporary directory.
 struct Place {
     dir: tempfile::TempDir,
@@ -228,46 +221,6 @@ fn system_calls(command: &Command, place: &Place) -> Option<u64> {
     let table = fs::read_to_string(out).ok()?;
     let total = table.lines().find(|line| line.trim_end().ends_with("total"))?;
     total.split_whitespace().next()?.parse().ok()
-}
-
-/// The floor, kept running between rounds so that starting the measuring program is not measured.
-struct Floor {
-    child: Child,
-    stdin: ChildStdin,
-    stdout: BufReader<ChildStdout>,
-}
-
-impl Floor {
-    fn start(place: &Place) -> Self {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/floor.c");
-        let program = place.dir.path().join("floor");
-        let made = Command::new("gcc").args(["-O2", "-o"]).args([&program, &source]).status();
-        assert!(made.is_ok_and(|s| s.success()), "gcc cannot compile benches/floor.c");
-        let mut child = Command::new(program)
-            .arg(TRUE)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let stdin = child.stdin.take().unwrap();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        Self { child, stdin, stdout }
-    }
-
-    fn round(&mut self) -> Duration {
-        writeln!(self.stdin, "go").unwrap();
-        let mut line = String::new();
-        self.stdout.read_line(&mut line).unwrap();
-        Duration::from_nanos(line.trim().parse().expect("the floor needs user namespaces"))
-    }
-}
-
-impl Drop for Floor {
-    fn drop(&mut self) {
-        // Closing its input ends it; the child is ours.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 /// A launcher of this process, as the broker of many runs has it.

@@ -6,11 +6,13 @@
 //! machine. Needs `gcc` and `python3`; compares with `runc` where it is installed.
 #![forbid(unsafe_code)]
 
+mod support;
+
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -18,8 +20,8 @@ use std::time::{Duration, Instant};
 use sublet::api::client::{Client, ExecStream, Frame};
 use sublet::api::wire::{ExecBody, LeaseBody, RevokeBody, RunBody};
 use sublet::model::id::LeaseId;
+use support::{Floor, TRUE, percentile};
 
-const TRUE: &str = "/bin/true";
 const ALIVE: usize = 1000;
 const RUNS: usize = 10_000;
 const SOAK: usize = 2000;
@@ -431,14 +433,25 @@ impl Place {
     /// A bundle for runc with the same command, where there is one.
     fn bundle(&self) -> Option<Bundle> {
         let bundle = self.dir.path().join("bundle");
-        fs::create_dir_all(bundle.join("rootfs")).ok()?;
+        let rootfs = bundle.join("rootfs");
+        for made in ["usr", "proc"] {
+            fs::create_dir_all(rootfs.join(made)).ok()?;
+        }
+        for merged in ["bin", "lib", "lib64"] {
+            std::os::unix::fs::symlink(format!("usr/{merged}"), rootfs.join(merged)).ok()?;
+        }
         let made = Command::new("runc").arg("spec").current_dir(&bundle).status();
         made.ok().filter(|status| status.success())?;
         let text = fs::read_to_string(bundle.join("config.json")).ok()?;
         let mut config: serde_json::Value = serde_json::from_str(&text).ok()?;
         config["process"]["terminal"] = false.into();
         config["process"]["args"] = serde_json::json!([TRUE]);
-        config["root"]["path"] = "/".into();
+        let mounts = config["mounts"].as_array_mut()?;
+        // Where v1 and v2 are mounted side by side it cannot be mounted.
+        mounts.retain(|mount| mount["type"] != "cgroup");
+        mounts.push(serde_json::json!({
+            "destination": "/usr", "source": "/usr", "type": "none", "options": ["rbind", "ro"],
+        }));
         fs::write(bundle.join("config.json"), config.to_string()).ok()?;
         let bundle = Bundle { dir: bundle };
         bundle.try_run(0).map(|_| bundle)
@@ -529,51 +542,4 @@ fn ms(time: Duration) -> f64 {
 
 fn ratio(one: Duration, other: Duration) -> f64 {
     one.as_secs_f64() / other.as_secs_f64()
-}
-
-/// The smallest value that at least `percent` of the samples do not exceed.
-fn percentile(times: &[Duration], percent: usize) -> Duration {
-    let mut sorted = times.to_vec();
-    sorted.sort_unstable();
-    let rank = (sorted.len() * percent).div_ceil(100).max(1);
-    sorted[rank - 1]
-}
-
-/// The floor, kept running between rounds so that starting the measuring program is not measured.
-struct Floor {
-    child: Child,
-    stdin: ChildStdin,
-    stdout: BufReader<ChildStdout>,
-}
-
-impl Floor {
-    fn start(program: &Path) -> Self {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/floor.c");
-        let made = Command::new("gcc").args(["-O2", "-o"]).args([program, &source]).status();
-        assert!(made.is_ok_and(|s| s.success()), "gcc cannot compile benches/floor.c");
-        let mut child = Command::new(program)
-            .arg(TRUE)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let stdin = child.stdin.take().unwrap();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        Self { child, stdin, stdout }
-    }
-
-    fn round(&mut self) -> Duration {
-        writeln!(self.stdin, "go").unwrap();
-        let mut line = String::new();
-        self.stdout.read_line(&mut line).unwrap();
-        Duration::from_nanos(line.trim().parse().expect("the floor needs user namespaces"))
-    }
-}
-
-impl Drop for Floor {
-    fn drop(&mut self) {
-        // The child is ours.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }

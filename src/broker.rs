@@ -190,6 +190,8 @@ impl Broker {
         let store = Arc::new(SharedStore::open(&host.state_dir)?);
         refuse_a_cut_trail(&store, &host.state_dir, &now.boot_id)?;
         let signing = crate::audit::key::load_or_create(&host.state_dir, None)?;
+        let latest = store.read(|view| view.latest_checkpoint())?;
+        let checkpointed = latest.map_or(0, |checkpoint| checkpoint.seq);
         let heard = Heard::new().map_err(RunError::Settle)?;
         let (trail, _) = watch::channel(0);
         let committed = {
@@ -217,7 +219,7 @@ impl Broker {
             listeners,
             metrics,
             trail,
-            checkpointed: AtomicU64::new(0),
+            checkpointed: AtomicU64::new(checkpointed),
             signing,
             draining: AtomicBool::new(false),
             launcher_died: AtomicBool::new(false),

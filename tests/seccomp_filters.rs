@@ -288,12 +288,13 @@ fn attempt_all(filter: Option<&Filter>, probes: &[Probe]) -> Vec<End> {
     let results = in_a_box(filter, probes.len(), |i| {
         let Probe { call, args: [a, b, c, d, e, f], .. } = probes[i];
         // SAFETY: the tables above hold addresses of static strings, of scratch room, or none at all;
-        // a call that gets its own copy of this process (clone) leaves below.
+        // a call that makes a copy of this process has the copy leave below.
         let result = unsafe { libc::syscall(call, a, b, c, d, e, f) };
         // SAFETY: reads errno, getpid(2) and _exit(2) have no conditions.
         unsafe {
             let failed = *libc::__errno_location();
-            if result == 0 && (call == libc::SYS_clone || call == libc::SYS_clone3) {
+            let copies = [libc::SYS_clone, libc::SYS_clone3, libc::SYS_fork, libc::SYS_vfork];
+            if result == 0 && copies.contains(&call) {
                 libc::_exit(0);
             }
             if result < 0 { End::Failed(failed) } else { End::Returned(result) }

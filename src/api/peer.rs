@@ -6,7 +6,6 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt};
@@ -56,9 +55,8 @@ fn opened(pid: i32, socket: &impl AsFd) -> Option<OwnedFd> {
 
 fn is_ready(fd: &impl AsFd, events: PollFlags) -> bool {
     let mut fds = [PollFd::new(fd, events)];
-    let at_once = Timespec::try_from(Duration::ZERO).ok();
     // What cannot be asked is taken for ended.
-    poll(&mut fds, at_once.as_ref()).map_or(true, |_| fds[0].revents().intersects(events))
+    poll(&mut fds, Some(&Timespec::default())).map_or(true, |_| fds[0].revents().intersects(events))
 }
 
 #[cfg(test)]

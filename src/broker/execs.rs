@@ -136,7 +136,7 @@ struct Task {
 
 impl Task {
     fn perform(self) {
-        let Task { broker, run, exec_id, ask, mailbox, tell, connection } = self;
+        let Task { broker, run, exec_id, mut ask, mailbox, tell, connection } = self;
         let span = tracing::info_span!("exec", run_id = %run.run_id, exec_id = %exec_id);
         let _entered = span.enter();
         broker.metrics.exec_began();
@@ -150,8 +150,7 @@ impl Task {
             Ok(ClientStream { stream, read_ahead }) => Connection::new(stream, read_ahead).ok(),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
         };
-        let ExecAsk { caller, .. } = &ask;
-        let process = caller.as_ref().and_then(|pidfd| pidfd.try_clone().ok());
+        let process = ask.caller.take();
         let mut caller = Caller::Client(Client::new(accept, connect, process, mailbox));
         let (of_run, leases) = (run.clone(), ask.lease_ids.clone());
         let told = tell_story(&broker, run, &exec_id, ask, &mut caller);

@@ -111,8 +111,9 @@ impl<'a> Quiet<'a> {
 
 impl Drop for Quiet<'_> {
     fn drop(&mut self) {
-        // If the terminal is gone there is nothing to give back.
-        let _ = tcsetattr(self.terminal.as_fd(), OptionalActions::Flush, &self.before);
+        if let Err(e) = tcsetattr(self.terminal.as_fd(), OptionalActions::Flush, &self.before) {
+            eprintln!("sublet: could not give the terminal its echo back: {e} (try `reset`)");
+        }
     }
 }
 

@@ -1,31 +1,35 @@
 //! The launcher's loop: one thread, one epoll, orders in, notices out, on one session or on many. When a
 //! session ends, its execs die and their deliveries are wiped; when the root session ends, the broker is
 //! gone: everything dies, and the launcher ends.
+//!
+//! - `orders`: what a session orders; `watched`: what epoll's words stand for; `agenda`, `alarm`: when which
+//!   exec has something to do
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
-use std::fs::OpenOptions;
-use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
-use std::time::Duration;
+mod agenda;
+mod alarm;
+mod orders;
+mod watched;
 
-use rustix::event::{Timespec, epoll};
-use rustix::fs::Mode as FileMode;
-use rustix::io::Errno;
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
-};
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use super::compile::{self, Profiles};
 use super::exec::{Exec, Happened, Pool, Setting};
-use super::explain;
-use super::source::{self, Helper};
+use super::source::Helper;
 use super::wire::{self, ExecNumber, Notice, Order, Refusal, RefusalKind, WireError};
 use crate::host::{Host, Places, Trust};
 use crate::sandbox::cgroup::Cgroups;
 use crate::sandbox::identity::{self, Mode};
 use crate::sys::{clock, landlock, memory, process};
+use agenda::Agenda;
+use alarm::Alarm;
+use rustix::event::{Timespec, epoll};
+use rustix::fs::Mode as FileMode;
+use rustix::io::Errno;
+use watched::{Key, ROOT, Token};
 
 /// How long execs have to die when the broker is gone, before the launcher leaves without them: their
 /// init then dies with it (lifeline), and only their cgroup's directory waits for the next start.
@@ -38,48 +42,8 @@ const SWEEP_AGAIN: [Duration; 2] = [Duration::from_millis(250), Duration::from_s
 /// Where the trail's head is kept, in the state directory.
 pub const HEAD_FILE: &str = "trail.head";
 
-/// A number of this launcher's own, for what it watches.
-type Key = u32;
-
-/// The session that was there first: its end is the broker's.
-const ROOT: Key = 0;
-
 /// The most sessions at once: one a live exec. Beyond it is a broker that leaks.
 const MAX_SESSIONS: usize = 8192;
-
-/// What an epoll entry stands for: a key, shifted, and what it is the key of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Token {
-    Session(Key),
-    Socket(Key),
-    Process(Key),
-    Helper(Key),
-    Alarm,
-}
-
-impl Token {
-    fn encode(self) -> u64 {
-        let (key, kind) = match self {
-            Token::Alarm => (0, 0),
-            Token::Session(key) => (key, 1),
-            Token::Socket(key) => (key, 2),
-            Token::Process(key) => (key, 3),
-            Token::Helper(key) => (key, 4),
-        };
-        u64::from(key) << 3 | kind
-    }
-
-    fn decode(word: u64) -> Self {
-        let key = (word >> 3) as Key;
-        match word & 7 {
-            1 => Token::Session(key),
-            2 => Token::Socket(key),
-            3 => Token::Process(key),
-            4 => Token::Helper(key),
-            _ => Token::Alarm,
-        }
-    }
-}
 
 /// An exec, and the session that ordered it.
 struct Live {
@@ -165,9 +129,10 @@ struct Launcher {
     /// When to look again for what is left of killed launchers, and how long after that.
     sweep: Option<(Duration, Duration)>,
     next_key: Key,
-    alarm: Option<OwnedFd>,
-    /// What the alarm is set to.
-    alarm_set: Option<Duration>,
+    /// By session and its own number.
+    numbers: BTreeMap<(Key, ExecNumber), Key>,
+    agenda: Agenda,
+    alarm: Alarm,
 }
 
 impl Launcher {
@@ -222,14 +187,11 @@ impl Launcher {
             warm,
             sweep: (trust == Trust::Host).then_some((Duration::ZERO, SWEEP_AGAIN[0])),
             next_key: ROOT + 1,
-            alarm: None,
-            alarm_set: None,
+            numbers: BTreeMap::new(),
+            agenda: Agenda::default(),
+            alarm: Alarm::default(),
         };
-        if let (Trust::Host, Ok(cgroups)) = (trust, &launcher.setting.cgroups) {
-            // What a launcher that was killed left.
-            cgroups.sweep();
-        }
-        launcher.watch(launcher.sessions[&ROOT].as_fd(), Token::Session(ROOT))?;
+        watch(&launcher.epoll, launcher.sessions[&ROOT].as_fd(), Token::Session(ROOT))?;
         launcher.sweep(clock::boottime());
         Ok(launcher)
     }
@@ -254,11 +216,6 @@ impl Launcher {
         if taken { self.fresh_key() } else { key }
     }
 
-    fn watch(&self, fd: BorrowedFd<'_>, token: Token) -> Result<(), Errno> {
-        let data = epoll::EventData::new_u64(token.encode());
-        epoll::add(&self.epoll, fd, data, epoll::EventFlags::IN)
-    }
-
     fn serve(&mut self) -> Result<(), LauncherError> {
         loop {
             match self.turn() {
@@ -281,7 +238,8 @@ impl Launcher {
             flags: epoll::EventFlags::empty(),
             data: epoll::EventData::new_u64(0),
         }; 32];
-        self.set_alarm()?;
+        let (next, epoll) = (self.next_time(), &self.epoll);
+        self.alarm.set(next, |timer| watch(epoll, timer, Token::Alarm))?;
         // What is wanted ahead is built when nothing else is to be done.
         let patience = self.warm.is_wanting().then_some(Timespec { tv_sec: 0, tv_nsec: 0 });
         let count = match epoll::wait(&self.epoll, &mut events, patience.as_ref()) {
@@ -300,7 +258,7 @@ impl Launcher {
                         return Ok(false);
                     }
                 }
-                Token::Alarm => self.clear_alarm()?,
+                Token::Alarm => self.alarm.clear()?,
                 Token::Socket(key) => self.hear(key)?,
                 Token::Process(key) => self.ended(key)?,
                 Token::Helper(key) => self.helper_ended(key)?,
@@ -310,48 +268,10 @@ impl Launcher {
         Ok(true)
     }
 
-    /// Wakes the loop at the next moment that counts, on the clock that leases are measured on: a wait of
-    /// epoll's own would stand still in suspend (timerfd_create(2)).
-    fn set_alarm(&mut self) -> Result<(), LauncherError> {
-        let next = self.next_time();
-        if next == self.alarm_set {
-            return Ok(());
-        }
-        let alarm = match &self.alarm {
-            Some(alarm) => alarm,
-            None => {
-                let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
-                let alarm = timerfd_create(TimerfdClockId::Boottime, flags)?;
-                self.watch(alarm.as_fd(), Token::Alarm)?;
-                self.alarm.insert(alarm)
-            }
-        };
-        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
-        // A moment that has passed goes off at once; all zeros would disarm.
-        let at = next.map_or(zero, |at| Timespec {
-            tv_sec: at.as_secs() as i64,
-            tv_nsec: i64::from(at.subsec_nanos()).max(1),
-        });
-        let timer = Itimerspec { it_interval: zero, it_value: at };
-        timerfd_settime(alarm, TimerfdTimerFlags::ABSTIME, &timer)?;
-        self.alarm_set = next;
-        Ok(())
-    }
-
-    fn clear_alarm(&mut self) -> Result<(), LauncherError> {
-        self.alarm_set = None;
-        let mut expirations = [0; 8];
-        match self.alarm.as_ref().map(|alarm| rustix::io::read(alarm, &mut expirations)) {
-            None | Some(Ok(_) | Err(Errno::AGAIN | Errno::INTR)) => Ok(()),
-            Some(Err(e)) => Err(e.into()),
-        }
-    }
-
     fn next_time(&self) -> Option<Duration> {
-        let execs = self.execs.values().filter_map(|live| live.exec.next_time());
         let helpers = self.helpers.values().map(|(helper, _)| helper.deadline);
         let sweep = self.sweep.map(|(at, _)| at);
-        execs.chain(helpers).chain(self.warm.next_time()).chain(sweep).min()
+        helpers.chain(self.agenda.next()).chain(self.warm.next_time()).chain(sweep).min()
     }
 
     /// The next order of a session. False when it was the root's last.
@@ -373,8 +293,12 @@ impl Launcher {
     fn end_session(&mut self, session: Key) -> Result<(), LauncherError> {
         let Some(socket) = self.sessions.remove(&session) else { return Ok(()) };
         epoll::delete(&self.epoll, &socket)?;
-        for live in self.execs.values_mut().filter(|live| live.session == session) {
-            live.exec.kill();
+        let keys: Vec<Key> = self.keys_of(session).collect();
+        for key in keys {
+            if let Some(live) = self.execs.get_mut(&key) {
+                live.exec.kill();
+            }
+            self.reschedule(key);
         }
         for (helper, of) in self.helpers.values() {
             if *of == session {
@@ -392,57 +316,23 @@ impl Launcher {
         // Whoever does not read the few notices of an exec must not stop those of the others.
         rustix::io::ioctl_fionbio(&socket, true)?;
         let key = self.fresh_key();
-        self.watch(socket.as_fd(), Token::Session(key))?;
+        watch(&self.epoll, socket.as_fd(), Token::Session(key))?;
         self.sessions.insert(key, socket);
         Ok(())
     }
 
     fn key_of(&self, session: Key, exec: ExecNumber) -> Option<Key> {
-        let of = |(_, live): &(&Key, &Live)| live.session == session && live.exec.number == exec;
-        self.execs.iter().find(of).map(|(key, _)| *key)
+        self.numbers.get(&(session, exec)).copied()
     }
 
-    fn obey(&mut self, session: Key, order: Order, fds: Vec<OwnedFd>) -> Result<(), LauncherError> {
-        match order {
-            Order::Prepare(prepare) => self.prepare(session, *prepare),
-            Order::Start { exec, deliveries, deadline } => {
-                self.with(session, exec, |e| e.start(deliveries, deadline))
-            }
-            Order::Signal { exec, signal } => self.with(session, exec, |e| e.signal(signal)),
-            Order::Extend { exec, delivery, expires } => self.with(session, exec, |e| {
-                e.extend(delivery as usize, expires);
-                Ok(())
-            }),
-            Order::Revoke { exec, delivery } => self.with(session, exec, |e| {
-                e.revoke(delivery as usize);
-                Ok(())
-            }),
-            Order::Kill { exec } => self.with(session, exec, |e| {
-                e.kill();
-                Ok(())
-            }),
-            Order::OpenSource { secret } => self.open_source(session, &secret),
-            Order::Session if session == ROOT => self.open_session(fds),
-            Order::KeepHead { head } if session == ROOT => {
-                let refusal = self.keep_head(&head).err().map(|e| Refusal {
-                    kind: RefusalKind::Launch,
-                    message: format!(
-                        "could not keep the trail's head in {}: {e}",
-                        self.setting.host.state_dir.join(HEAD_FILE).display()
-                    ),
-                    hint: "check the space and the mode of the state directory".to_owned(),
-                });
-                self.notify(session, &Notice::HeadKept { refusal }, &[])
-            }
-            Order::Session | Order::KeepHead { .. } => {
-                eprintln!("sublet: launcher: a session ends: its orders are the root session's");
-                self.end_session(session)
-            }
-            Order::Explain(prepare) => {
-                let explanation = explain::explain(&prepare, &self.setting);
-                self.notify(session, &Notice::Explained { explanation }, &[])
-            }
-        }
+    fn keys_of(&self, session: Key) -> impl Iterator<Item = Key> {
+        let numbers = (session, ExecNumber::MIN)..=(session, ExecNumber::MAX);
+        self.numbers.range(numbers).map(|(_, key)| *key)
+    }
+
+    /// Something has been done with the exec: it may have something else to do, at another time.
+    fn reschedule(&mut self, key: Key) {
+        self.agenda.set(key, self.execs.get(&key).and_then(|live| live.exec.next_time()));
     }
 
     fn notify(
@@ -455,62 +345,19 @@ impl Launcher {
         tell(socket.as_fd(), session, notice, fds)
     }
 
-    fn prepare(&mut self, session: Key, prepare: wire::Prepare) -> Result<(), LauncherError> {
-        let number = prepare.exec;
-        let Some(socket) = self.sessions.get(&session) else { return Ok(()) };
-        if self.key_of(session, number).is_some() || prepare.argv.is_empty() {
-            let refusal = Refusal {
-                kind: RefusalKind::Invalid,
-                message: "an exec needs a number of its own and a command".to_owned(),
-                hint: String::new(),
-            };
-            return self.notify(session, &Notice::Refused { exec: number, refusal }, &[]);
-        }
-        let prepared = |ends: super::exec::BrokerEnds| {
-            let fds: Vec<_> = ends.fds.iter().map(AsFd::as_fd).collect();
-            let notice = Notice::Prepared { exec: number, uid: ends.uid };
-            // A broker that is gone is seen in the next turn.
-            if let Err(e) = tell(socket.as_fd(), session, &notice, &fds) {
-                eprintln!("sublet: launcher: {}", compile::chain(&e));
-            }
-        };
-        match Exec::prepare(prepare, &self.setting, &mut self.warm, prepared) {
-            Ok(exec) => {
-                let key = self.fresh_key();
-                self.watch(exec.socket(), Token::Socket(key))?;
-                self.watch(exec.pidfd(), Token::Process(key))?;
-                self.execs.insert(key, Live { exec, session });
-                Ok(())
-            }
-            Err(refusal) => self.notify(session, &Notice::Refused { exec: number, refusal }, &[]),
-        }
-    }
-
-    /// Does something with an exec; what cannot be done ends it.
-    fn with(
-        &mut self,
-        session: Key,
-        number: ExecNumber,
-        act: impl FnOnce(&mut Exec) -> Result<(), Refusal>,
-    ) -> Result<(), LauncherError> {
-        // It may have ended while the order was under way.
-        let Some(key) = self.key_of(session, number) else { return Ok(()) };
-        let Some(live) = self.execs.get_mut(&key) else { return Ok(()) };
-        if let Err(refusal) = act(&mut live.exec) {
-            live.exec.refuse(refusal);
-        }
-        Ok(())
-    }
-
     fn hear(&mut self, key: Key) -> Result<(), LauncherError> {
         let Some(Live { exec, session }) = self.execs.get_mut(&key) else { return Ok(()) };
         let (number, session) = (exec.number, *session);
-        match exec.hear(&self.setting) {
-            Ok(Happened::Nothing) => Ok(()),
-            Ok(Happened::Silence) => {
-                epoll::delete(&self.epoll, exec.socket())?;
-                Ok(())
-            }
+        let happened = exec.hear(&self.setting);
+        if matches!(happened, Ok(Happened::Silence)) {
+            epoll::delete(&self.epoll, exec.socket())?;
+        }
+        if let Err(refusal) = &happened {
+            exec.refuse(refusal.clone());
+        }
+        self.reschedule(key);
+        match happened {
+            Ok(Happened::Nothing | Happened::Silence) | Err(_) => Ok(()),
             Ok(Happened::Ready(posture, terminal)) => {
                 let fds: Vec<_> = terminal.iter().map(AsFd::as_fd).collect();
                 self.notify(session, &Notice::Ready { exec: number, posture }, &fds)
@@ -519,10 +366,6 @@ impl Launcher {
                 self.notify(session, &Notice::Ending { exec: number, ending, deliveries }, &[])
             }
             Ok(Happened::Started) => self.notify(session, &Notice::Started { exec: number }, &[]),
-            Err(refusal) => {
-                exec.refuse(refusal);
-                Ok(())
-            }
         }
     }
 
@@ -535,39 +378,14 @@ impl Launcher {
             }
         }
         let number = exec.number;
+        self.numbers.remove(&(session, number));
+        self.agenda.set(key, None);
         self.warm.want(exec.spec());
         let notice = match exec.end() {
             Ok((ending, deliveries)) => Notice::Ended { exec: number, ending, deliveries },
             Err(refusal) => Notice::Refused { exec: number, refusal },
         };
         self.notify(session, &notice, &[])
-    }
-
-    fn open_source(
-        &mut self,
-        session: Key,
-        secret: &crate::model::name::SecretName,
-    ) -> Result<(), LauncherError> {
-        match source::open(&self.setting.host.config, secret) {
-            Err(refusal) => self.notify(session, &Notice::SourceRefused { refusal }, &[]),
-            Ok(opened) => {
-                let notice = Notice::Source { helper: opened.helper.is_some() };
-                self.notify(session, &notice, &[opened.reader.as_fd()])?;
-                if let Some(helper) = opened.helper {
-                    let key = self.fresh_key();
-                    self.watch(helper.pidfd.as_fd(), Token::Helper(key))?;
-                    self.helpers.insert(key, (helper, session));
-                }
-                Ok(())
-            }
-        }
-    }
-
-    fn helper_ended(&mut self, key: Key) -> Result<(), LauncherError> {
-        let Some((helper, session)) = self.helpers.remove(&key) else { return Ok(()) };
-        epoll::delete(&self.epoll, helper.pidfd.as_fd())?;
-        let refusal = helper.reap(clock::boottime());
-        self.notify(session, &Notice::SourceEnded { refusal }, &[])
     }
 
     fn on_time(&mut self) -> Result<(), LauncherError> {
@@ -578,10 +396,8 @@ impl Launcher {
             helper.kill()?;
         }
         let mut notices = Vec::new();
-        for Live { exec, session } in self.execs.values_mut() {
-            if exec.next_time().is_none_or(|at| at > now) {
-                continue;
-            }
+        for key in self.agenda.due(now) {
+            let Some(Live { exec, session }) = self.execs.get_mut(&key) else { continue };
             let number = exec.number;
             match exec.on_time(now) {
                 Ok((expired, timed_out)) => {
@@ -593,26 +409,12 @@ impl Launcher {
                 }
                 Err(refusal) => exec.refuse(refusal),
             }
+            self.reschedule(key);
         }
         for (session, notice) in notices {
             self.notify(session, &notice, &[])?;
         }
         Ok(())
-    }
-
-    /// Written in place: the encoding tells a torn write from a rollback. Not synced: it is for tampering,
-    /// and what a power cut may take from the trail it may take from here.
-    fn keep_head(&self, head: &[u8]) -> io::Result<()> {
-        let path = self.setting.host.state_dir.join(HEAD_FILE);
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            // A broker that is not root compares the trail with it. A number and a hash are no secret.
-            .mode(0o644)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
-            .open(path)?;
-        file.write_all(head)
     }
 
     /// The broker is gone: nothing lives on.
@@ -654,6 +456,10 @@ impl Launcher {
             cgroups.sweep();
         }
     }
+}
+
+fn watch(epoll: &OwnedFd, fd: BorrowedFd<'_>, token: Token) -> Result<(), Errno> {
+    epoll::add(epoll, fd, epoll::EventData::new_u64(token.encode()), epoll::EventFlags::IN)
 }
 
 /// A session that takes no notice, or is gone, shows that on its socket: it ends in a later turn.

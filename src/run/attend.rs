@@ -4,13 +4,14 @@
 
 mod answer;
 mod exited;
+mod leases;
+mod listen;
 
 pub use exited::Exited;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::rc::Rc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -23,19 +24,15 @@ use super::deliver::{Delivered, Delivery};
 use super::entries::Leased;
 use super::error::RunError;
 use super::ledger::Ledger;
-use super::mailbox::Mail;
 use super::scene::{EXEC, Scene};
 use crate::launcher::client::Session;
 use crate::launcher::wire::{Ending, Notice, Order};
-use crate::model::id::LeaseId;
 use crate::model::report::Posture;
 use crate::model::secret::Secret;
-use crate::redact::Patterns;
-use crate::relay::connection::{Connection, ConnectionError, Said};
 use crate::relay::frames::Kind;
 use crate::relay::input::Input;
 use crate::relay::output::Output;
-use crate::relay::terminal::{self, RawMode};
+use crate::relay::terminal::RawMode;
 use crate::sandbox::cgroup;
 use crate::sys::{clock, process};
 
@@ -262,130 +259,6 @@ impl Attendant<'_> {
         Ok(woken)
     }
 
-    /// Whether what the client sends can be taken: what is typed ahead waits for its terminal.
-    fn has_room(&self) -> bool {
-        match &self.input {
-            Some(input) => input.has_room(),
-            None => self.ended.is_some() || self.scene.terminal.is_none() || self.master.is_some(),
-        }
-    }
-
-    /// The client has sent something, takes something, or is gone.
-    fn listen(&mut self) -> Result<(), RunError> {
-        let Some(connection) = self.caller.connection() else { return Ok(()) };
-        let (mut heard, mut failed) = (Vec::new(), None);
-        let has_room = self.has_room();
-        {
-            let mut connection = connection.borrow_mut();
-            if let Err(e) = connection.flush() {
-                failed = Some(e);
-            }
-            let input = &mut self.input;
-            let received = match (&failed, has_room) {
-                (Some(_), _) => Ok(()),
-                (None, true) => connection.receive(|said| heard.push(self::heard(said, input))),
-                // Only its leaving wakes us while there is no room.
-                (None, false) if is_hung_up(&connection) => Err(ConnectionError::Gone),
-                (None, false) => Ok(()),
-            };
-            failed = failed.or(received.err());
-        }
-        for heard in heard {
-            match heard.map_err(RunError::Relay)? {
-                Heard::Nothing => {}
-                Heard::Signal(signal) => self.pass_on(signal)?,
-                // The command learns it as it would have without us: by a closed pipe.
-                Heard::ReaderGone(kind) => {
-                    let gone = self.outputs.iter_mut().filter(|o| o.is_framed_as(kind));
-                    gone.for_each(Output::give_up);
-                }
-                Heard::Window { rows, columns } => {
-                    if let Some(master) = &self.master {
-                        terminal::set_size(master, rows, columns).map_err(RunError::relay)?;
-                    }
-                }
-            }
-        }
-        if failed.is_some() {
-            // A client that is gone, or that speaks no sense, is a caller that died.
-            self.lost = true;
-            self.outputs.iter_mut().for_each(Output::give_up);
-            self.session.order(&Order::Kill { exec: EXEC })?;
-        }
-        Ok(())
-    }
-
-    fn read_mail(&mut self) -> Result<(), RunError> {
-        for mail in self.caller.mail()? {
-            match mail {
-                Mail::Kill(_) => self.session.order(&Order::Kill { exec: EXEC })?,
-                Mail::LauncherDied => return Err(RunError::LauncherDied),
-                Mail::Revoke(id) => {
-                    if let Some(index) = self.index_of(&id) {
-                        self.revoke(index)?;
-                    }
-                }
-                Mail::RevokeAll => {
-                    for index in 0..self.leased.len() {
-                        self.revoke(index)?;
-                    }
-                }
-                Mail::Renewed { lease, expires_at, expires_boot } => {
-                    if let Some(index) = self.index_of(&lease) {
-                        self.leased[index].extend(expires_at, expires_boot, self.scene);
-                        self.extend(index)?;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn index_of(&self, id: &LeaseId) -> Option<usize> {
-        self.leased.iter().position(|lease| lease.record.lease_id == *id)
-    }
-
-    /// Wiped by us at once, and by the launcher, which kills the exec if the capability says so.
-    fn revoke(&mut self, index: usize) -> Result<(), RunError> {
-        if let Some(Delivery::Held(held)) = self.deliveries.get(index) {
-            held.wipe();
-        }
-        self.revoked.insert(index as u32);
-        self.session.order(&Order::Revoke { exec: EXEC, delivery: index as u32 })?;
-        Ok(())
-    }
-
-    /// When the next lease of this exec shall be renewed by itself.
-    fn next_renewal(&self) -> Option<Duration> {
-        if self.ended.is_some() || !self.started {
-            return None;
-        }
-        self.leased.iter().filter_map(|lease| lease.renew_at).min()
-    }
-
-    fn renew_what_is_due(&mut self) -> Result<(), RunError> {
-        if self.next_renewal().is_none_or(|at| at > clock::boottime()) {
-            return Ok(());
-        }
-        let now = clock::boottime();
-        for index in 0..self.leased.len() {
-            if self.leased[index].renew_at.is_none_or(|at| at > now) {
-                continue;
-            }
-            if self.ledger.renew(self.scene, &mut self.leased[index])? {
-                self.extend(index)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The delivery of a renewed lease stays for longer.
-    fn extend(&self, index: usize) -> Result<(), RunError> {
-        let expires = self.leased[index].record.expires_boot;
-        let order = Order::Extend { exec: EXEC, delivery: index as u32, expires };
-        Ok(self.session.order(&order)?)
-    }
-
     fn hear(&mut self, watch: &mut Stopwatch) -> Result<(), RunError> {
         let (notice, mut fds) = self.session.notice()?;
         match notice {
@@ -450,60 +323,6 @@ impl Attendant<'_> {
         self.ended = Some((ending, deliveries));
     }
 
-    fn take_terminal(&mut self, master: OwnedFd) -> Result<(), RunError> {
-        let dup = || master.try_clone().map_err(RunError::Relay);
-        self.outputs.push(output(self.caller, dup()?, Kind::Stdout)?);
-        if self.caller.connection().is_some() {
-            self.input = Some(Input::fed(dup()?, true).map_err(RunError::Relay)?);
-        } else {
-            self.raw_mode = RawMode::enter(stdin()).map_err(RunError::relay)?;
-            self.input = Some(Input::new(stdin(), dup()?, true).map_err(RunError::Relay)?);
-            terminal::follow_size(&[stdin(), stdout(), stderr()], &master)
-                .map_err(RunError::relay)?;
-        }
-        self.master = Some(master);
-        self.mask()
-    }
-
-    /// The signals of this process.
-    fn forward(&mut self) -> Result<(), RunError> {
-        while let Some(signal) = self.caller.signal()? {
-            if signal != libc::SIGWINCH {
-                self.pass_on(signal)?;
-            } else if let Some(master) = &self.master {
-                let ours = [stdin(), stdout(), stderr()];
-                terminal::follow_size(&ours, master).map_err(RunError::relay)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn pass_on(&mut self, signal: i32) -> Result<(), RunError> {
-        if self.ended.is_some() {
-            // Only a reader that takes nothing keeps us.
-            self.outputs.iter_mut().for_each(Output::give_up);
-        } else if self.started {
-            self.session.order(&Order::Signal { exec: EXEC, signal })?;
-        } else {
-            self.waiting_signals.push(signal);
-        }
-        Ok(())
-    }
-
-    /// Masks every value that this exec was given so far.
-    fn mask(&mut self) -> Result<(), RunError> {
-        if self.leased.is_empty() {
-            return Ok(());
-        }
-        let values = self.given.iter().filter(|g| g.redact).map(|g| g.secret.expose());
-        let patterns = Rc::new(Patterns::new(values).map_err(RunError::Delivery)?);
-        self.unmasked = patterns.unmasked() as u64;
-        for output in &mut self.outputs {
-            output.mask(&patterns).map_err(RunError::Relay)?;
-        }
-        Ok(())
-    }
-
     /// The launcher died: the lifeline kills the tree, our mappings wipe its deliveries.
     fn outlive_the_launcher(&mut self) {
         for delivery in &self.deliveries {
@@ -554,31 +373,6 @@ enum Of {
     Woken(Woken),
     Input,
     Output(usize),
-}
-
-/// What a client said, beyond its input.
-enum Heard {
-    Nothing,
-    Signal(i32),
-    Window { rows: u16, columns: u16 },
-    ReaderGone(Kind),
-}
-
-fn heard(said: Said<'_>, input: &mut Option<Input<'_>>) -> std::io::Result<Heard> {
-    match (said, input) {
-        (Said::Stdin(bytes), Some(input)) => input.feed(bytes).map(|()| Heard::Nothing),
-        (Said::EndOfInput, Some(input)) => input.end_feed().map(|()| Heard::Nothing),
-        // The command has ended, or its terminal does not stand yet.
-        (Said::Stdin(_) | Said::EndOfInput, None) => Ok(Heard::Nothing),
-        (Said::Signal(signal), _) => Ok(Heard::Signal(signal)),
-        (Said::ReaderGone(kind), _) => Ok(Heard::ReaderGone(kind)),
-        (Said::Window { rows, columns }, _) => Ok(Heard::Window { rows, columns }),
-    }
-}
-
-fn is_hung_up(connection: &Connection) -> bool {
-    let mut fds = [PollFd::from_borrowed_fd(connection.fd(), PollFlags::RDHUP)];
-    poll(&mut fds, Some(&Timespec::default())).is_ok() && !fds[0].revents().is_empty()
 }
 
 /// What the launcher would have waited for and removed. In the broker, the other execs' threads do the

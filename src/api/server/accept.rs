@@ -3,7 +3,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use tokio::net::{UnixListener, UnixStream};
@@ -37,7 +37,15 @@ pub(super) async fn run(
     alive: mpsc::Sender<Infallible>,
 ) {
     let mut pause = FIRST_PAUSE;
+    let mut pace = Pace::new(entry.door.bounds.connections_a_second);
     loop {
+        if let Some(rest) = pace.rest() {
+            tokio::select! {
+                biased;
+                _ = closing.changed() => return,
+                () = tokio::time::sleep(rest) => {}
+            }
+        }
         let accepted = tokio::select! {
             biased;
             _ = closing.changed() => return,
@@ -46,6 +54,7 @@ pub(super) async fn run(
         match accepted {
             Ok((stream, _)) => {
                 pause = FIRST_PAUSE;
+                pace.count();
                 admit(stream, &entry, &closing, &alive);
             }
             Err(error) => {
@@ -56,6 +65,35 @@ pub(super) async fn run(
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
         }
+    }
+}
+
+/// How fast connections are taken: clients that connect without end wait in the queue of their own socket
+/// (listen(2)), and cost the others' server nothing meanwhile.
+struct Pace {
+    most: u32,
+    since: Instant,
+    taken: u32,
+}
+
+impl Pace {
+    const WINDOW: Duration = Duration::from_millis(100);
+
+    fn new(a_second: u32) -> Self {
+        Self { most: (a_second / 10).max(1), since: Instant::now(), taken: 0 }
+    }
+
+    fn count(&mut self) {
+        if self.since.elapsed() >= Self::WINDOW {
+            (self.since, self.taken) = (Instant::now(), 0);
+        }
+        self.taken += 1;
+    }
+
+    /// How long to wait before the next one.
+    fn rest(&self) -> Option<Duration> {
+        let rest = Self::WINDOW.saturating_sub(self.since.elapsed());
+        (self.taken >= self.most && !rest.is_zero()).then_some(rest)
     }
 }
 
@@ -99,5 +137,25 @@ fn admit(
         }
         // Nobody waits for its reader; the socket's buffer is empty and takes it.
         Err(_) => drop(stream.try_write(&refusal.bytes())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_connections_waits_and_a_few_do_not() {
+        let mut pace = Pace::new(50);
+        for _ in 0..5 {
+            assert_eq!(pace.rest(), None);
+            pace.count();
+        }
+        let rest = pace.rest().expect("the sixth of a tenth of a second waits");
+        assert!(rest <= Pace::WINDOW);
+        std::thread::sleep(rest);
+        assert_eq!(pace.rest(), None, "a new window");
+        pace.count();
+        assert_eq!((pace.taken, pace.rest()), (1, None));
     }
 }

@@ -18,6 +18,8 @@ pub struct Bounds {
     /// How long an answer may wait for the client to read. `None`: as long as it likes.
     pub write_time: Option<Duration>,
     pub connections: usize,
+    /// New connections that are taken in a second. Further ones wait in the socket's queue.
+    pub connections_a_second: u32,
     /// Requests that are being answered. Further ones wait, at most `queue_time`.
     pub in_flight: usize,
     pub queue_time: Duration,
@@ -36,6 +38,7 @@ impl Bounds {
             idle_time: Duration::from_secs(30),
             write_time: Some(Duration::from_secs(30)),
             connections: 32,
+            connections_a_second: 500,
             in_flight: 16,
             queue_time: Duration::from_secs(5),
             blocking: 16,
@@ -44,6 +47,13 @@ impl Bounds {
 
     /// The control socket. A reader of its events may be slow.
     pub const fn control() -> Self {
-        Self { write_time: None, connections: 256, in_flight: 128, blocking: 64, ..Self::agent() }
+        Self {
+            write_time: None,
+            connections: 256,
+            connections_a_second: 5000,
+            in_flight: 128,
+            blocking: 64,
+            ..Self::agent()
+        }
     }
 }

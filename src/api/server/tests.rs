@@ -39,6 +39,7 @@ fn small() -> Bounds {
         idle_time: 2 * SOON,
         write_time: Some(SOON),
         connections: 2,
+        connections_a_second: 10_000,
         in_flight: 1,
         queue_time: SOON,
         blocking: 1,

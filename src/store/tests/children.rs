@@ -158,30 +158,6 @@ fn a_child() {
             say("room again");
         }
         "live through a faulty disk" => faulty_disk(dir),
-        "time" => {
-            let start = Instant::now();
-            let mut store = Store::open(dir).unwrap();
-            let open = start.elapsed().as_micros();
-            let run = run();
-            let lease = lease(&run, 1);
-            let start = Instant::now();
-            write(&mut store, |tx| {
-                tx.adopt_orphans()?;
-                tx.put_run(&run)?;
-                tx.count_request(&run.run_id, &at(1))?;
-                for kind in [EventType::LeaseRequested, EventType::LeaseGranted] {
-                    tx.append(draft(kind).of_run(&run).of_lease(&lease))?;
-                }
-                tx.put_lease(&lease)?;
-                tx.consume(&run.run_id, &lease.lease_id, &at(1)).map(|used| used.unwrap())?;
-                for kind in [EventType::LeaseConsumed, EventType::ExecStarted] {
-                    tx.append(draft(kind).of_run(&run).of_lease(&lease))?;
-                }
-                tx.set_lease_state(&lease.lease_id, LeaseState::Completed)
-            });
-            say(format!("{open} {}", start.elapsed().as_micros()));
-            store.tidy().unwrap();
-        }
         other => panic!("no role is called {other}"),
     }
 }
@@ -255,20 +231,6 @@ fn a_disk_that_fails_stops_grants_until_it_works_again() {
     let mut command = child(&[], "live through a faulty disk", dir.path());
     command.env("LD_PRELOAD", shim).env("FAULTY_DISK", dir.path().join("faults"));
     assert!(said(&mut command)[0].parse::<u64>().unwrap() >= 50);
-}
-
-/// Medians of opening and of the first durable step, in microseconds.
-pub(super) fn timed_in_fresh_processes(dir: &Path, times: usize) -> (u64, u64) {
-    let (mut opens, mut steps): (Vec<u64>, Vec<u64>) = (0..times)
-        .map(|_| {
-            let line = said(&mut child(&[], "time", dir)).remove(0);
-            let (open, step) = line.split_once(' ').unwrap();
-            (open.parse::<u64>().unwrap(), step.parse::<u64>().unwrap())
-        })
-        .unzip();
-    opens.sort_unstable();
-    steps.sort_unstable();
-    (opens[times / 2], steps[times / 2])
 }
 
 #[test]

@@ -1,0 +1,157 @@
+//! What a session orders, and what is done for it.
+#![forbid(unsafe_code)]
+
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use rustix::event::epoll;
+
+use super::watched::{Key, ROOT, Token};
+use super::{HEAD_FILE, Launcher, LauncherError, Live, tell, watch};
+use crate::launcher::compile;
+use crate::launcher::exec::{BrokerEnds, Exec};
+use crate::launcher::explain;
+use crate::launcher::source;
+use crate::launcher::wire::{self, ExecNumber, Notice, Order, Refusal, RefusalKind};
+use crate::model::name::SecretName;
+use crate::sys::clock;
+
+impl Launcher {
+    pub(super) fn obey(
+        &mut self,
+        session: Key,
+        order: Order,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), LauncherError> {
+        match order {
+            Order::Prepare(prepare) => self.prepare(session, *prepare),
+            Order::Start { exec, deliveries, deadline } => {
+                self.with(session, exec, |e| e.start(deliveries, deadline))
+            }
+            Order::Signal { exec, signal } => self.with(session, exec, |e| e.signal(signal)),
+            Order::Extend { exec, delivery, expires } => self.with(session, exec, |e| {
+                e.extend(delivery as usize, expires);
+                Ok(())
+            }),
+            Order::Revoke { exec, delivery } => self.with(session, exec, |e| {
+                e.revoke(delivery as usize);
+                Ok(())
+            }),
+            Order::Kill { exec } => self.with(session, exec, |e| {
+                e.kill();
+                Ok(())
+            }),
+            Order::OpenSource { secret } => self.open_source(session, &secret),
+            Order::Session if session == ROOT => self.open_session(fds),
+            Order::KeepHead { head } if session == ROOT => {
+                let refusal = self.keep_head(&head).err().map(|e| Refusal {
+                    kind: RefusalKind::Launch,
+                    message: format!(
+                        "could not keep the trail's head in {}: {e}",
+                        self.setting.host.state_dir.join(HEAD_FILE).display()
+                    ),
+                    hint: "check the space and the mode of the state directory".to_owned(),
+                });
+                self.notify(session, &Notice::HeadKept { refusal }, &[])
+            }
+            Order::Session | Order::KeepHead { .. } => {
+                eprintln!("sublet: launcher: a session ends: its orders are the root session's");
+                self.end_session(session)
+            }
+            Order::Explain(prepare) => {
+                let explanation = explain::explain(&prepare, &self.setting);
+                self.notify(session, &Notice::Explained { explanation }, &[])
+            }
+        }
+    }
+
+    fn prepare(&mut self, session: Key, prepare: wire::Prepare) -> Result<(), LauncherError> {
+        let number = prepare.exec;
+        let Some(socket) = self.sessions.get(&session) else { return Ok(()) };
+        if self.key_of(session, number).is_some() || prepare.argv.is_empty() {
+            let refusal = Refusal {
+                kind: RefusalKind::Invalid,
+                message: "an exec needs a number of its own and a command".to_owned(),
+                hint: String::new(),
+            };
+            return self.notify(session, &Notice::Refused { exec: number, refusal }, &[]);
+        }
+        let prepared = |ends: BrokerEnds| {
+            let fds: Vec<_> = ends.fds.iter().map(AsFd::as_fd).collect();
+            let notice = Notice::Prepared { exec: number, uid: ends.uid };
+            // A broker that is gone is seen in the next turn.
+            if let Err(e) = tell(socket.as_fd(), session, &notice, &fds) {
+                eprintln!("sublet: launcher: {}", compile::chain(&e));
+            }
+        };
+        match Exec::prepare(prepare, &self.setting, &mut self.warm, prepared) {
+            Ok(exec) => {
+                let key = self.fresh_key();
+                watch(&self.epoll, exec.socket(), Token::Socket(key))?;
+                watch(&self.epoll, exec.pidfd(), Token::Process(key))?;
+                self.execs.insert(key, Live { exec, session });
+                self.numbers.insert((session, number), key);
+                self.reschedule(key);
+                Ok(())
+            }
+            Err(refusal) => self.notify(session, &Notice::Refused { exec: number, refusal }, &[]),
+        }
+    }
+
+    /// Does something with an exec; what cannot be done ends it.
+    fn with(
+        &mut self,
+        session: Key,
+        number: ExecNumber,
+        act: impl FnOnce(&mut Exec) -> Result<(), Refusal>,
+    ) -> Result<(), LauncherError> {
+        // It may have ended while the order was under way.
+        let Some(key) = self.key_of(session, number) else { return Ok(()) };
+        let Some(live) = self.execs.get_mut(&key) else { return Ok(()) };
+        if let Err(refusal) = act(&mut live.exec) {
+            live.exec.refuse(refusal);
+        }
+        self.reschedule(key);
+        Ok(())
+    }
+
+    fn open_source(&mut self, session: Key, secret: &SecretName) -> Result<(), LauncherError> {
+        match source::open(&self.setting.host.config, secret) {
+            Err(refusal) => self.notify(session, &Notice::SourceRefused { refusal }, &[]),
+            Ok(opened) => {
+                let notice = Notice::Source { helper: opened.helper.is_some() };
+                self.notify(session, &notice, &[opened.reader.as_fd()])?;
+                if let Some(helper) = opened.helper {
+                    let key = self.fresh_key();
+                    watch(&self.epoll, helper.pidfd.as_fd(), Token::Helper(key))?;
+                    self.helpers.insert(key, (helper, session));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn helper_ended(&mut self, key: Key) -> Result<(), LauncherError> {
+        let Some((helper, session)) = self.helpers.remove(&key) else { return Ok(()) };
+        epoll::delete(&self.epoll, helper.pidfd.as_fd())?;
+        let refusal = helper.reap(clock::boottime());
+        self.notify(session, &Notice::SourceEnded { refusal }, &[])
+    }
+
+    /// Written in place: the encoding tells a torn write from a rollback. Not synced: it is for tampering,
+    /// and what a power cut may take from the trail it may take from here.
+    fn keep_head(&self, head: &[u8]) -> io::Result<()> {
+        let path = self.setting.host.state_dir.join(HEAD_FILE);
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            // A broker that is not root compares the trail with it. A number and a hash are no secret.
+            .mode(0o644)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
+            .open(path)?;
+        file.write_all(head)
+    }
+}

@@ -1,0 +1,75 @@
+//! The exec's leases while the command lives: taken back, renewed, masked in what it prints.
+#![forbid(unsafe_code)]
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::Attendant;
+use crate::launcher::wire::Order;
+use crate::model::id::LeaseId;
+use crate::redact::Patterns;
+use crate::run::deliver::Delivery;
+use crate::run::error::RunError;
+use crate::run::scene::EXEC;
+use crate::sys::clock;
+
+impl Attendant<'_> {
+    pub(super) fn index_of(&self, id: &LeaseId) -> Option<usize> {
+        self.leased.iter().position(|lease| lease.record.lease_id == *id)
+    }
+
+    /// Wiped by us at once, and by the launcher, which kills the exec if the capability says so.
+    pub(super) fn revoke(&mut self, index: usize) -> Result<(), RunError> {
+        if let Some(Delivery::Held(held)) = self.deliveries.get(index) {
+            held.wipe();
+        }
+        self.revoked.insert(index as u32);
+        self.session.order(&Order::Revoke { exec: EXEC, delivery: index as u32 })?;
+        Ok(())
+    }
+
+    /// When the next lease of this exec shall be renewed by itself.
+    pub(super) fn next_renewal(&self) -> Option<Duration> {
+        if self.ended.is_some() || !self.started {
+            return None;
+        }
+        self.leased.iter().filter_map(|lease| lease.renew_at).min()
+    }
+
+    pub(super) fn renew_what_is_due(&mut self) -> Result<(), RunError> {
+        if self.next_renewal().is_none_or(|at| at > clock::boottime()) {
+            return Ok(());
+        }
+        let now = clock::boottime();
+        for index in 0..self.leased.len() {
+            if self.leased[index].renew_at.is_none_or(|at| at > now) {
+                continue;
+            }
+            if self.ledger.renew(self.scene, &mut self.leased[index])? {
+                self.extend(index)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The delivery of a renewed lease stays for longer.
+    pub(super) fn extend(&self, index: usize) -> Result<(), RunError> {
+        let expires = self.leased[index].record.expires_boot;
+        let order = Order::Extend { exec: EXEC, delivery: index as u32, expires };
+        Ok(self.session.order(&order)?)
+    }
+
+    /// Masks every value that this exec was given so far.
+    pub(super) fn mask(&mut self) -> Result<(), RunError> {
+        if self.leased.is_empty() {
+            return Ok(());
+        }
+        let values = self.given.iter().filter(|g| g.redact).map(|g| g.secret.expose());
+        let patterns = Rc::new(Patterns::new(values).map_err(RunError::Delivery)?);
+        self.unmasked = patterns.unmasked() as u64;
+        for output in &mut self.outputs {
+            output.mask(&patterns).map_err(RunError::Relay)?;
+        }
+        Ok(())
+    }
+}
