@@ -21,6 +21,7 @@ use std::sync::Arc;
 use crate::host::{Host, Trust};
 use crate::launcher::client::{Launcher, Session};
 use crate::launcher::wire::Order;
+use crate::model::id::ExecId;
 use crate::model::report::{Report, Timings};
 use crate::sys::{memory, process};
 
@@ -53,10 +54,11 @@ pub fn run(asked: Asked) -> Result<Outcome, RunError> {
     process::adopt_orphans().map_err(RunError::settle)?;
     let mut caller = Caller::process()?;
     // Before anything secret is loaded: the launcher must never have held it.
-    let launcher = Launcher::fork(&asked.places, Trust::Invoker)?;
+    let exec_id = ExecId::fresh();
+    let launcher = Launcher::fork(&asked.places, Trust::Invoker, Some(&exec_id))?;
     memory::set_dumpable(false).map_err(RunError::Settle)?;
     memory::forbid_core_dumps().map_err(RunError::Settle)?;
-    let scene = scene::set(asked)?;
+    let scene = scene::set(asked, exec_id)?;
     let ledger = || {
         let key = ledger::open_key(&scene.host)?;
         // The state may be a broker's: the launcher keeps what only root can do.
@@ -99,13 +101,16 @@ fn tell(
     scene.refuse_managed_values(&ledger)?;
     watch.lap(|t| &mut t.decide);
 
+    // The rest is done while the child works on by itself, and no longer the launcher: all three would have
+    // to share two CPUs.
+    let prepared = deliver::prepared(session);
     // Decided and durable before any value moves: granted, and the use taken.
     let mut leased = ledger.grant(scene)?;
     ledger.keep_head(session)?;
     caller.accepted();
     watch.lap(|t| &mut t.record);
 
-    let prepared = deliver::prepared(session).map_err(|e| ledger.abandon(scene, &leased, e))?;
+    let prepared = prepared.map_err(|e| ledger.abandon(scene, &leased, e))?;
     let values = deliver::resolve(&ledger, session, caller, &leased)
         .map_err(|e| ledger.abandon(scene, &leased, e))?;
     watch.lap(|t| &mut t.resolve);

@@ -99,7 +99,7 @@ impl Place {
             state_dir: Some(place.dir.path().join("state")),
             runtime_dir: None,
         };
-        place.launcher = Some(Launcher::fork(&places, Trust::Host).unwrap());
+        place.launcher = Some(Launcher::fork(&places, Trust::Host, None).unwrap());
         place
     }
 

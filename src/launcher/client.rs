@@ -14,6 +14,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::serve;
 use super::wire::{self, Notice, Order, WireError};
 use crate::host::{Places, Trust};
+use crate::model::id::ExecId;
 use crate::sys::process::{self, Forked};
 use crate::sys::socket;
 
@@ -41,12 +42,14 @@ pub struct ForkError(#[from] io::Error);
 
 impl Launcher {
     /// Forks the launcher: before any secret is loaded, and before any thread exists.
-    pub fn fork(places: &Places, trust: Trust) -> Result<Self, ForkError> {
+    ///
+    /// `ahead`: the exec that will be asked for. What every exec needs is begun at once, under its name.
+    pub fn fork(places: &Places, trust: Trust, ahead: Option<&ExecId>) -> Result<Self, ForkError> {
         let (ours, theirs) = socket::packet_pair().map_err(io::Error::from)?;
         match process::fork()? {
             Forked::Child => {
                 drop(ours);
-                process::exit_now(serve::run(theirs, places, trust))
+                process::exit_now(serve::run(theirs, places, trust, ahead))
             }
             Forked::Parent { pid } => {
                 // Only speed hangs on it, and a cpuset may forbid it.

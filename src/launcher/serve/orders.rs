@@ -86,7 +86,7 @@ impl Launcher {
                 eprintln!("sublet: launcher: {}", compile::chain(&e));
             }
         };
-        match Exec::prepare(prepare, &self.setting, &mut self.warm, prepared) {
+        match Exec::prepare(prepare, &self.setting, &mut self.warm, &mut self.seeds, prepared) {
             Ok(exec) => {
                 let key = self.fresh_key();
                 watch(&self.epoll, exec.socket(), Token::Socket(key))?;
