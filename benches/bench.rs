@@ -244,7 +244,7 @@ impl Served {
             state_dir: Some(etc.join("state")),
             runtime_dir: None,
         };
-        let launcher = Launcher::fork(&places, Trust::Host, None).unwrap();
+        let launcher = Launcher::fork(&places, Trust::Host).unwrap();
         let workspace = place.dir.path().join("work");
         Self { launcher, run: RunId::fresh(), workspace, next: 1, stood_ready: 0 }
     }

@@ -61,7 +61,7 @@ fn what_a_compromised_broker_orders_is_refused() {
         runtime_dir: None,
     };
     fs::create_dir_all(world.state()).unwrap();
-    let launcher = Launcher::fork(&places, Trust::Host, None).unwrap();
+    let launcher = Launcher::fork(&places, Trust::Host).unwrap();
     let door = launcher.door().unwrap();
     let order = |profile: &ProfileRef, workspace: &Path| Prepare {
         exec: 1,

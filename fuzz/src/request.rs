@@ -78,7 +78,7 @@ impl Service {
         };
         let mut host = Host::load(&places).expect("the configuration at hand is good");
         host.trust(Trust::Host);
-        let launcher = Launcher::fork(&places, Trust::Host, None).expect("a launcher");
+        let launcher = Launcher::fork(&places, Trust::Host).expect("a launcher");
         let (added, changes) = listeners::listeners();
         let metrics = Arc::new(Metrics::new());
         let beginning = Beginning {

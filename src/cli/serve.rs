@@ -68,7 +68,7 @@ pub fn execute(globals: &Globals, args: ServeArgs) -> Answer {
     // Both clocks, while they can be looked at.
     load::now()?;
     // Before any thread, and before anything secret is opened.
-    let launcher = Launcher::fork(&places, Trust::Host, None)
+    let launcher = Launcher::fork(&places, Trust::Host)
         .map_err(|e| Failure::new("settle", "fork_failed", e.to_string()).because_of_source(&e))?;
     server::init_tracing(globals.verbose, globals.json)
         .map_err(|e| Failure::new("settle", "logs_failed", e.to_string()).because_of_source(&e))?;

@@ -20,7 +20,7 @@ use super::compile::{self, Profiles};
 use super::exec::{Exec, Happened, Pool, Seeds, Setting};
 use super::source::Helper;
 use super::wire::{self, ExecNumber, Notice, Order, Refusal, RefusalKind, WireError};
-use crate::host::{Host, Places, Trust};
+use crate::host::{Host, Trust};
 use crate::model::id::ExecId;
 use crate::sandbox::cgroup::Cgroups;
 use crate::sandbox::identity::{self, Mode};
@@ -53,7 +53,7 @@ struct Live {
 }
 
 /// Runs as the launcher until the broker is gone. The status to exit with.
-pub fn run(broker: OwnedFd, places: &Places, trust: Trust, ahead: Option<&ExecId>) -> i32 {
+pub fn run(broker: OwnedFd, trust: Trust, ahead: Option<&ExecId>) -> i32 {
     if trust == Trust::Host {
         // A control socket that a service manager handed over is the broker's.
         let ours = broker.as_raw_fd().unsigned_abs();
@@ -66,7 +66,7 @@ pub fn run(broker: OwnedFd, places: &Places, trust: Trust, ahead: Option<&ExecId
         }
     }
     let voice = broker.try_clone();
-    match Launcher::settle(broker, places, trust, ahead) {
+    match Launcher::settle(broker, trust, ahead) {
         Ok(mut launcher) => status(launcher.serve()),
         // The broker reads the same configuration and says what is wrong with it.
         Err(LauncherError::Host(_)) => 125,
@@ -140,12 +140,7 @@ struct Launcher {
 }
 
 impl Launcher {
-    fn settle(
-        root: OwnedFd,
-        places: &Places,
-        trust: Trust,
-        ahead: Option<&ExecId>,
-    ) -> Result<Self, LauncherError> {
+    fn settle(root: OwnedFd, trust: Trust, ahead: Option<&ExecId>) -> Result<Self, LauncherError> {
         let failed = |doing| move |source| LauncherError::Settle { doing, source };
         let errno = |doing| move |e: Errno| LauncherError::Settle { doing, source: e.into() };
         // Blocked for the launcher; the command unblocks them, and finds default actions.
@@ -154,16 +149,21 @@ impl Launcher {
         refuse_foreign_proc().map_err(failed(
             "find ourselves in /proc: it must be the one of our pid namespace, mount it anew",
         ))?;
-        let mut host = Host::load(places)?;
-        host.trust(trust);
-        // Everything that the environment decides is decided: it may hold anything.
-        process::wipe_argv_and_environ().map_err(failed("wipe argv and environ"))?;
         // With the caller's 077 the exec could not read the root that is made for it.
         let umask = rustix::process::umask(FileMode::empty());
         process::set_name(c"sublet-launch").map_err(errno("set the process name"))?;
         // Inherited by every exec: were a core ever written, no memory would be in it (core(5)).
         std::fs::write("/proc/self/coredump_filter", "0").map_err(failed("set coredump_filter"))?;
         memory::forbid_core_dumps().map_err(failed("forbid core dumps"))?;
+        // So far it did not matter for what; the command line is parsed meanwhile.
+        let places = match wire::receive(root.as_fd())? {
+            (Order::Settle(places), _) => places,
+            _ => return Err(WireError::Malformed(postcard::Error::DeserializeBadEnum).into()),
+        };
+        let mut host = Host::load(&places)?;
+        host.trust(trust);
+        // Everything that the environment decides is decided: it may hold anything.
+        process::wipe_argv_and_environ().map_err(failed("wipe argv and environ"))?;
         let mode = Mode::detect(host.config.host.uid_pool)?;
         if mode == Mode::Rootless {
             identity::enter_own_namespaces()?;
@@ -290,9 +290,9 @@ impl Launcher {
         Ok(true)
     }
 
-    /// A launcher of many execs keeps one seed ready.
+    /// A launcher of many execs keeps one seed ready, if it keeps no whole sandboxes.
     fn wants_a_seed(&self) -> bool {
-        self.is_for_many && self.seeds.is_wanting()
+        self.is_for_many && !self.warm.keeps_any() && self.seeds.is_wanting()
     }
 
     fn plant(&mut self) {

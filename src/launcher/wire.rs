@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::host::ProfileRef;
+use crate::host::{Places, ProfileRef};
 use crate::model::id::{ExecId, RunId};
 use crate::model::name::{AudienceName, Channel, SecretName, VariableName};
 use crate::model::report::Posture;
@@ -94,6 +94,9 @@ pub enum Order {
     Kill { exec: ExecNumber },
     /// Open a `file` source, or run a `command` source and give its standard output.
     OpenSource { secret: SecretName },
+    /// The first, and then no more: where this host keeps things. What the launcher reads, it reads there by
+    /// itself.
+    Settle(Places),
     /// Root session only: open a further session on the descriptor that comes along. It has execs of
     /// its own numbers, and they live no longer than it.
     Session,

@@ -37,7 +37,7 @@ pub struct Explained {
 }
 
 pub fn explain(asked: Asked) -> Result<Explained, RunError> {
-    let launcher = Launcher::fork(&asked.places, Trust::Invoker, None)?;
+    let launcher = Launcher::fork(&asked.places, Trust::Invoker)?;
     let session = launcher.root();
     let scene = scene::set(asked, ExecId::fresh())?;
     session.order(&Order::Explain(Box::new(scene.prepare())))?;

@@ -62,6 +62,10 @@ impl Pool {
         Self { capacity, ..Self::default() }
     }
 
+    pub fn keeps_any(&self) -> bool {
+        self.capacity > 0
+    }
+
     /// For an exec that begins: one that was built for its like, if there is one.
     pub fn take(&mut self, spec: &Spec) -> Option<Warm> {
         let found = self.ready.iter().position(|warm| warm.spec == *spec)?;

@@ -56,7 +56,7 @@ impl Launcher {
                 });
                 self.notify(session, &Notice::HeadKept { refusal }, &[])
             }
-            Order::Session | Order::KeepHead { .. } => {
+            Order::Session | Order::KeepHead { .. } | Order::Settle(_) => {
                 eprintln!("sublet: launcher: a session ends: its orders are the root session's");
                 self.end_session(session)
             }
