@@ -25,6 +25,7 @@ pub mod delivery;
 pub mod doctor;
 pub mod envelope;
 pub mod host;
+pub mod identity;
 pub mod launcher;
 pub mod lease;
 pub mod model;

@@ -11,6 +11,7 @@ mod deliver;
 pub mod entries;
 mod error;
 mod explained;
+mod identity;
 pub mod ledger;
 pub mod mailbox;
 mod scene;
@@ -106,7 +107,7 @@ fn tell(
     watch.lap(|t| &mut t.record);
 
     let prepared = deliver::prepared(session).map_err(|e| ledger.abandon(scene, &leased, e))?;
-    let values = deliver::resolve(&ledger, session, caller, &leased)
+    let values = deliver::resolve(scene, &ledger, session, caller, &leased)
         .map_err(|e| ledger.abandon(scene, &leased, e))?;
     watch.lap(|t| &mut t.resolve);
 

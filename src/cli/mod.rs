@@ -8,6 +8,7 @@
 //! - [`secret`], [`profile`], [`policy`], [`audit`]: what the host holds, permits and has recorded
 //! - [`doctor`], [`init`]: what this machine can enforce; a first configuration
 //! - [`verify_envelope`]: `lease verify`
+//! - [`issuer`]: the workload identity of this host
 //! - [`git_credential`]: what git calls inside an exec
 //! - [`completions`], [`man`]: made from the definitions here
 #![forbid(unsafe_code)]
@@ -21,6 +22,7 @@ pub mod explained;
 pub mod fail;
 pub mod git_credential;
 pub mod init;
+pub mod issuer;
 pub mod lease;
 pub mod load;
 pub mod man;
@@ -106,6 +108,8 @@ pub enum Command {
     Policy(policy::PolicyArgs),
     /// List the audit trail, tell the life of a lease, verify that nothing was changed
     Audit(audit::AuditArgs),
+    /// Make, rotate and publish the workload identity of this host
+    Issuer(issuer::IssuerArgs),
     /// Show what this machine can enforce, what each lack means, and how to mend it
     Doctor(doctor::DoctorArgs),
     /// Answer git inside an exec with a git lease (git calls this itself)
@@ -200,6 +204,7 @@ fn dispatch(cli: Cli) -> Answer {
         Command::Profile(args) => profile::execute(globals, &args),
         Command::Policy(args) => policy::execute(globals, &args),
         Command::Audit(args) => audit::execute(globals, &args),
+        Command::Issuer(args) => issuer::execute(globals, &args),
         Command::Doctor(args) => doctor::execute(globals, &args),
         Command::GitCredential(args) => git_credential::execute(globals, &args),
         Command::Completions(args) => completions::execute(globals, &args),

@@ -38,6 +38,7 @@ pub struct HostConfig {
     pub host: Host,
     pub ceilings: Ceilings,
     pub leases: Leases,
+    pub issuer: Issuer,
     /// Without an entry a principal holds no permission.
     pub principals: BTreeMap<IdentityName, Vec<Permission>>,
     pub secrets: BTreeMap<SecretName, SecretEntry>,
@@ -220,6 +221,66 @@ impl Default for Leases {
     }
 }
 
+/// `[issuer]`: what the tokens of this host's issuer are like. Whether there is one, the state says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Issuer {
+    /// The audience of a token where neither profile nor source says another.
+    pub audience: String,
+    /// How long a token lives; never longer than its lease.
+    pub token_ttl: Span,
+    /// Which capabilities and audiences may have a token without a secret's entry. Empty: none.
+    pub allow: Vec<AllowPattern>,
+}
+
+impl Issuer {
+    /// Below it no relying party is asked in time; above it, keys would have to stay published for longer.
+    pub const TOKEN_TTL: std::ops::RangeInclusive<Span> = Span::seconds(60)..=Span::seconds(3600);
+
+    pub fn allows(&self, capability: &CapabilityName, audience: &AudienceName) -> bool {
+        self.allow.iter().any(|pattern| pattern.matches(capability, audience))
+    }
+}
+
+impl Default for Issuer {
+    fn default() -> Self {
+        Self {
+            audience: "api://AzureADTokenExchange".to_owned(),
+            token_ttl: Span::seconds(900),
+            allow: Vec::new(),
+        }
+    }
+}
+
+/// Claims that sublet sets itself: a configured one would speak for it.
+pub const OWN_CLAIMS: [&str; 13] = [
+    "iss",
+    "sub",
+    "aud",
+    "exp",
+    "nbf",
+    "iat",
+    "jti",
+    "act",
+    "action",
+    "resource",
+    "authorization_details",
+    "sublet",
+    "cnf",
+];
+
+/// What tokens of a `jwt` source are like.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JwtSource {
+    /// Nothing: the lease's own audience.
+    pub audience: Option<String>,
+    pub ttl: Span,
+    /// Further claims, all of them texts.
+    pub claims: BTreeMap<String, String>,
+}
+
+/// How long a token of a `jwt` source lives, unless it says otherwise.
+pub const JWT_TTL: Span = Span::seconds(60);
+
 /// One `[secrets.NAME]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SecretEntry {
@@ -243,6 +304,8 @@ pub enum SecretSource {
     File { path: PathBuf },
     /// `command[0]` is an absolute path; no shell is involved.
     Command { command: Vec<String>, timeout: Span },
+    /// Minted by this host's own issuer.
+    Jwt(JwtSource),
 }
 
 #[cfg(test)]

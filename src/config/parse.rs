@@ -1,6 +1,8 @@
 //! `sublet.toml` as written, and the way to [`HostConfig`].
 #![forbid(unsafe_code)]
 
+mod identity;
+
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::path::{Component, Path, PathBuf};
@@ -27,6 +29,8 @@ struct RawConfig {
     ceilings: RawCeilings,
     #[serde(default)]
     leases: RawLeases,
+    #[serde(default)]
+    issuer: identity::RawIssuer,
     #[serde(default)]
     principals: BTreeMap<IdentityName, RawPrincipal>,
     #[serde(default)]
@@ -82,6 +86,7 @@ enum RawSource {
     Vault,
     File,
     Command,
+    Jwt,
 }
 
 #[derive(Deserialize)]
@@ -91,6 +96,9 @@ struct RawSecret {
     path: Option<Spanned<PathBuf>>,
     command: Option<Spanned<Vec<String>>>,
     timeout: Option<Spanned<Span>>,
+    audience: Option<Spanned<String>>,
+    ttl: Option<Spanned<Span>>,
+    claims: Option<BTreeMap<String, Spanned<String>>>,
     allow: Option<Vec<Spanned<String>>>,
 }
 
@@ -134,6 +142,7 @@ pub(super) fn parse(text: &str, origin: &str) -> Result<HostConfig, Box<Located>
             }
         },
         leases: at.leases(raw.leases)?,
+        issuer: at.issuer(raw.issuer)?,
         principals: raw.principals.into_iter().map(|(name, p)| (name, p.permissions)).collect(),
         secrets,
     })
@@ -227,13 +236,15 @@ impl At<'_> {
                 ),
             ));
         }
-        let allow = allow
-            .iter()
-            .map(|text| {
-                text.get_ref().parse::<AllowPattern>().map_err(|e| self.error(text, e.to_string()))
-            })
-            .collect::<Result<_, _>>()?;
+        let allow = self.allow(allow)?;
         Ok(SecretEntry { source: self.source(name, &raw)?, allow })
+    }
+
+    fn allow(&self, allow: &[Spanned<String>]) -> Checked<Vec<AllowPattern>> {
+        let parse = |text: &Spanned<String>| {
+            text.get_ref().parse::<AllowPattern>().map_err(|e| self.error(text, e.to_string()))
+        };
+        allow.iter().map(parse).collect()
     }
 
     fn source(&self, name: &SecretName, whole: &Spanned<RawSecret>) -> Checked<SecretSource> {
@@ -253,7 +264,11 @@ impl At<'_> {
                 return Err(self.error(timeout, stray("timeout", raw.source.as_str())));
             }
         }
+        if raw.source != RawSource::Jwt {
+            self.refuse_keys_of_jwt(raw)?;
+        }
         match raw.source {
+            RawSource::Jwt => self.jwt(raw),
             RawSource::Vault => Ok(SecretSource::Vault),
             RawSource::File => match &raw.path {
                 Some(path) => {
@@ -291,6 +306,7 @@ impl RawSource {
             RawSource::Vault => "vault",
             RawSource::File => "file",
             RawSource::Command => "command",
+            RawSource::Jwt => "jwt",
         }
     }
 }

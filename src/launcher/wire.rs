@@ -17,6 +17,7 @@ use crate::host::ProfileRef;
 use crate::model::id::{ExecId, RunId};
 use crate::model::name::{AudienceName, Channel, SecretName, VariableName};
 use crate::model::report::Posture;
+use crate::profile::identity::{Identity, IdentityKind};
 use crate::sys::socket;
 
 /// The largest message, in a memfd: argv and environment together may reach 2 MiB (execve(2)).
@@ -35,6 +36,32 @@ pub struct DeliverySpec {
     pub variable: VariableName,
     /// On the `git` channel: what the helper is named for.
     pub git: Option<GitSpec>,
+    /// On the `token` channel: how it is presented.
+    pub token: Option<TokenSpec>,
+}
+
+/// A workload identity: whose libraries read it, and what they are told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenSpec {
+    pub kind: IdentityKind,
+    /// Of [`IdentityKind::variables`].
+    pub variables: Vec<(String, String)>,
+    /// The content of the file beside it, where the kind has one.
+    pub document: Option<String>,
+}
+
+impl TokenSpec {
+    pub fn of(identity: &Identity, session: &str) -> Self {
+        let variables = identity.variables(session);
+        Self {
+            kind: identity.kind,
+            variables: variables
+                .into_iter()
+                .map(|(name, value)| (name.to_owned(), value))
+                .collect(),
+            document: identity.document().map(|(_, content)| content),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,6 +117,10 @@ pub enum Order {
     Extend { exec: ExecNumber, delivery: u32, expires: Duration },
     /// Wipe one delivery now; kill the exec with it if it was started so.
     Revoke { exec: ExecNumber, delivery: u32 },
+    /// Make an empty file that shall stand in the place of a `token` delivery.
+    Replace { exec: ExecNumber, delivery: u32 },
+    /// It is filled: put it there.
+    Replaced { exec: ExecNumber, delivery: u32, bytes: u32 },
     /// Kill the exec, whatever it is at.
     Kill { exec: ExecNumber },
     /// Open a `file` source, or run a `command` source and give its standard output.
@@ -172,6 +203,12 @@ pub enum Notice {
     Expired {
         exec: ExecNumber,
         delivery: u32,
+    },
+    /// Descriptor: the file for a token's next version, unless it was refused.
+    Replacement {
+        exec: ExecNumber,
+        delivery: u32,
+        refusal: Option<Refusal>,
     },
     /// The deadline has passed; the tree is being ended.
     TimedOut {

@@ -51,7 +51,8 @@ impl LeaseView {
                 (Some(variable.clone()), None)
             }
             Some(Place::File { path, .. }) => (None, Some(path.clone())),
-            Some(Place::Git | Place::Token) | None => (None, None),
+            Some(Place::Token { kind }) => (None, Some(kind.token_path())),
+            Some(Place::Git) | None => (None, None),
         };
         Self {
             lease_id: record.lease_id.clone(),

@@ -17,6 +17,7 @@ use crate::model::name::{
     AudienceName, CapabilityName, Channel, InvalidName, Permission, SecretName, VariableName,
 };
 use crate::profile::command::CommandPattern;
+use crate::profile::identity::{Identity, IdentityKind};
 
 /// Where files of the `file` channel are, inside an exec; also `$CREDENTIALS_DIRECTORY`.
 pub const SECRETS_DIRECTORY: &str = "/run/sublet/secrets";
@@ -94,9 +95,25 @@ pub struct Audience {
     /// As written. What is delivered under which name is [`Audience::place`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub variable: Option<VariableName>,
+    /// Channel `token`: for whose client libraries.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Identity>,
 }
 
+/// What an audience of the `token` channel draws on that names no secret: the issuer itself. No secret of
+/// a configuration need have that name.
+pub const ISSUER: &str = "sublet.issuer";
+
 impl Audience {
+    /// Whether it draws on the issuer itself.
+    pub fn is_issuers(&self) -> bool {
+        self.secret.as_str() == ISSUER
+    }
+
+    pub fn identity_kind(&self) -> IdentityKind {
+        self.identity.as_ref().map_or_else(IdentityKind::default, |identity| identity.kind)
+    }
+
     /// What the credential helper answers: `username`, else the name that hosts accept with any token.
     pub fn git_username(&self) -> &str {
         self.username.as_ref().map_or("x-access-token", Username::as_str)
@@ -130,7 +147,7 @@ impl Audience {
                 Some(Place::Memfd { variable: suffixed(&self.delivery_name()?, "_FD")? })
             }
             Channel::Git => Some(Place::Git),
-            Channel::Token => Some(Place::Token),
+            Channel::Token => Some(Place::Token { kind: self.identity_kind() }),
         }
     }
 }
@@ -147,7 +164,7 @@ pub enum Place {
     /// Git asks its helper.
     Git,
     /// The workload identity's own file.
-    Token,
+    Token { kind: IdentityKind },
 }
 
 impl Place {
@@ -157,7 +174,7 @@ impl Place {
             Place::Env { variable } | Place::File { variable, .. } | Place::Memfd { variable } => {
                 Some(variable)
             }
-            Place::Git | Place::Token => None,
+            Place::Git | Place::Token { .. } => None,
         }
     }
 }

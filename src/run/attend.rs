@@ -6,8 +6,10 @@ mod answer;
 mod exited;
 mod leases;
 mod listen;
+mod tokens;
 
 pub use exited::Exited;
+pub use tokens::Token;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
@@ -49,6 +51,7 @@ struct Attendant<'a> {
     caller: &'a Caller,
     leased: &'a mut [Leased],
     deliveries: Vec<Delivery>,
+    tokens: Vec<Token>,
     uid: u32,
     input: Option<Input<'a>>,
     outputs: Vec<Output<'a>>,
@@ -82,7 +85,7 @@ pub fn attend(
     delivered: Delivered,
     watch: &mut Stopwatch,
 ) -> Result<Exited, RunError> {
-    let Delivered { mut streams, deliveries, masked, uid } = delivered;
+    let Delivered { mut streams, deliveries, tokens, masked, uid } = delivered;
     let parent = caller.parent();
     let caller: &Caller = caller;
     let (mut input, mut outputs) = (None, Vec::new());
@@ -109,6 +112,7 @@ pub fn attend(
         caller,
         leased,
         deliveries,
+        tokens,
         uid,
         input,
         outputs,
@@ -161,6 +165,7 @@ impl Attendant<'_> {
                 return Ok(self.exited());
             }
             self.renew_what_is_due()?;
+            self.replace_what_is_due()?;
             let is_unheard = self.caller.connection().is_some_and(|c| c.borrow().is_unheard());
             if is_unheard && self.has_room() {
                 self.listen()?;
@@ -187,7 +192,8 @@ impl Attendant<'_> {
     fn ready(&self, parent: Option<&OwnedFd>) -> Result<Vec<Of>, RunError> {
         let patience = self.outputs.iter().filter_map(Output::patience);
         let renewal = self.next_renewal().map(|at| at.saturating_sub(clock::boottime()));
-        let patience = patience.chain(renewal).min();
+        let replacement = self.next_replacement().map(|at| at.saturating_sub(clock::boottime()));
+        let patience = patience.chain(renewal).chain(replacement).min();
         let connection = match self.lost {
             true => None,
             false => self.caller.connection(),
@@ -282,9 +288,10 @@ impl Attendant<'_> {
             }
             Notice::Expired { delivery, .. } => {
                 self.expired.insert(delivery);
-                if let Some(Delivery::Held(held)) = self.deliveries.get(delivery as usize) {
-                    held.wipe();
-                }
+                self.wipe(delivery as usize);
+            }
+            Notice::Replacement { delivery, refusal, .. } => {
+                self.take_replacement(delivery, refusal, fds.pop())?;
             }
             Notice::TimedOut { .. } => self.timed_out = true,
             Notice::Ending { ending, deliveries, .. } => self.end(ending, deliveries),
@@ -313,11 +320,7 @@ impl Attendant<'_> {
     }
 
     fn end(&mut self, ending: Ending, deliveries: Vec<(u64, bool)>) {
-        for delivery in &self.deliveries {
-            if let Delivery::Held(held) = delivery {
-                held.wipe();
-            }
-        }
+        (0..self.deliveries.len()).for_each(|index| self.wipe(index));
         self.git = None;
         self.input = None;
         self.ended = Some((ending, deliveries));
@@ -325,12 +328,16 @@ impl Attendant<'_> {
 
     /// The launcher died: the lifeline kills the tree, our mappings wipe its deliveries.
     fn outlive_the_launcher(&mut self) {
-        for delivery in &self.deliveries {
-            if let Delivery::Held(held) = delivery {
-                held.wipe();
-            }
-        }
+        (0..self.deliveries.len()).for_each(|index| self.wipe(index));
         outlive_the_launcher(self.scene);
+    }
+
+    /// Zeroes what a delivery's holders see: of a token, every version that is left.
+    fn wipe(&self, index: usize) {
+        if let Some(Delivery::Held(held)) = self.deliveries.get(index) {
+            held.wipe();
+        }
+        self.tokens.iter().filter(|token| token.index == index).for_each(Token::wipe_previous);
     }
 
     fn exited(&mut self) -> Exited {

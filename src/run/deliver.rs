@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 
+use super::attend::Token;
 use super::caller::Caller;
 use super::entries::Leased;
 use super::error::RunError;
@@ -39,6 +40,7 @@ pub enum Delivery {
 pub struct Delivered {
     pub streams: Vec<OwnedFd>,
     pub deliveries: Vec<Delivery>,
+    pub tokens: Vec<Token>,
     /// What is masked in the output. A copy of its own: the containers are wiped as soon as the command
     /// has ended, and its last words are still on their way then.
     pub masked: Vec<Secret>,
@@ -63,6 +65,7 @@ pub fn prepared(session: &Session) -> Result<Prepared, RunError> {
 
 /// Every value but those of `git`, which are resolved at their `get`.
 pub fn resolve(
+    scene: &Scene,
     ledger: &Ledger,
     session: &Session,
     caller: &Caller,
@@ -72,7 +75,7 @@ pub fn resolve(
         .iter()
         .map(|lease| match lease.record.channel {
             Channel::Git => Ok(None),
-            _ => value::resolve(ledger, session, Some(caller), &lease.grant).map(Some),
+            _ => value::resolve(scene, ledger, session, Some(caller), lease).map(Some),
         })
         .collect()
 }
@@ -90,6 +93,13 @@ pub fn fill(
             None => return Err(RunError::LauncherDied),
         }
     }
+    let token = |(index, value): (usize, &Option<Value>)| match value {
+        Some(Value::Token(minted)) if leased[index].record.channel == Channel::Token => {
+            Some(Token::new(index, minted))
+        }
+        _ => None,
+    };
+    let tokens = values.iter().enumerate().filter_map(token).collect();
     let deliveries: Vec<Delivery> = leased
         .iter()
         .zip(values)
@@ -106,7 +116,7 @@ pub fn fill(
         })
         .collect::<Result<_, _>>()?;
     let masked = masked(leased, &deliveries)?;
-    Ok(Delivered { streams, deliveries, masked, uid })
+    Ok(Delivered { streams, deliveries, tokens, masked, uid })
 }
 
 fn masked(leased: &[Leased], deliveries: &[Delivery]) -> Result<Vec<Secret>, RunError> {

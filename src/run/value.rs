@@ -9,14 +9,16 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::caller::Caller;
+use super::entries::Leased;
 use super::error::RunError;
+use super::identity::{self, Minted};
 use super::ledger::Ledger;
+use super::scene::Scene;
 use crate::config::SecretSource;
 use crate::launcher::client::Session;
 use crate::launcher::wire::{Notice, Order, Refusal, RefusalKind};
 use crate::model::name::SecretName;
 use crate::model::secret::{MAX_VALUE, Secret};
-use crate::policy::Grant;
 use crate::source::vault::{self, VaultError, VaultKey};
 use crate::store::SealedSecret;
 
@@ -32,6 +34,8 @@ pub enum Value {
         len: usize,
     },
     Plain(Secret),
+    /// Of this host's own issuer, which may be replaced while its exec lives.
+    Token(Minted),
 }
 
 impl Value {
@@ -39,6 +43,7 @@ impl Value {
         match self {
             Value::Sealed { len, .. } => *len,
             Value::Plain(secret) => secret.len(),
+            Value::Token(minted) => minted.token.len(),
         }
     }
 
@@ -54,6 +59,10 @@ impl Value {
                 out.copy_from_slice(plain.expose());
                 Ok(())
             }
+            Value::Token(minted) => {
+                out.copy_from_slice(minted.token.expose());
+                Ok(())
+            }
         }
     }
 
@@ -61,6 +70,7 @@ impl Value {
     pub fn into_secret(self) -> Result<Secret, RunError> {
         match self {
             Value::Plain(secret) => Ok(secret),
+            Value::Token(minted) => Ok(minted.token),
             sealed @ Value::Sealed { .. } => {
                 let mut secret = Secret::zeroed(sealed.len()).map_err(RunError::Delivery)?;
                 sealed.write_to(secret.expose_mut())?;
@@ -86,16 +96,23 @@ pub fn unavailable_vault(error: VaultError) -> RunError {
     })
 }
 
-/// Resolves the value of one grant from its source. Where there is a `caller`, they can end the
+/// Resolves the value of one lease from its source. Where there is a `caller`, they can end the
 /// wait for a slow source.
 pub fn resolve(
+    scene: &Scene,
     ledger: &Ledger,
     session: &Session,
     caller: Option<&Caller>,
-    grant: &Grant,
+    lease: &Leased,
 ) -> Result<Value, RunError> {
+    let grant = &lease.grant;
     let name = grant.secret();
     match grant.source() {
+        SecretSource::Jwt(jwt) => {
+            let now = crate::host::now().map_err(RunError::Clock)?;
+            let minted = identity::mint(scene, lease, jwt, &now)?;
+            Ok(Value::Token(minted))
+        }
         SecretSource::Vault => {
             let Some(secret) = ledger.sealed(name)? else {
                 let hint = format!("set it: `sublet secret set {name}`");

@@ -81,8 +81,14 @@ pub(super) fn make_deliveries(
                     "name it in `channels`",
                 ));
             }
-            (Channel::Token, _) => {
-                return Err(refuse(format!("channel `{}` is not built", spec.channel), ""));
+            (Channel::Token, secrets) => {
+                let (Some(secrets), Some(token)) = (secrets, &spec.token) else {
+                    return Err(refuse(
+                        "no capability of the profile has the channel `token`".into(),
+                        "name it in `channels`",
+                    ));
+                };
+                secrets.token(token.kind, token.document.as_deref(), owner)
             }
             (Channel::Git, _) => {
                 let listener = match &git_socket {
@@ -98,7 +104,7 @@ pub(super) fn make_deliveries(
         }
         .map_err(|e| delivery_unavailable(&e))?;
         ends.push(empty.fd().try_clone_to_owned().map_err(|e| delivery_unavailable(&e))?);
-        deliveries.push(Delivery::Empty(empty));
+        deliveries.push(Delivery::Empty(empty, spec.token.as_ref().map(|token| token.kind)));
     }
     Ok((deliveries, ends))
 }

@@ -73,6 +73,17 @@ pub(super) struct FactsKept {
     pub landlock_missing: Vec<Feature>,
 }
 
+/// How many files a capability may be delivered as at once: of a token two versions, what comes next, and
+/// what stands beside it.
+fn files_of(capability: &Arc<Capability>) -> usize {
+    let of = |channel: &Channel| match channel {
+        Channel::File => 1,
+        Channel::Token => 4,
+        Channel::Memfd | Channel::Env | Channel::Git => 0,
+    };
+    capability.audiences.len() * capability.channels.iter().map(of).sum::<usize>()
+}
+
 impl Sandbox {
     /// Clones the child, and builds what it needs while it makes its namespaces. It goes on by itself
     /// after this has returned; what it cannot do shows on its socket.
@@ -197,9 +208,7 @@ impl Sandbox {
         let built = landlock::build(setting.landlock_abi, &places, ports.as_ref())
             .map_err(|e| refuse_error(&e, "run `sublet doctor`"))?;
         // Attached before any value is there, while the child may still attach something.
-        let file = |c: &&Arc<Capability>| c.channels.contains(&Channel::File);
-        let files: usize =
-            compiled.profile.capabilities.iter().filter(file).map(|c| c.audiences.len()).sum();
+        let files: usize = compiled.profile.capabilities.iter().map(files_of).sum();
         if files > 0 {
             let made = SecretsMount::new(files).map_err(|e| delivery_unavailable(&e))?;
             self.secrets = Some(made);

@@ -39,6 +39,14 @@ impl Launcher {
                 e.revoke(delivery as usize);
                 Ok(())
             }),
+            Order::Replace { exec, delivery } => self.replace(session, exec, delivery),
+            Order::Replaced { exec, delivery, bytes } => self.with(session, exec, |e| {
+                if let Err(e) = e.put_replacement(delivery as usize, bytes as usize) {
+                    // The version that stands there is good for a while, and the broker tries again.
+                    eprintln!("sublet: launcher: {}", compile::chain(&e));
+                }
+                Ok(())
+            }),
             Order::Kill { exec } => self.with(session, exec, |e| {
                 e.kill();
                 Ok(())
@@ -98,6 +106,22 @@ impl Launcher {
             }
             Err(refusal) => self.notify(session, &Notice::Refused { exec: number, refusal }, &[]),
         }
+    }
+
+    fn replace(
+        &mut self,
+        session: Key,
+        number: ExecNumber,
+        delivery: u32,
+    ) -> Result<(), LauncherError> {
+        let Some(key) = self.key_of(session, number) else { return Ok(()) };
+        let Some(live) = self.execs.get_mut(&key) else { return Ok(()) };
+        let (fd, refusal) = match live.exec.replace(delivery as usize) {
+            Ok(fd) => (Some(fd), None),
+            Err(refusal) => (None, Some(refusal)),
+        };
+        let fds: Vec<_> = fd.iter().map(AsFd::as_fd).collect();
+        self.notify(session, &Notice::Replacement { exec: number, delivery, refusal }, &fds)
     }
 
     /// Does something with an exec; what cannot be done ends it.

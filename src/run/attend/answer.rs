@@ -103,7 +103,7 @@ impl Attendant<'_> {
         }
         // Signals of a process go to the command; a client's exec hears of its end also while it waits here.
         let ear = matches!(self.caller, Caller::Client(_)).then_some(self.caller);
-        let resolved = value::resolve(self.ledger, self.session, ear, &lease.grant)
+        let resolved = value::resolve(self.scene, self.ledger, self.session, ear, lease)
             .and_then(value::Value::into_secret);
         let mut secret = match resolved {
             Ok(secret) => secret,
