@@ -234,7 +234,7 @@ pub struct Issuer {
 
 impl Issuer {
     /// Below it no relying party is asked in time; above it, keys would have to stay published for longer.
-    pub const TOKEN_TTL: std::ops::RangeInclusive<Span> = Span::seconds(60)..=Span::seconds(3600);
+    pub const TOKEN_TTL: std::ops::RangeInclusive<Span> = Span::seconds(10)..=Span::seconds(3600);
 
     pub fn allows(&self, capability: &CapabilityName, audience: &AudienceName) -> bool {
         self.allow.iter().any(|pattern| pattern.matches(capability, audience))

@@ -9,6 +9,7 @@
 //! - [`schema`]: JSON against the description of the API
 //! - [`broker`]: `sublet serve` for one test
 //! - [`leak`]: descriptors that a command passes out of its sandbox, and what they show later
+//! - [`venv`]: Python libraries of the tests
 //! - [`git_server`]: `git http-backend` behind a server that demands a token
 //!
 //! The tests speak to the command line only: what they hold is what a user can see.
@@ -23,6 +24,7 @@ pub mod leak;
 pub mod outcome;
 pub mod probe;
 pub mod schema;
+pub mod venv;
 pub mod world;
 
 #[allow(unused_imports)]
