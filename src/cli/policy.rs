@@ -154,6 +154,7 @@ fn granted(output: &mut Output, grant: &Grant, has_command: bool) -> Result<(), 
         Place::File { path, .. } => ("file", path.display().to_string()),
         Place::Memfd { variable } => ("memfd", variable.to_string()),
         Place::Git => ("git", String::new()),
+        Place::Ssh { variable } => ("ssh", variable.to_string()),
         Place::Token { kind } => ("token", kind.token_path().display().to_string()),
     };
     let is_judged = has_command || !grant.is_pinned();

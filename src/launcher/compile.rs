@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use super::guard::Guard;
 use super::wire::{DeliverySpec, Prepare, Refusal, RefusalKind};
-use crate::delivery::git;
+use crate::delivery::{git, ssh};
 use crate::host::{Host, HostError, KnownProfile, ProfileRef};
 use crate::model::id::RunId;
 use crate::model::name::Channel;
@@ -376,6 +376,7 @@ fn environment(prepare: &Prepare, sandbox: &Compiled) -> Result<(Vec<i32>, Vec<C
             }
             Channel::Env => handed.push(lists::ENVIRONMENT),
             Channel::Git => {}
+            Channel::Ssh => set(ssh::VARIABLE, ssh::SOCKET.as_bytes()),
             Channel::Token => {
                 let Some(token) = token else {
                     return Err(invalid("a token's delivery is not described".into(), ""));

@@ -69,8 +69,8 @@ enum Delivery {
         kill: bool,
         token: Option<Versions>,
     },
-    /// The value stays with the broker, which answers on the socket.
-    Git {
+    /// The value stays with the broker, which answers on the socket of git's helper or of an SSH agent.
+    Socket {
         expires: Option<Duration>,
         kill: bool,
     },
@@ -245,8 +245,8 @@ impl Exec {
                     let token = kind.map(|kind| Versions { kind, next: None, previous: None });
                     Delivery::Filled { filled, expires: spec.expires, kill: spec.kill, token }
                 }
-                Delivery::Git { .. } => {
-                    Delivery::Git { expires: Some(spec.expires), kill: spec.kill }
+                Delivery::Socket { .. } => {
+                    Delivery::Socket { expires: Some(spec.expires), kill: spec.kill }
                 }
                 other => other,
             };
@@ -313,7 +313,7 @@ impl Exec {
             Some(Delivery::Filled { filled, expires, .. }) if !filled.is_wiped() => {
                 *expires = until.max(*expires);
             }
-            Some(Delivery::Git { expires: Some(expires), .. }) => *expires = until.max(*expires),
+            Some(Delivery::Socket { expires: Some(expires), .. }) => *expires = until.max(*expires),
             Some(_) | None => {}
         }
     }
@@ -335,7 +335,7 @@ impl Exec {
                 wipe_previous(token);
                 *kill
             }
-            Some(Delivery::Git { kill, expires }) => {
+            Some(Delivery::Socket { kill, expires }) => {
                 *expires = None;
                 *kill
             }
@@ -363,7 +363,7 @@ impl Exec {
     fn scrubbed(&self) -> Vec<(u64, bool)> {
         let told = |delivery: &Delivery| match delivery {
             Delivery::Filled { filled, .. } => (filled.bytes(), filled.is_wiped()),
-            Delivery::Empty(..) | Delivery::Git { .. } | Delivery::Gone => (0, true),
+            Delivery::Empty(..) | Delivery::Socket { .. } | Delivery::Gone => (0, true),
         };
         self.deliveries.iter().map(told).collect()
     }
@@ -429,7 +429,7 @@ impl Exec {
     pub fn next_time(&self) -> Option<Duration> {
         let expiries = self.deliveries.iter().filter_map(|d| match d {
             Delivery::Filled { filled, expires, .. } if !filled.is_wiped() => Some(*expires),
-            Delivery::Git { expires, .. } => *expires,
+            Delivery::Socket { expires, .. } => *expires,
             _ => None,
         });
         if self.wait_status.is_some() {
@@ -446,7 +446,7 @@ impl Exec {
             .enumerate()
             .filter(|(_, d)| match d {
                 Delivery::Filled { filled, expires, .. } => !filled.is_wiped() && *expires <= now,
-                Delivery::Git { expires, .. } => expires.is_some_and(|e| e <= now),
+                Delivery::Socket { expires, .. } => expires.is_some_and(|e| e <= now),
                 _ => false,
             })
             .map(|(i, _)| i)

@@ -252,10 +252,15 @@ fn channel(
         (Some(_), _) | (None, None) => return Err(denial::channel(profile, capability, request)),
     };
     match channel {
-        Channel::Token if !policy.has_issuer => Err(denial::identity(profile, capability, request)),
-        Channel::Memfd | Channel::File | Channel::Env | Channel::Git | Channel::Token => {
-            Ok(channel)
+        Channel::Token if !policy.has_issuer => {
+            Err(denial::identity(profile, capability, request))
         }
+        Channel::Memfd
+        | Channel::File
+        | Channel::Env
+        | Channel::Git
+        | Channel::Token
+        | Channel::Ssh => Ok(channel),
     }
 }
 

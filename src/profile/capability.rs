@@ -100,6 +100,9 @@ pub struct Audience {
     pub identity: Option<Identity>,
 }
 
+/// The variable by which SSH finds its agent.
+pub const SSH_AGENT: &str = "SSH_AUTH_SOCK";
+
 /// What an audience of the `token` channel draws on that names no secret: the issuer itself. No secret of
 /// a configuration need have that name.
 pub const ISSUER: &str = "sublet.issuer";
@@ -148,6 +151,7 @@ impl Audience {
             }
             Channel::Git => Some(Place::Git),
             Channel::Token => Some(Place::Token { kind: self.identity_kind() }),
+            Channel::Ssh => Some(Place::Ssh { variable: SSH_AGENT.parse().ok()? }),
         }
     }
 }
@@ -165,15 +169,18 @@ pub enum Place {
     Git,
     /// The workload identity's own file.
     Token { kind: IdentityKind },
+    /// An agent's socket, which `variable` names.
+    Ssh { variable: VariableName },
 }
 
 impl Place {
     /// The variable that the delivery sets.
     pub fn variable(&self) -> Option<&VariableName> {
         match self {
-            Place::Env { variable } | Place::File { variable, .. } | Place::Memfd { variable } => {
-                Some(variable)
-            }
+            Place::Env { variable }
+            | Place::File { variable, .. }
+            | Place::Memfd { variable }
+            | Place::Ssh { variable } => Some(variable),
             Place::Git | Place::Token { .. } => None,
         }
     }

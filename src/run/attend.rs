@@ -69,7 +69,7 @@ struct Attendant<'a> {
     revoked: BTreeSet<u32>,
     /// The client of this exec is gone, or has broken the protocol.
     lost: bool,
-    git_uses: BTreeMap<u32, u32>,
+    uses: BTreeMap<u32, u32>,
     git_refused: u64,
     ended: Option<(Ending, Vec<(u64, bool)>)>,
     gone: bool,
@@ -128,7 +128,7 @@ pub fn attend(
         expired: BTreeSet::new(),
         revoked: BTreeSet::new(),
         lost: false,
-        git_uses: BTreeMap::new(),
+        uses: BTreeMap::new(),
         git_refused: 0,
         ended: None,
         gone: false,
@@ -352,7 +352,7 @@ impl Attendant<'_> {
             revoked: std::mem::take(&mut self.revoked),
             redacted: self.outputs.iter().map(Output::masked).sum(),
             unmasked: self.unmasked,
-            git_uses: std::mem::take(&mut self.git_uses),
+            uses: std::mem::take(&mut self.uses),
             gone: self.gone,
         }
     }

@@ -79,7 +79,7 @@ fn files_of(capability: &Arc<Capability>) -> usize {
     let of = |channel: &Channel| match channel {
         Channel::File => 1,
         Channel::Token => 4,
-        Channel::Memfd | Channel::Env | Channel::Git => 0,
+        Channel::Memfd | Channel::Env | Channel::Git | Channel::Ssh => 0,
     };
     capability.audiences.len() * capability.channels.iter().map(of).sum::<usize>()
 }

@@ -87,7 +87,7 @@ impl Attendant<'_> {
             return Ok(Err(format!("lease_not_active: lease {id} was revoked")));
         }
         match self.ledger.take(self.scene, lease) {
-            Ok(Ok(())) => *self.git_uses.entry(index as u32).or_default() += 1,
+            Ok(Ok(())) => *self.uses.entry(index as u32).or_default() += 1,
             Ok(Err(refused)) => {
                 let name = match refused {
                     UseRefused::Exhausted => "uses_exhausted",

@@ -151,14 +151,16 @@ fn deny_use(
     Ok(Err(why))
 }
 
-/// One use of each, which each has: it was looked at in this transaction. On `git` a use is one `get`.
+/// One use of each, which each has: it was looked at in this transaction. On `git` a use is one `get`, on `ssh` one
+/// signature.
 fn take_uses(
     tx: &mut Tx<'_>,
     scene: &Scene,
     who: Who<'_>,
     leased: &[Leased],
 ) -> Result<(), StoreError> {
-    for lease in leased.iter().filter(|lease| lease.record.channel != Channel::Git) {
+    let at_start = |lease: &&Leased| !matches!(lease.record.channel, Channel::Git | Channel::Ssh);
+    for lease in leased.iter().filter(at_start) {
         if let Err(refused) = entries::take_use(tx, who, &scene.exec_id, &lease.record)? {
             // Nothing of the transaction stays.
             let what = format!("a use of lease {}: {refused}", lease.record.lease_id);
