@@ -15,6 +15,7 @@ mod identity;
 pub mod ledger;
 pub mod mailbox;
 mod scene;
+mod ssh;
 mod value;
 
 use std::sync::Arc;

@@ -278,6 +278,36 @@ pub struct JwtSource {
     pub claims: BTreeMap<String, String>,
 }
 
+/// What certificates of an `ssh-ca` source are like.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SshCa {
+    /// The secret that holds the CA's private key.
+    pub ca: SecretName,
+    /// Never empty.
+    pub principals: Vec<String>,
+    pub force_command: Option<String>,
+    pub source_address: Option<String>,
+    pub extensions: Vec<String>,
+    pub validity: Span,
+    /// Servers' public keys, decoded: logins to others are not signed. Empty: any server's.
+    pub host_keys: Vec<Vec<u8>>,
+}
+
+impl SshCa {
+    pub const DEFAULT_VALIDITY: Span = Span::seconds(300);
+    /// A certificate cannot be taken back: it lives for minutes.
+    pub const VALIDITY: std::ops::RangeInclusive<Span> = Span::seconds(10)..=Span::seconds(3600);
+    /// Of `ssh-keygen -O`, those that grant something.
+    pub const EXTENSIONS: [&str; 6] = [
+        "no-touch-required",
+        "permit-X11-forwarding",
+        "permit-agent-forwarding",
+        "permit-port-forwarding",
+        "permit-pty",
+        "permit-user-rc",
+    ];
+}
+
 /// How long a token of a `jwt` source lives, unless it says otherwise.
 pub const JWT_TTL: Span = Span::seconds(60);
 
@@ -306,6 +336,8 @@ pub enum SecretSource {
     Command { command: Vec<String>, timeout: Span },
     /// Minted by this host's own issuer.
     Jwt(JwtSource),
+    /// A key pair and a certificate for it, made by the broker with a CA's key.
+    SshCa(SshCa),
 }
 
 #[cfg(test)]

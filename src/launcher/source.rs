@@ -58,8 +58,8 @@ pub fn open(config: &HostConfig, secret: &SecretName) -> Result<Opened, Refusal>
             "it lies in the vault".into(),
             "the broker opens the vault by itself",
         )),
-        SecretSource::Jwt(_) => {
-            Err(refusal(secret, "the issuer mints it".into(), "the broker signs by itself"))
+        SecretSource::Jwt(_) | SecretSource::SshCa(_) => {
+            Err(refusal(secret, "the broker makes it".into(), "the broker signs by itself"))
         }
         SecretSource::File { path } => open_file(secret, path),
         SecretSource::Command { command, timeout } => {

@@ -292,6 +292,9 @@ fn source(
             Some(SecretSource::Jwt(_)) if !has_issuer => {
                 Err(denial::identity(profile, capability, request))
             }
+            Some(source) if matches!(source, SecretSource::SshCa(_)) != (channel == Channel::Ssh) => {
+                Err(denial::ssh(capability, audience, channel, request))
+            }
             Some(source) => Ok(source.clone()),
             None => Err(denial::secret_unknown(config, request, audience)),
         };

@@ -318,6 +318,26 @@ pub(super) fn secret_not_allowed(
     )
 }
 
+/// An SSH identity and the channel `ssh` are for each other alone.
+pub(super) fn ssh(
+    capability: &Capability,
+    audience: &Audience,
+    channel: Channel,
+    request: &Request,
+) -> Denial {
+    let (message, hint) = match channel {
+        Channel::Ssh => (
+            format!("channel `ssh` needs a secret of source `ssh-ca`, and `{}` is another", audience.secret),
+            format!("give capability `{}` such a secret, or another channel", capability.name),
+        ),
+        _ => (
+            format!("`{}` is of source `ssh-ca`, which no channel but `ssh` delivers", audience.secret),
+            format!("name `ssh` in `channels` of capability `{}`", capability.name),
+        ),
+    };
+    denial(request, DenyReason::ChannelMismatch, message, hint)
+}
+
 pub(super) fn issuer_not_allowed(config: &HostConfig, request: &Request) -> Denial {
     let allowed: Vec<_> = config.issuer.allow.iter().map(|p| p.to_string()).collect();
     let asked = request.asked();

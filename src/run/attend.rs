@@ -2,6 +2,7 @@
 //! of the launcher heard. One loop, one poll, no thread.
 #![forbid(unsafe_code)]
 
+mod agent;
 mod answer;
 mod exited;
 mod leases;
@@ -27,6 +28,8 @@ use super::entries::Leased;
 use super::error::RunError;
 use super::ledger::Ledger;
 use super::scene::{EXEC, Scene};
+use super::ssh::SshIdentity;
+use crate::delivery::ssh;
 use crate::launcher::client::Session;
 use crate::launcher::wire::{Ending, Notice, Order};
 use crate::model::report::Posture;
@@ -56,6 +59,10 @@ struct Attendant<'a> {
     input: Option<Input<'a>>,
     outputs: Vec<Output<'a>>,
     git: Option<UnixListener>,
+    ssh: Option<UnixListener>,
+    ssh_clients: Vec<ssh::Connection>,
+    /// By lease.
+    identities: BTreeMap<usize, SshIdentity>,
     /// What this exec was given, for the mask.
     given: Vec<Given>,
     unmasked: u64,
@@ -70,7 +77,7 @@ struct Attendant<'a> {
     /// The client of this exec is gone, or has broken the protocol.
     lost: bool,
     uses: BTreeMap<u32, u32>,
-    git_refused: u64,
+    refused: u64,
     ended: Option<(Ending, Vec<(u64, bool)>)>,
     gone: bool,
 }
@@ -85,7 +92,7 @@ pub fn attend(
     delivered: Delivered,
     watch: &mut Stopwatch,
 ) -> Result<Exited, RunError> {
-    let Delivered { mut streams, deliveries, tokens, masked, uid } = delivered;
+    let Delivered { mut streams, deliveries, tokens, identities, masked, uid } = delivered;
     let parent = caller.parent();
     let caller: &Caller = caller;
     let (mut input, mut outputs) = (None, Vec::new());
@@ -100,11 +107,12 @@ pub fn attend(
             outputs.push(output(caller, err, Kind::Stderr)?);
         }
     }
-    let git = deliveries.iter().find_map(|d| match d {
-        Delivery::Git(listener) => Some(listener.try_clone()),
-        Delivery::Held(_) => None,
-    });
-    let git = git.transpose().map_err(RunError::Relay)?.map(UnixListener::from);
+    let listener = |of: fn(&Delivery) -> Option<&OwnedFd>| {
+        let listener = deliveries.iter().find_map(of).map(OwnedFd::try_clone).transpose();
+        listener.map(|fd| fd.map(UnixListener::from)).map_err(RunError::Relay)
+    };
+    let git = listener(|d| if let Delivery::Git(fd) = d { Some(fd) } else { None })?;
+    let ssh = listener(|d| if let Delivery::Ssh(fd) = d { Some(fd) } else { None })?;
     let mut attendant = Attendant {
         scene,
         ledger,
@@ -117,6 +125,9 @@ pub fn attend(
         input,
         outputs,
         git,
+        ssh,
+        ssh_clients: Vec::new(),
+        identities,
         given: masked.into_iter().map(|secret| Given { secret, redact: true }).collect(),
         unmasked: 0,
         raw_mode: None,
@@ -129,7 +140,7 @@ pub fn attend(
         revoked: BTreeSet::new(),
         lost: false,
         uses: BTreeMap::new(),
-        git_refused: 0,
+        refused: 0,
         ended: None,
         gone: false,
     };
@@ -183,6 +194,8 @@ impl Attendant<'_> {
                 }
                 Woken::Client => self.listen()?,
                 Woken::Git => self.answer_git()?,
+                Woken::Ssh => self.accept_ssh()?,
+                Woken::SshClient(which) => self.answer_ssh(which)?,
                 Woken::Streams => {}
             }
         }
@@ -210,6 +223,13 @@ impl Attendant<'_> {
         }
         if let Some(git) = &self.git {
             watched.push((git.as_fd(), PollFlags::IN, Of::Woken(Woken::Git)));
+        }
+        // At most so many are spoken with; the next waits.
+        if let Some(ssh) = self.ssh.as_ref().filter(|_| self.ssh_clients.len() < ssh::MOST) {
+            watched.push((ssh.as_fd(), PollFlags::IN, Of::Woken(Woken::Ssh)));
+        }
+        for (which, client) in self.ssh_clients.iter().enumerate() {
+            watched.push((client.fd(), PollFlags::IN, Of::Woken(Woken::SshClient(which))));
         }
         if let Some((fd, flags)) = self.input.as_ref().and_then(Input::interest) {
             watched.push((fd, flags, Of::Input));
@@ -322,6 +342,10 @@ impl Attendant<'_> {
     fn end(&mut self, ending: Ending, deliveries: Vec<(u64, bool)>) {
         (0..self.deliveries.len()).for_each(|index| self.wipe(index));
         self.git = None;
+        // Private keys with them.
+        self.ssh = None;
+        self.ssh_clients.clear();
+        self.identities.clear();
         self.input = None;
         self.ended = Some((ending, deliveries));
     }
@@ -372,6 +396,8 @@ enum Woken {
     Parent,
     Client,
     Git,
+    Ssh,
+    SshClient(usize),
     Streams,
 }
 

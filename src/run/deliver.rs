@@ -1,7 +1,7 @@
 //! Filling the containers that the launcher made, and saying so.
 #![forbid(unsafe_code)]
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;
 
 use super::attend::Token;
@@ -10,6 +10,7 @@ use super::entries::Leased;
 use super::error::RunError;
 use super::ledger::Ledger;
 use super::scene::{EXEC, Scene};
+use super::ssh::SshIdentity;
 use super::value::{self, Value};
 use crate::delivery::fill::{self, Content, Held};
 use crate::launcher::client::Session;
@@ -34,6 +35,8 @@ pub enum Delivery {
     Held(Held),
     /// Answered on this socket, one `get` a use.
     Git(OwnedFd),
+    /// An agent's socket, one signature a use.
+    Ssh(OwnedFd),
 }
 
 /// Every value is where only the exec can reach it.
@@ -41,6 +44,8 @@ pub struct Delivered {
     pub streams: Vec<OwnedFd>,
     pub deliveries: Vec<Delivery>,
     pub tokens: Vec<Token>,
+    /// By lease: what the agent's socket is answered with.
+    pub identities: BTreeMap<usize, SshIdentity>,
     /// What is masked in the output. A copy of its own: the containers are wiped as soon as the command
     /// has ended, and its last words are still on their way then.
     pub masked: Vec<Secret>,
@@ -100,12 +105,18 @@ pub fn fill(
         _ => None,
     };
     let tokens = values.iter().enumerate().filter_map(token).collect();
+    let mut identities = BTreeMap::new();
     let deliveries: Vec<Delivery> = leased
         .iter()
         .zip(values)
         .zip(containers)
-        .map(|((lease, value), container)| match (value, lease.grant.place()) {
+        .enumerate()
+        .map(|(index, ((lease, value), container))| match (value, lease.grant.place()) {
             (None, _) => Ok(Delivery::Git(container)),
+            (Some(Value::Ssh(identity)), _) => {
+                identities.insert(index, identity);
+                Ok(Delivery::Ssh(container))
+            }
             (Some(value), Place::Env { variable }) => {
                 fill_environment(container, variable.as_str(), &value).map(Delivery::Held)
             }
@@ -116,7 +127,7 @@ pub fn fill(
         })
         .collect::<Result<_, _>>()?;
     let masked = masked(leased, &deliveries)?;
-    Ok(Delivered { streams, deliveries, tokens, masked, uid })
+    Ok(Delivered { streams, deliveries, tokens, identities, masked, uid })
 }
 
 fn masked(leased: &[Leased], deliveries: &[Delivery]) -> Result<Vec<Secret>, RunError> {
@@ -189,7 +200,7 @@ impl Delivered {
             .map(|(lease, delivery)| FilledSpec {
                 bytes: match delivery {
                     Delivery::Held(held) => held.len() as u32,
-                    Delivery::Git(_) => 0,
+                    Delivery::Git(_) | Delivery::Ssh(_) => 0,
                 },
                 expires: lease.record.expires_boot,
                 kill: lease.grant.on_revoke() == OnRevoke::Kill,

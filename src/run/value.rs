@@ -14,6 +14,7 @@ use super::error::RunError;
 use super::identity::{self, Minted};
 use super::ledger::Ledger;
 use super::scene::Scene;
+use super::ssh::{self, SshIdentity};
 use crate::config::SecretSource;
 use crate::launcher::client::Session;
 use crate::launcher::wire::{Notice, Order, Refusal, RefusalKind};
@@ -36,6 +37,8 @@ pub enum Value {
     Plain(Secret),
     /// Of this host's own issuer, which may be replaced while its exec lives.
     Token(Minted),
+    /// Never delivered itself: what is signed with it is.
+    Ssh(SshIdentity),
 }
 
 impl Value {
@@ -44,6 +47,7 @@ impl Value {
             Value::Sealed { len, .. } => *len,
             Value::Plain(secret) => secret.len(),
             Value::Token(minted) => minted.token.len(),
+            Value::Ssh(_) => 0,
         }
     }
 
@@ -63,6 +67,7 @@ impl Value {
                 out.copy_from_slice(minted.token.expose());
                 Ok(())
             }
+            Value::Ssh(_) => Err(no_value()),
         }
     }
 
@@ -71,6 +76,7 @@ impl Value {
         match self {
             Value::Plain(secret) => Ok(secret),
             Value::Token(minted) => Ok(minted.token),
+            Value::Ssh(_) => Err(no_value()),
             sealed @ Value::Sealed { .. } => {
                 let mut secret = Secret::zeroed(sealed.len()).map_err(RunError::Delivery)?;
                 sealed.write_to(secret.expose_mut())?;
@@ -80,7 +86,7 @@ impl Value {
     }
 }
 
-fn unavailable(name: &SecretName, why: String, hint: &str) -> RunError {
+pub fn unavailable(name: &SecretName, why: &str, hint: &str) -> RunError {
     RunError::Refused(Refusal {
         kind: RefusalKind::SourceUnavailable,
         message: format!("the source of secret `{name}` is not available: {why}"),
@@ -113,10 +119,14 @@ pub fn resolve(
             let minted = identity::mint(scene, lease, jwt, &now)?;
             Ok(Value::Token(minted))
         }
+        SecretSource::SshCa(source) => {
+            let now = crate::host::now().map_err(RunError::Clock)?;
+            ssh::issue(ledger, scene, session, lease, source, &now).map(Value::Ssh)
+        }
         SecretSource::Vault => {
             let Some(secret) = ledger.sealed(name)? else {
                 let hint = format!("set it: `sublet secret set {name}`");
-                return Err(unavailable(name, "no value was ever set".to_owned(), &hint));
+                return Err(unavailable(name, "no value was ever set", &hint));
             };
             let key = ledger.vault_key().map_err(unavailable_vault)?;
             let len = vault::plaintext_len(name, &secret.sealed).map_err(unavailable_vault)?;
@@ -127,6 +137,33 @@ pub fn resolve(
             let printed = read(session, caller, name)?;
             parse(name, printed).map(Value::Plain)
         }
+    }
+}
+
+/// The decision lets an SSH identity go to an agent's socket alone.
+fn no_value() -> RunError {
+    RunError::Delivery(io::ErrorKind::Unsupported.into())
+}
+
+/// A secret that another source proves itself with: of the vault, or of a file.
+pub fn credential(
+    ledger: &Ledger,
+    session: &Session,
+    name: &SecretName,
+    source: &SecretSource,
+) -> Result<Secret, RunError> {
+    match source {
+        SecretSource::Vault => {
+            let Some(secret) = ledger.sealed(name)? else {
+                let hint = format!("set it: `sublet secret set {name}`");
+                return Err(unavailable(name, "no value was ever set", &hint));
+            };
+            let key = ledger.vault_key().map_err(unavailable_vault)?;
+            let len = vault::plaintext_len(name, &secret.sealed).map_err(unavailable_vault)?;
+            Value::Sealed { key, secret, len }.into_secret()
+        }
+        SecretSource::File { .. } => read(session, None, name),
+        _ => Err(unavailable(name, "its source cannot prove another", "use `vault` or `file`")),
     }
 }
 
@@ -155,10 +192,10 @@ fn read(session: &Session, caller: Option<&Caller>, name: &SecretName) -> Result
     read.map_err(|e| match e.kind() {
         io::ErrorKind::FileTooLarge => unavailable(
             name,
-            format!("it is larger than {MAX_VALUE} bytes"),
+            &format!("it is larger than {MAX_VALUE} bytes"),
             "lease something smaller",
         ),
-        _ => unavailable(name, e.to_string(), "check the source"),
+        _ => unavailable(name, &e.to_string(), "check the source"),
     })
 }
 
@@ -205,7 +242,7 @@ fn parse(name: &SecretName, printed: Secret) -> Result<Secret, RunError> {
     let refuse = |why: &str| {
         unavailable(
             name,
-            format!("its command printed {why}"),
+            &format!("its command printed {why}"),
             "it must print {\"value\": \"…\"} or the AWS credential_process object",
         )
     };

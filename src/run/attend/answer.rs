@@ -48,8 +48,8 @@ impl Attendant<'_> {
                 },
             },
         };
-        self.git_refused += 1;
-        if self.git_refused <= TOLD_REFUSALS {
+        self.refused += 1;
+        if self.refused <= TOLD_REFUSALS {
             let index = asked.request.as_ref().ok().and_then(|r| self.lease_for(r));
             let lease = index.map(|index| &self.leased[index]);
             self.ledger.refuse_git(self.scene, lease, &why)?;

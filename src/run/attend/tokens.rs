@@ -62,7 +62,7 @@ impl Attendant<'_> {
         self.tokens.iter().filter(is_due).map(|token| token.due).min()
     }
 
-    fn is_over(&self, index: usize) -> bool {
+    pub(super) fn is_over(&self, index: usize) -> bool {
         let delivery = index as u32;
         self.ended.is_some()
             || self.expired.contains(&delivery)
@@ -138,7 +138,7 @@ impl Attendant<'_> {
         let token = &mut self.tokens[which];
         token.previous = match previous {
             Delivery::Held(previous) => Some(previous),
-            Delivery::Git(_) => None,
+            Delivery::Git(_) | Delivery::Ssh(_) => None,
         };
         (token.expires, token.due) = (minted.expires, minted.replace_at());
         Ok(self.session.order(&Order::Replaced { exec: EXEC, delivery, bytes })?)
