@@ -27,6 +27,7 @@ pub mod envelope;
 pub mod host;
 pub mod launcher;
 pub mod lease;
+pub mod minter;
 pub mod model;
 pub mod policy;
 pub mod profile;

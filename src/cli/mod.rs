@@ -9,6 +9,7 @@
 //! - [`doctor`], [`init`]: what this machine can enforce; a first configuration
 //! - [`verify_envelope`]: `lease verify`
 //! - [`git_credential`]: what git calls inside an exec
+//! - [`mint`]: what the launcher calls for sources that mint
 //! - [`completions`], [`man`]: made from the definitions here
 #![forbid(unsafe_code)]
 
@@ -24,6 +25,7 @@ pub mod init;
 pub mod lease;
 pub mod load;
 pub mod man;
+pub mod mint;
 pub mod output;
 pub mod policy;
 pub mod principal;
@@ -111,6 +113,9 @@ pub enum Command {
     /// Answer git inside an exec with a git lease (git calls this itself)
     #[command(hide = true)]
     GitCredential(git_credential::GitCredentialArgs),
+    /// Ask a source for a fresh value (the launcher calls this itself)
+    #[command(hide = true)]
+    Mint,
     /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),
     /// Print a manual page, or write all of them
@@ -202,6 +207,7 @@ fn dispatch(cli: Cli) -> Answer {
         Command::Audit(args) => audit::execute(globals, &args),
         Command::Doctor(args) => doctor::execute(globals, &args),
         Command::GitCredential(args) => git_credential::execute(globals, &args),
+        Command::Mint => mint::execute(),
         Command::Completions(args) => completions::execute(globals, &args),
         Command::Man(args) => man::execute(globals, &args),
     }

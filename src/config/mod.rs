@@ -3,15 +3,18 @@
 //! nothing is read or looked up here. Also the room of [`place`], where TOML errors get line and column.
 //!
 //! - [`allow`]: which capability and audience may draw on a secret
+//! - [`source`]: where a value comes from, one file a kind
 //! - [`place`]: line, column and excerpt of an error
 #![forbid(unsafe_code)]
 
 pub mod allow;
 mod parse;
 pub mod place;
+pub mod source;
 
 pub use allow::{AllowPattern, InvalidAllow};
 pub use place::Located;
+pub use source::{MintKind, Minted, SOURCE_TIMEOUT, SecretSource, Settings};
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -25,9 +28,6 @@ use crate::model::name::{AudienceName, CapabilityName, IdentityName, Permission,
 
 /// What `sublet init` writes. All of it is commented out, so that it says the defaults.
 pub const STARTER: &str = include_str!("starter.toml");
-
-/// How long a `command` source may take, unless it says otherwise.
-pub const SOURCE_TIMEOUT: Span = Span::seconds(10);
 
 /// `sublet.toml`, with defaults for what it does not say.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -224,7 +224,7 @@ impl Default for Leases {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SecretEntry {
     pub source: SecretSource,
-    /// Never empty.
+    /// Empty only for what other secrets alone draw on.
     pub allow: Vec<AllowPattern>,
 }
 
@@ -232,17 +232,6 @@ impl SecretEntry {
     pub fn allows(&self, capability: &CapabilityName, audience: &AudienceName) -> bool {
         self.allow.iter().any(|pattern| pattern.matches(capability, audience))
     }
-}
-
-/// Where a value comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SecretSource {
-    /// Set once with `sublet secret set`.
-    Vault,
-    /// Absolute.
-    File { path: PathBuf },
-    /// `command[0]` is an absolute path; no shell is involved.
-    Command { command: Vec<String>, timeout: Span },
 }
 
 #[cfg(test)]
