@@ -28,6 +28,7 @@ pub mod host;
 pub mod identity;
 pub mod launcher;
 pub mod lease;
+pub mod minter;
 pub mod model;
 pub mod policy;
 pub mod profile;

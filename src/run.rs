@@ -14,7 +14,10 @@ mod explained;
 mod identity;
 pub mod ledger;
 pub mod mailbox;
+pub mod mint;
+mod printed;
 mod scene;
+mod sources;
 mod ssh;
 mod value;
 
@@ -31,6 +34,7 @@ pub use explained::{Explained, LeaseVerdict, explain};
 pub use scene::{Asked, AskedOfRun};
 
 use caller::Caller;
+use entries::Leased;
 use ledger::Ledger;
 use scene::Scene;
 
@@ -102,13 +106,28 @@ fn tell(
     watch.lap(|t| &mut t.decide);
 
     // Decided and durable before any value moves: granted, and the use taken.
-    let mut leased = ledger.grant(scene)?;
+    let leased = ledger.grant(scene)?;
     ledger.keep_head(session)?;
     caller.accepted();
     watch.lap(|t| &mut t.record);
 
+    let told = perform(scene, session, caller, &mut ledger, leased, watch);
+    // Whatever became of it: what was minted for it ends with it.
+    mint::end_all(&mut ledger, scene, session);
+    told
+}
+
+/// From the grant to the scrub.
+fn perform(
+    scene: &Scene,
+    session: &Session,
+    caller: &mut Caller,
+    ledger: &mut Ledger,
+    mut leased: Vec<Leased>,
+    watch: &mut Stopwatch,
+) -> Result<Outcome, RunError> {
     let prepared = deliver::prepared(session).map_err(|e| ledger.abandon(scene, &leased, e))?;
-    let values = deliver::resolve(scene, &ledger, session, caller, &leased)
+    let values = deliver::resolve(ledger, scene, session, caller, &mut leased)
         .map_err(|e| ledger.abandon(scene, &leased, e))?;
     watch.lap(|t| &mut t.resolve);
 
@@ -121,8 +140,7 @@ fn tell(
     watch.lap(|t| &mut t.deliver);
 
     ledger.tidy();
-    let attended =
-        attend::attend(scene, &mut ledger, session, caller, &mut leased, delivered, watch);
+    let attended = attend::attend(scene, ledger, session, caller, &mut leased, delivered, watch);
     let mut exited = attended.map_err(|e| ledger.abandon(scene, &leased, e))?;
     watch.lap(|t| &mut t.run);
 

@@ -282,13 +282,13 @@ fn rotation_overlaps_and_the_old_key_verifies_meanwhile() {
 fn a_jwt_source_says_what_the_lease_is_good_for() {
     for world in World::each() {
         let pair = "test.use@svc.test";
-        let config = |more: &str| {
-            format!("[secrets.s]\nsource = \"jwt\"\nallow = [\"{pair}\"]\n{more}\n")
-        };
+        let config =
+            |more: &str| format!("[secrets.s]\nsource = \"jwt\"\nallow = [\"{pair}\"]\n{more}\n");
         world.configure(&config("audience = \"https://svc.test\"\nclaims = { team = \"x\" }"));
         let constraints = "constraints = { action = \"push\", resource = \"acme/insights\", \
                            branch = \"main\", type = \"git\" }";
-        let profile = world.profile("jwt", &support::world::leasing_profile("default", constraints));
+        let profile =
+            world.profile("jwt", &support::world::leasing_profile("default", constraints));
         let script = "printf %s \"$TOKEN\" > token.txt";
         world.leased_sh(&profile, &["env"], script).denied("identity_not_configured");
         world.call(&["issuer", "init", "--url", ISSUER]).ok();
@@ -296,7 +296,10 @@ fn a_jwt_source_says_what_the_lease_is_good_for() {
         let token = fs::read_to_string(world.workspace.join("token.txt")).unwrap();
         let claims = verified(&world, &token, ISSUER, "https://svc.test")["claims"].clone();
         assert_eq!(claims["jti"], outcome.report()["leases"][0]["lease_id"]);
-        assert_eq!((&claims["action"], &claims["resource"]), (&json!("push"), &json!("acme/insights")));
+        assert_eq!(
+            (&claims["action"], &claims["resource"]),
+            (&json!("push"), &json!("acme/insights"))
+        );
         assert_eq!(
             claims["authorization_details"],
             json!([{
@@ -311,7 +314,9 @@ fn a_jwt_source_says_what_the_lease_is_good_for() {
         let printed = world.leased_sh(&profile, &["file"], "cat $TOKEN_FILE").ok();
         assert!(!printed.out().contains("eyJ"), "{printed}");
         // No configuration speaks for sublet.
-        for bad in ["claims = { sub = \"root\" }", "ttl = \"2h\"", "audience = \"a b\"", "path = \"/x\""] {
+        for bad in
+            ["claims = { sub = \"root\" }", "ttl = \"2h\"", "audience = \"a b\"", "path = \"/x\""]
+        {
             world.configure(&config(bad));
             let refused = world.leased_sh(&profile, &["env"], "true").exits(125);
             assert!(refused.err().contains(":4:"), "line and column\n{refused}");
@@ -385,7 +390,13 @@ impl Endpoint {
 
 /// A client library, leased, on the host's network: it gets its cloud's token; without the lease, and at
 /// an endpoint for another audience, it does not.
-fn cloud(world: &World, script: &str, audience: &str, identity: impl Fn(&str) -> String, prints: &str) {
+fn cloud(
+    world: &World,
+    script: &str,
+    audience: &str,
+    identity: impl Fn(&str) -> String,
+    prints: &str,
+) {
     let (_serve, issuer) = serving(world, "");
     for (expected, is_ours) in [(audience, true), ("api://somebody.else", false)] {
         let endpoint = endpoint(world, &issuer, expected);
@@ -404,7 +415,8 @@ fn cloud(world: &World, script: &str, audience: &str, identity: impl Fn(&str) ->
         let python = format!("{venv}/bin/python");
         let code = code.to_str().unwrap().to_owned();
         let run = |lease: &[&str]| {
-            let args = [&["--profile", &profile][..], lease, &["--", &python, "-B", &code]].concat();
+            let args =
+                [&["--profile", &profile][..], lease, &["--", &python, "-B", &code]].concat();
             world.run(&args)
         };
         let outcome = run(&["--lease=cloud.use@cloud.test"]);
@@ -436,7 +448,13 @@ fn azure_identity_trades_the_token() {
                  authority_host = \"{url}\" }}"
             )
         };
-        cloud(&world, "azure_client.py", "api://AzureADTokenExchange", identity, "cloud-access-token");
+        cloud(
+            &world,
+            "azure_client.py",
+            "api://AzureADTokenExchange",
+            identity,
+            "cloud-access-token",
+        );
     }
 }
 
@@ -444,7 +462,8 @@ fn azure_identity_trades_the_token() {
 fn boto3_trades_the_token() {
     let world = World::host();
     let identity = |_: &str| {
-        "identity = { kind = \"aws\", role_arn = \"arn:aws:iam::123456789012:role/agents\" }".to_owned()
+        "identity = { kind = \"aws\", role_arn = \"arn:aws:iam::123456789012:role/agents\" }"
+            .to_owned()
     };
     cloud(&world, "aws_client.py", "sts.amazonaws.com", identity, "ASIAFRESHFRESHFRESH1");
 }
@@ -452,9 +471,12 @@ fn boto3_trades_the_token() {
 #[test]
 fn google_auth_trades_the_token() {
     let world = World::host();
-    let provider = "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/providers/q";
+    let provider =
+        "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/providers/q";
     let identity = |url: &str| {
-        format!("identity = {{ kind = \"gcp\", provider = \"{provider}\", token_url = \"{url}/v1/token\" }}")
+        format!(
+            "identity = {{ kind = \"gcp\", provider = \"{provider}\", token_url = \"{url}/v1/token\" }}"
+        )
     };
     cloud(&world, "gcp_client.py", &format!("https:{provider}"), identity, "cloud-access-token");
 }
@@ -490,7 +512,10 @@ fn what_serves_the_documents_can_do_nothing_else_and_is_not_held_up() {
         assert_eq!((field("NoNewPrivs:"), field("CapEff:")), ("1".into(), "0".repeat(16)));
         let open = fs::read_dir(format!("/proc/{}/fd", speaker.pid)).unwrap();
         let open = open.flatten().filter_map(|fd| fs::read_link(fd.path()).ok());
-        assert!(!open.into_iter().any(|to| to.starts_with(world.state())), "it holds a file of the state");
+        assert!(
+            !open.into_iter().any(|to| to.starts_with(world.state())),
+            "it holds a file of the state"
+        );
 
         // More idle clients than it serves at once.
         let idle: Vec<TcpStream> = (0..80)
@@ -505,7 +530,9 @@ fn what_serves_the_documents_can_do_nothing_else_and_is_not_held_up() {
             get(&url, jwks).is_ok_and(|answer| answer.matches("\"kid\"").count() == 2)
         });
         drop(serve);
-        eventually("both are gone", || TcpStream::connect(url.trim_start_matches("http://")).is_err());
+        eventually("both are gone", || {
+            TcpStream::connect(url.trim_start_matches("http://")).is_err()
+        });
     }
 }
 

@@ -10,6 +10,7 @@
 //! - [`verify_envelope`]: `lease verify`
 //! - [`issuer`]: the workload identity of this host
 //! - [`git_credential`]: what git calls inside an exec
+//! - [`mint`]: what the launcher calls for sources that mint
 //! - [`completions`], [`man`]: made from the definitions here
 #![forbid(unsafe_code)]
 
@@ -26,6 +27,7 @@ pub mod issuer;
 pub mod lease;
 pub mod load;
 pub mod man;
+pub mod mint;
 pub mod output;
 pub mod policy;
 pub mod principal;
@@ -115,6 +117,9 @@ pub enum Command {
     /// Answer git inside an exec with a git lease (git calls this itself)
     #[command(hide = true)]
     GitCredential(git_credential::GitCredentialArgs),
+    /// Ask a source for a fresh value (the launcher calls this itself)
+    #[command(hide = true)]
+    Mint,
     /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),
     /// Print a manual page, or write all of them
@@ -207,6 +212,7 @@ fn dispatch(cli: Cli) -> Answer {
         Command::Issuer(args) => issuer::execute(globals, &args),
         Command::Doctor(args) => doctor::execute(globals, &args),
         Command::GitCredential(args) => git_credential::execute(globals, &args),
+        Command::Mint => mint::execute(),
         Command::Completions(args) => completions::execute(globals, &args),
         Command::Man(args) => man::execute(globals, &args),
     }

@@ -3,15 +3,18 @@
 //! nothing is read or looked up here. Also the room of [`place`], where TOML errors get line and column.
 //!
 //! - [`allow`]: which capability and audience may draw on a secret
+//! - [`source`]: where a value comes from, one file a kind
 //! - [`place`]: line, column and excerpt of an error
 #![forbid(unsafe_code)]
 
 pub mod allow;
 mod parse;
 pub mod place;
+pub mod source;
 
 pub use allow::{AllowPattern, InvalidAllow};
 pub use place::Located;
+pub use source::{Jwt, MintKind, Minted, SOURCE_TIMEOUT, SecretSource, Settings, SshCa};
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -25,9 +28,6 @@ use crate::model::name::{AudienceName, CapabilityName, IdentityName, Permission,
 
 /// What `sublet init` writes. All of it is commented out, so that it says the defaults.
 pub const STARTER: &str = include_str!("starter.toml");
-
-/// How long a `command` source may take, unless it says otherwise.
-pub const SOURCE_TIMEOUT: Span = Span::seconds(10);
 
 /// `sublet.toml`, with defaults for what it does not say.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -251,71 +251,11 @@ impl Default for Issuer {
     }
 }
 
-/// Claims that sublet sets itself: a configured one would speak for it.
-pub const OWN_CLAIMS: [&str; 13] = [
-    "iss",
-    "sub",
-    "aud",
-    "exp",
-    "nbf",
-    "iat",
-    "jti",
-    "act",
-    "action",
-    "resource",
-    "authorization_details",
-    "sublet",
-    "cnf",
-];
-
-/// What tokens of a `jwt` source are like.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct JwtSource {
-    /// Nothing: the lease's own audience.
-    pub audience: Option<String>,
-    pub ttl: Span,
-    /// Further claims, all of them texts.
-    pub claims: BTreeMap<String, String>,
-}
-
-/// What certificates of an `ssh-ca` source are like.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SshCa {
-    /// The secret that holds the CA's private key.
-    pub ca: SecretName,
-    /// Never empty.
-    pub principals: Vec<String>,
-    pub force_command: Option<String>,
-    pub source_address: Option<String>,
-    pub extensions: Vec<String>,
-    pub validity: Span,
-    /// Servers' public keys, decoded: logins to others are not signed. Empty: any server's.
-    pub host_keys: Vec<Vec<u8>>,
-}
-
-impl SshCa {
-    pub const DEFAULT_VALIDITY: Span = Span::seconds(300);
-    /// A certificate cannot be taken back: it lives for minutes.
-    pub const VALIDITY: std::ops::RangeInclusive<Span> = Span::seconds(10)..=Span::seconds(3600);
-    /// Of `ssh-keygen -O`, those that grant something.
-    pub const EXTENSIONS: [&str; 6] = [
-        "no-touch-required",
-        "permit-X11-forwarding",
-        "permit-agent-forwarding",
-        "permit-port-forwarding",
-        "permit-pty",
-        "permit-user-rc",
-    ];
-}
-
-/// How long a token of a `jwt` source lives, unless it says otherwise.
-pub const JWT_TTL: Span = Span::seconds(60);
-
 /// One `[secrets.NAME]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SecretEntry {
     pub source: SecretSource,
-    /// Never empty.
+    /// Empty only for what other secrets alone draw on.
     pub allow: Vec<AllowPattern>,
 }
 
@@ -323,21 +263,6 @@ impl SecretEntry {
     pub fn allows(&self, capability: &CapabilityName, audience: &AudienceName) -> bool {
         self.allow.iter().any(|pattern| pattern.matches(capability, audience))
     }
-}
-
-/// Where a value comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SecretSource {
-    /// Set once with `sublet secret set`.
-    Vault,
-    /// Absolute.
-    File { path: PathBuf },
-    /// `command[0]` is an absolute path; no shell is involved.
-    Command { command: Vec<String>, timeout: Span },
-    /// Minted by this host's own issuer.
-    Jwt(JwtSource),
-    /// A key pair and a certificate for it, made by the broker with a CA's key.
-    SshCa(SshCa),
 }
 
 #[cfg(test)]

@@ -37,7 +37,10 @@ pub fn listen(root: BorrowedFd<'_>, owner: (u32, u32)) -> io::Result<OwnedFd> {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Asked<'a> {
     Identities,
-    Sign { key: &'a [u8], data: &'a [u8] },
+    Sign {
+        key: &'a [u8],
+        data: &'a [u8],
+    },
     /// Adding, removing, locking, extensions: nothing of that is here.
     Else,
 }

@@ -60,7 +60,7 @@ pub struct Assertion<'a> {
     pub lease_id: &'a LeaseId,
     pub issued_at: Timestamp,
     pub expires_at: Timestamp,
-    /// What else it says; of [`crate::config::OWN_CLAIMS`] those alone that are not set here.
+    /// What else it says; of [`crate::config::source::jwt::OWN_CLAIMS`] those alone that are not set here.
     pub more: Map<String, Value>,
 }
 

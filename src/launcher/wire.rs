@@ -28,6 +28,9 @@ const MAX_PACKET: usize = 4 << 10;
 /// The exec, among those of one launcher.
 pub type ExecNumber = u32;
 
+/// A question to a source, among those of one session.
+pub type Ticket = u32;
+
 /// One delivery that the exec shall have.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeliverySpec {
@@ -123,8 +126,12 @@ pub enum Order {
     Replaced { exec: ExecNumber, delivery: u32, bytes: u32 },
     /// Kill the exec, whatever it is at.
     Kill { exec: ExecNumber },
-    /// Open a `file` source, or run a `command` source and give its standard output.
-    OpenSource { secret: SecretName },
+    /// Open a `file` source, or run a `command` source and give its standard output. The ticket is on
+    /// every notice that answers.
+    OpenSource { secret: SecretName, ticket: Ticket },
+    /// Start a minter for this source. Descriptors: the request's memory and the answer's, which are the
+    /// broker's business and the minter's. Answered by `SourceEnded`, or `SourceRefused`.
+    Mint { secret: SecretName, ticket: Ticket },
     /// Root session only: open a further session on the descriptor that comes along. It has execs of
     /// its own numbers, and they live no longer than it.
     Session,
@@ -229,13 +236,16 @@ pub enum Notice {
     },
     /// Descriptor: the source's bytes to read. With `helper`, its end is told afterwards.
     Source {
+        ticket: Ticket,
         helper: bool,
     },
     SourceRefused {
+        ticket: Ticket,
         refusal: Refusal,
     },
-    /// The command of a `command` source is gone; a refusal if its output is not to be used.
+    /// The command of a `command` source, or a minter, is gone; a refusal if its output is not to be used.
     SourceEnded {
+        ticket: Ticket,
         refusal: Option<Refusal>,
     },
     HeadKept {

@@ -47,9 +47,7 @@ impl LeaseView {
     /// `place`: `Grant::place`, or what the profile's audience says for the record's channel.
     pub fn new(record: &LeaseRecord, place: Option<&Place>, now: &Moment) -> Self {
         let (variable, path) = match place {
-            Some(
-                Place::Env { variable } | Place::Memfd { variable } | Place::Ssh { variable },
-            ) => {
+            Some(Place::Env { variable } | Place::Memfd { variable } | Place::Ssh { variable }) => {
                 (Some(variable.clone()), None)
             }
             Some(Place::File { path, .. }) => (None, Some(path.clone())),

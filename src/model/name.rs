@@ -164,14 +164,8 @@ pub enum Channel {
 }
 
 impl Channel {
-    pub const ALL: [Channel; 6] = [
-        Channel::Memfd,
-        Channel::File,
-        Channel::Env,
-        Channel::Git,
-        Channel::Token,
-        Channel::Ssh,
-    ];
+    pub const ALL: [Channel; 6] =
+        [Channel::Memfd, Channel::File, Channel::Env, Channel::Git, Channel::Token, Channel::Ssh];
 
     pub fn as_str(self) -> &'static str {
         match self {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use crate::config::{HostConfig, JwtSource, SecretSource};
+use crate::config::{HostConfig, Jwt, SecretSource};
 use crate::model::moment::Span;
 use crate::model::name::{Channel, SecretName};
 use crate::model::run::Counters;
@@ -252,9 +252,7 @@ fn channel(
         (Some(_), _) | (None, None) => return Err(denial::channel(profile, capability, request)),
     };
     match channel {
-        Channel::Token if !policy.has_issuer => {
-            Err(denial::identity(profile, capability, request))
-        }
+        Channel::Token if !policy.has_issuer => Err(denial::identity(profile, capability, request)),
         Channel::Memfd
         | Channel::File
         | Channel::Env
@@ -292,7 +290,9 @@ fn source(
             Some(SecretSource::Jwt(_)) if !has_issuer => {
                 Err(denial::identity(profile, capability, request))
             }
-            Some(source) if matches!(source, SecretSource::SshCa(_)) != (channel == Channel::Ssh) => {
+            Some(source)
+                if matches!(source, SecretSource::SshCa(_)) != (channel == Channel::Ssh) =>
+            {
                 Err(denial::ssh(capability, audience, channel, request))
             }
             Some(source) => Ok(source.clone()),
@@ -310,7 +310,7 @@ fn source(
         .or_else(|| identity.and_then(Identity::default_audience))
         .unwrap_or_else(|| config.issuer.audience.clone());
     let ttl = config.issuer.token_ttl;
-    Ok(SecretSource::Jwt(JwtSource { audience: Some(token_audience), ttl, claims }))
+    Ok(SecretSource::Jwt(Jwt { audience: Some(token_audience), ttl, claims }))
 }
 
 fn check_permission(

@@ -327,11 +327,17 @@ pub(super) fn ssh(
 ) -> Denial {
     let (message, hint) = match channel {
         Channel::Ssh => (
-            format!("channel `ssh` needs a secret of source `ssh-ca`, and `{}` is another", audience.secret),
+            format!(
+                "channel `ssh` needs a secret of source `ssh-ca`, and `{}` is another",
+                audience.secret
+            ),
             format!("give capability `{}` such a secret, or another channel", capability.name),
         ),
         _ => (
-            format!("`{}` is of source `ssh-ca`, which no channel but `ssh` delivers", audience.secret),
+            format!(
+                "`{}` is of source `ssh-ca`, which no channel but `ssh` delivers",
+                audience.secret
+            ),
             format!("name `ssh` in `channels` of capability `{}`", capability.name),
         ),
     };

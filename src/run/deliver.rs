@@ -11,7 +11,7 @@ use super::error::RunError;
 use super::ledger::Ledger;
 use super::scene::{EXEC, Scene};
 use super::ssh::SshIdentity;
-use super::value::{self, Value};
+use super::value::{self, Material, Value};
 use crate::delivery::fill::{self, Content, Held};
 use crate::launcher::client::Session;
 use crate::launcher::wire::{FilledSpec, Notice, Order, Refusal, RefusalKind};
@@ -70,25 +70,33 @@ pub fn prepared(session: &Session) -> Result<Prepared, RunError> {
 
 /// Every value but those of `git`, which are resolved at their `get`.
 pub fn resolve(
+    ledger: &mut Ledger,
     scene: &Scene,
-    ledger: &Ledger,
     session: &Session,
     caller: &Caller,
-    leased: &[Leased],
-) -> Result<Vec<Option<Value>>, RunError> {
-    leased
-        .iter()
-        .map(|lease| match lease.record.channel {
-            Channel::Git => Ok(None),
-            _ => value::resolve(scene, ledger, session, Some(caller), lease).map(Some),
+    leased: &mut [Leased],
+) -> Result<Vec<Option<Material>>, RunError> {
+    let is_now = |lease: &Leased| lease.record.channel != Channel::Git;
+    let now: Vec<&Leased> = leased.iter().filter(|lease| is_now(lease)).collect();
+    let mut resolved = match now.is_empty() {
+        true => Vec::new(),
+        false => value::resolve(ledger, scene, session, Some(caller), &now)?,
+    }
+    .into_iter();
+    Ok(leased
+        .iter_mut()
+        .map(|lease| {
+            let material = if is_now(lease) { resolved.next() } else { None };
+            lease.value_until = material.as_ref().and_then(|material| material.until);
+            material
         })
-        .collect()
+        .collect())
 }
 
 pub fn fill(
     prepared: Prepared,
     leased: &[Leased],
-    values: Vec<Option<Value>>,
+    values: Vec<Option<Material>>,
 ) -> Result<Delivered, RunError> {
     let Prepared { mut streams, mut containers, uid } = prepared;
     // With a terminal there are no streams: what came first were containers.
@@ -98,35 +106,37 @@ pub fn fill(
             None => return Err(RunError::LauncherDied),
         }
     }
-    let token = |(index, value): (usize, &Option<Value>)| match value {
-        Some(Value::Token(minted)) if leased[index].record.channel == Channel::Token => {
-            Some(Token::new(index, minted))
-        }
-        _ => None,
-    };
-    let tokens = values.iter().enumerate().filter_map(token).collect();
-    let mut identities = BTreeMap::new();
-    let deliveries: Vec<Delivery> = leased
-        .iter()
-        .zip(values)
-        .zip(containers)
-        .enumerate()
-        .map(|(index, ((lease, value), container))| match (value, lease.grant.place()) {
-            (None, _) => Ok(Delivery::Git(container)),
-            (Some(Value::Ssh(identity)), _) => {
+    let mut deliveries = Vec::with_capacity(leased.len());
+    let (mut pieces, mut tokens, mut identities) = (Vec::new(), Vec::new(), BTreeMap::new());
+    let each = leased.iter().zip(values).zip(containers).enumerate();
+    for (index, ((lease, material), container)) in each {
+        let Some(Material { value, pieces: of_value, .. }) = material else {
+            deliveries.push(Delivery::Git(container));
+            continue;
+        };
+        let value = match value {
+            Value::Ssh(identity) => {
                 identities.insert(index, identity);
-                Ok(Delivery::Ssh(container))
+                deliveries.push(Delivery::Ssh(container));
+                continue;
             }
-            (Some(value), Place::Env { variable }) => {
-                fill_environment(container, variable.as_str(), &value).map(Delivery::Held)
-            }
-            (Some(value), _) => {
-                let len = value.len();
-                fill::with(container, len, |bytes| value.write_to(bytes)).map(Delivery::Held)
-            }
-        })
-        .collect::<Result<_, _>>()?;
-    let masked = masked(leased, &deliveries)?;
+            other => other,
+        };
+        if let (Value::Token(minted), Channel::Token) = (&value, lease.record.channel) {
+            tokens.push(Token::new(index, minted));
+        }
+        let held = match lease.grant.place() {
+            Place::Env { variable } => fill_environment(container, variable.as_str(), &value)?,
+            _ => fill::with(container, value.len(), |bytes| value.write_to(bytes))?,
+        };
+        deliveries.push(Delivery::Held(held));
+        if lease.grant.redact() {
+            let secret = of_value.into_iter().filter(|piece| piece.is_secret);
+            pieces.extend(secret.map(|piece| piece.value));
+        }
+    }
+    let mut masked = masked(leased, &deliveries)?;
+    masked.extend(pieces);
     Ok(Delivered { streams, deliveries, tokens, identities, masked, uid })
 }
 
@@ -202,7 +212,7 @@ impl Delivered {
                     Delivery::Held(held) => held.len() as u32,
                     Delivery::Git(_) | Delivery::Ssh(_) => 0,
                 },
-                expires: lease.record.expires_boot,
+                expires: lease.until(),
                 kill: lease.grant.on_revoke() == OnRevoke::Kill,
             })
             .collect();

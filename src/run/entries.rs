@@ -34,13 +34,22 @@ pub struct Leased {
     pub ttl: Duration,
     /// `CLOCK_BOOTTIME` at which it is renewed by itself while its exec lives.
     pub renew_at: Option<Duration>,
+    /// `CLOCK_BOOTTIME` at which the value itself ends, where its source has said: no renewal of the lease
+    /// changes that.
+    pub value_until: Option<Duration>,
 }
 
 impl Leased {
     pub fn of(grant: Grant, record: LeaseRecord) -> Self {
         // Both clocks were read once, at the grant.
         let ttl = record.expires_at.duration_since(record.issued_at).unsigned_abs();
-        Self { grant, record, ttl, renew_at: None }
+        Self { grant, record, ttl, renew_at: None, value_until: None }
+    }
+
+    /// `CLOCK_BOOTTIME` at which what was delivered is wiped: the lease's end, or the value's own before.
+    pub fn until(&self) -> Duration {
+        let expires = self.record.expires_boot;
+        self.value_until.map_or(expires, |until| until.min(expires))
     }
 
     /// It was given more time.

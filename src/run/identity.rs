@@ -8,10 +8,12 @@ use serde_json::{Map, Value, json};
 
 use super::entries::Leased;
 use super::error::RunError;
+use super::mint::Fresh;
 use super::scene::Scene;
-use crate::config::JwtSource;
+use crate::config::Jwt;
 use crate::identity::{Act, Assertion, Issuer, IssuerError, Subject};
 use crate::launcher::wire::{Refusal, RefusalKind};
+use crate::model::mint::About;
 use crate::model::moment::Moment;
 use crate::model::name::Channel;
 use crate::model::secret::Secret;
@@ -45,9 +47,9 @@ impl Minted {
 pub fn mint(
     scene: &Scene,
     lease: &Leased,
-    jwt: &JwtSource,
+    jwt: &Jwt,
     now: &Moment,
-) -> Result<Minted, RunError> {
+) -> Result<(Minted, Fresh), RunError> {
     let state_dir = &scene.host.state_dir;
     let issuer = Issuer::get(state_dir).map_err(unavailable)?;
     let workload = Subject::new(&scene.profile_ref.identity(), &scene.run.agent);
@@ -75,9 +77,10 @@ pub fn mint(
         true => (workload.as_str(), scene.run.agent.as_str()),
         false => (scene.run.principal.as_str(), workload.as_str()),
     };
+    let audience = jwt.audience.as_deref().unwrap_or(host);
     let token = Assertion {
         subject,
-        audience: jwt.audience.as_deref().unwrap_or(host),
+        audience,
         actor: Act(actor),
         lease_id: &lease.record.lease_id,
         issued_at: now.wall,
@@ -86,7 +89,16 @@ pub fn mint(
     }
     .sign(&issuer, state_dir)
     .map_err(unavailable)?;
-    Ok(Minted { token, issued: now.boot, expires })
+    let about = About {
+        issuer: issuer.url.to_string(),
+        scope: Some(audience.to_owned()),
+        principal: Some(subject.to_owned()),
+        far_id: Some(lease.record.lease_id.to_string()),
+        expires_at: Some(expires_at.as_millisecond()),
+        renew_at: None,
+    };
+    let fresh = Fresh::of_ours(&scene.exec_id, lease, about);
+    Ok((Minted { token, issued: now.boot, expires }, fresh))
 }
 
 /// What the lease is good for, as the capability's constraints say it; RFC 9396 §2.

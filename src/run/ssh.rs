@@ -7,10 +7,13 @@ use std::time::Duration;
 use super::entries::Leased;
 use super::error::RunError;
 use super::ledger::Ledger;
+use super::mint::Fresh;
 use super::scene::Scene;
+use super::sources::unavailable;
 use super::value;
 use crate::config::SshCa;
 use crate::launcher::client::Session;
+use crate::model::mint::About;
 use crate::model::moment::Moment;
 use crate::source::ssh::{CaKey, Identity, Terms};
 
@@ -56,14 +59,14 @@ pub fn issue(
     lease: &Leased,
     source: &SshCa,
     now: &Moment,
-) -> Result<SshIdentity, RunError> {
+) -> Result<(SshIdentity, Fresh), RunError> {
     let name = lease.grant.secret();
     let unusable = |why: String| {
         let hint = format!(
             "set it to what `ssh-keygen -t ed25519 -N ''` wrote: `sublet secret set {} < ca`",
             source.ca
         );
-        value::unavailable(name, &format!("its CA's key `{}`: {why}", source.ca), &hint)
+        unavailable(name, &format!("its CA's key `{}`: {why}", source.ca), &hint)
     };
     let Some(entry) = scene.host.config.secrets.get(&source.ca) else {
         return Err(unusable("the configuration has no such secret".to_owned()));
@@ -81,5 +84,14 @@ pub fn issue(
         life: expires.saturating_sub(now.boot),
     };
     let identity = Identity::issue(&ca, &terms).map_err(|e| unusable(e.to_string()))?;
-    Ok(SshIdentity { identity, host_keys: source.host_keys.clone(), expires })
+    let about = About {
+        issuer: format!("SSH CA {}", ca.fingerprint()),
+        scope: source.force_command.clone(),
+        principal: Some(source.principals.join(",")),
+        far_id: Some(format!("serial {}", identity.serial)),
+        expires_at: Some(identity.valid_before.saturating_mul(1000) as i64),
+        renew_at: None,
+    };
+    let fresh = Fresh::of_ours(&scene.exec_id, lease, about);
+    Ok((SshIdentity { identity, host_keys: source.host_keys.clone(), expires }, fresh))
 }

@@ -8,8 +8,9 @@
 use std::time::Duration;
 
 use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use ed25519_dalek::{Signer as _, SigningKey};
+use sha2::{Digest, Sha256};
 use zeroize::Zeroize as _;
 
 use crate::model::secret::Secret;
@@ -101,6 +102,11 @@ impl CaKey {
             return Err(SshError::NotAKey);
         }
         Ok(Self { seed, public })
+    }
+
+    /// `SHA256:…`, as `ssh-keygen -l` shows it and servers log it.
+    pub fn fingerprint(&self) -> String {
+        format!("SHA256:{}", STANDARD_NO_PAD.encode(Sha256::digest(self.public_blob())))
     }
 
     /// As `TrustedUserCAKeys` has it, without the base64.
@@ -283,7 +289,10 @@ mod tests {
         check(&file([3; 32], KEY_TYPE, b"aes256-ctr"), SshError::Encrypted);
         check(&file([3; 32], b"ssh-rsa", b"none"), SshError::OtherKind);
         check("", SshError::NotAKey);
-        check("-----END OPENSSH PRIVATE KEY----------BEGIN OPENSSH PRIVATE KEY-----", SshError::NotAKey);
+        check(
+            "-----END OPENSSH PRIVATE KEY----------BEGIN OPENSSH PRIVATE KEY-----",
+            SshError::NotAKey,
+        );
         let whole = file([3; 32], KEY_TYPE, b"none");
         for cut in [10, 60, 120, 200, 300] {
             let torn = format!("{}\n{}", &whole[..cut], String::from_utf8_lossy(END));

@@ -2,6 +2,7 @@
 //! copies from a mapping.
 
 use std::ffi::{CStr, CString, c_char};
+use std::os::fd::{AsFd, AsRawFd};
 use std::ptr;
 
 use rustix::io::Errno;
@@ -36,6 +37,24 @@ pub fn execve(program: &CStr, argv: &StringVector, envp: &StringVector) -> Errno
     last_errno()
 }
 
+/// The same with a program that was opened before, whatever its path leads to by now: execveat(2),
+/// Linux 3.19. Not for scripts: the interpreter could not open a descriptor that is closed on exec.
+pub fn execute(program: impl AsFd, argv: &StringVector, envp: &StringVector) -> Errno {
+    // SAFETY: the path is an empty C string and both vectors end in a null pointer; all live across the
+    // call, which returns only on failure.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            program.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            argv.pointers.as_ptr(),
+            envp.pointers.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        );
+    }
+    last_errno()
+}
+
 /// A delivery mapped for reading, from which execve copies: the only place of the value in the child.
 pub struct ReadMapping {
     start: *mut libc::c_void,
@@ -44,7 +63,7 @@ pub struct ReadMapping {
 
 impl ReadMapping {
     /// Maps `len` bytes of `fd`. Child-side: does not allocate.
-    pub fn new(fd: impl std::os::fd::AsFd, len: usize) -> Result<Self, Errno> {
+    pub fn new(fd: impl AsFd, len: usize) -> Result<Self, Errno> {
         // SAFETY: a fresh shared read-only mapping at an address of the kernel's choice.
         let start = unsafe {
             rustix::mm::mmap(

@@ -8,6 +8,7 @@
 //! - [`http`]: HTTP over a Unix socket, byte by byte
 //! - [`schema`]: JSON against the description of the API
 //! - [`broker`]: `sublet serve` for one test
+//! - [`far`]: the far side of a source, which answers as a test wants it
 //! - [`leak`]: descriptors that a command passes out of its sandbox, and what they show later
 //! - [`venv`]: Python libraries of the tests
 //! - [`git_server`]: `git http-backend` behind a server that demands a token
@@ -17,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 pub mod broker;
+pub mod far;
 pub mod git_server;
 pub mod host;
 pub mod http;

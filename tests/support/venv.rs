@@ -25,7 +25,15 @@ pub fn identity() -> &'static Path {
         finish(make, b"", None).ok();
         let mut install = Command::new(place.join("bin/pip"));
         install.args(["install", "--quiet", "--disable-pip-version-check", "--requirement"]);
-        finish({ install.arg(&wanted); install }, b"", None).ok();
+        finish(
+            {
+                install.arg(&wanted);
+                install
+            },
+            b"",
+            None,
+        )
+        .ok();
         fs::write(&stamp, text).unwrap();
         place
     })

@@ -5,6 +5,7 @@ use super::{Attendant, TOLD_REFUSALS};
 use crate::config::SecretSource;
 use crate::delivery::ssh::{self, Asked, Connection};
 use crate::run::error::RunError;
+use crate::run::mint;
 use crate::run::ssh::issue;
 use crate::store::UseRefused;
 
@@ -63,7 +64,8 @@ impl Attendant<'_> {
     }
 
     fn ssh_sign(&mut self, key: &[u8], data: &[u8]) -> Result<Vec<u8>, RunError> {
-        let of_key = |identity: &crate::run::ssh::SshIdentity| identity.identity.certificate() == key;
+        let of_key =
+            |identity: &crate::run::ssh::SshIdentity| identity.identity.certificate() == key;
         let Some(index) = self.identities.iter().find(|(_, i)| of_key(i)).map(|(index, _)| *index)
         else {
             return self.refuse_ssh(None, "no certificate of this exec is asked for");
@@ -102,7 +104,10 @@ impl Attendant<'_> {
         if self.is_over(index) {
             return self.refuse_ssh(Some(index), "lease_not_active: it was revoked");
         }
-        Ok(self.identities[&index].identity.sign(data).map_or_else(ssh::refused, |s| ssh::signed(&s)))
+        Ok(self.identities[&index]
+            .identity
+            .sign(data)
+            .map_or_else(ssh::refused, |s| ssh::signed(&s)))
     }
 
     /// The client hears only that it failed; the trail hears why, a few times.
@@ -130,7 +135,12 @@ impl Attendant<'_> {
                 continue;
             }
             match issue(self.ledger, self.scene, self.session, lease, source, &now) {
-                Ok(fresh) => drop(self.identities.insert(index, fresh)),
+                Ok((identity, fresh)) => {
+                    match mint::record(self.ledger, self.scene, self.session, vec![fresh]) {
+                        Ok(()) => drop(self.identities.insert(index, identity)),
+                        Err(e) => eprintln!("sublet: {e}\r"),
+                    }
+                }
                 Err(e @ RunError::LauncherDied) => return Err(e),
                 // The one that is there may still do.
                 Err(e) => eprintln!("sublet: {e}\r"),

@@ -103,8 +103,11 @@ impl Attendant<'_> {
         }
         // Signals of a process go to the command; a client's exec hears of its end also while it waits here.
         let ear = matches!(self.caller, Caller::Client(_)).then_some(self.caller);
-        let resolved = value::resolve(self.scene, self.ledger, self.session, ear, lease)
-            .and_then(value::Value::into_secret);
+        let resolved = value::resolve(self.ledger, self.scene, self.session, ear, &[lease])
+            .and_then(|materials| match materials.into_iter().next() {
+                Some(material) => material.value.into_secret(),
+                None => Err(RunError::LauncherDied),
+            });
         let mut secret = match resolved {
             Ok(secret) => secret,
             Err(e @ RunError::LauncherDied) => return Err(e),

@@ -51,7 +51,7 @@ impl Attendant<'_> {
 
     /// The delivery of a renewed lease stays for longer.
     pub(super) fn extend(&self, index: usize) -> Result<(), RunError> {
-        let expires = self.leased[index].record.expires_boot;
+        let expires = self.leased[index].until();
         let order = Order::Extend { exec: EXEC, delivery: index as u32, expires };
         Ok(self.session.order(&order)?)
     }

@@ -13,6 +13,7 @@ use crate::model::secret::Secret;
 use crate::run::deliver::Delivery;
 use crate::run::error::RunError;
 use crate::run::identity::{self, Minted};
+use crate::run::mint;
 use crate::run::scene::EXEC;
 use crate::sys::clock;
 
@@ -89,7 +90,12 @@ impl Attendant<'_> {
         let lease = &self.leased[index];
         let SecretSource::Jwt(jwt) = lease.grant.source() else { return Ok(()) };
         match identity::mint(self.scene, lease, jwt, &now) {
-            Ok(minted) => {
+            Ok((minted, fresh)) => {
+                if let Err(e) = mint::record(self.ledger, self.scene, self.session, vec![fresh]) {
+                    // Without its record it goes nowhere.
+                    eprintln!("sublet: {e}\r");
+                    return Ok(());
+                }
                 self.tokens[which].next = Some(minted);
                 let order = Order::Replace { exec: EXEC, delivery: index as u32 };
                 Ok(self.session.order(&order)?)

@@ -1,0 +1,119 @@
+//! Where a value comes from, as `[secrets.NAME]` says it: one file a kind of source, each with its keys.
+//!
+//! - [`url`]: an address that a minter may speak to
+//! - `raw`: the table as written; `vault`, `file` and `command` are parsed there
+//! - [`jwt`], [`ssh_ca`]: made by the broker itself
+//! - [`oauth`]: client credentials and token exchange
+#![forbid(unsafe_code)]
+
+pub mod jwt;
+pub mod oauth;
+pub(super) mod raw;
+pub mod ssh_ca;
+pub mod url;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::mint::Role;
+use crate::model::moment::Span;
+use crate::model::name::SecretName;
+
+pub use jwt::Jwt;
+pub use oauth::OAuth;
+pub use ssh_ca::SshCa;
+pub use url::HttpUrl;
+
+/// How long a source may take, unless it says otherwise.
+pub const SOURCE_TIMEOUT: Span = Span::seconds(10);
+/// The longest that it may say: a lease waits for it.
+pub const MAX_TIMEOUT: Span = Span::seconds(120);
+
+/// Where a value comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SecretSource {
+    /// Set once with `sublet secret set`.
+    Vault,
+    /// Absolute.
+    File { path: PathBuf },
+    /// `command[0]` is an absolute path; no shell is involved.
+    Command { command: Vec<String>, timeout: Span },
+    /// Minted by this host's own issuer.
+    Jwt(Jwt),
+    /// A key pair and a certificate for it, made by the broker with a CA's key.
+    SshCa(SshCa),
+    /// Made afresh for each use by another party, which a minter asks.
+    Minted(Box<Minted>),
+}
+
+impl SecretSource {
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            SecretSource::Vault => "vault",
+            SecretSource::File { .. } => "file",
+            SecretSource::Command { .. } => "command",
+            SecretSource::Jwt(_) => "jwt",
+            SecretSource::SshCa(_) => "ssh-ca",
+            SecretSource::Minted(minted) => minted.kind.as_str(),
+        }
+    }
+
+    /// The other secrets that this source proves itself with.
+    pub fn credentials(&self) -> Vec<(Role, &SecretName)> {
+        match self {
+            SecretSource::Vault
+            | SecretSource::File { .. }
+            | SecretSource::Command { .. }
+            | SecretSource::Jwt(_) => Vec::new(),
+            SecretSource::SshCa(ssh_ca) => ssh_ca.credentials(),
+            SecretSource::Minted(minted) => minted.kind.credentials(),
+        }
+    }
+}
+
+/// What a minter is told: root's words alone, from the launcher.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    pub source: Minted,
+    /// `[host] waive`: this kernel's lack of Landlock is known.
+    pub without_landlock: bool,
+}
+
+/// A source whose values are minted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Minted {
+    /// After it the minter is killed.
+    pub timeout: Duration,
+    /// PEM: trusted instead of the system's certificates. Absolute.
+    pub ca_file: Option<PathBuf>,
+    pub kind: MintKind,
+}
+
+/// Who mints. A further kind: its keys here, its calls in `minter`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MintKind {
+    OAuth(OAuth),
+}
+
+impl MintKind {
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            MintKind::OAuth(_) => "oauth",
+        }
+    }
+
+    fn credentials(&self) -> Vec<(Role, &SecretName)> {
+        match self {
+            MintKind::OAuth(oauth) => oauth.credentials(),
+        }
+    }
+
+    /// Every address that the minter of this source may speak to.
+    pub fn urls(&self) -> Vec<&HttpUrl> {
+        match self {
+            MintKind::OAuth(oauth) => oauth.urls(),
+        }
+    }
+}
