@@ -45,7 +45,10 @@ impl Sshd {
     fn start(world: &World) -> Self {
         needs("unshare", "util-linux");
         needs("git", "git");
-        assert!(Path::new("/usr/sbin/sshd").exists(), "this test needs: apt-get install openssh-server");
+        assert!(
+            Path::new("/usr/sbin/sshd").exists(),
+            "this test needs: apt-get install openssh-server"
+        );
         let at = |name: &str| world.path(name);
         keygen(&at("host_key"));
         keygen(&at("ca"));
@@ -55,7 +58,8 @@ impl Sshd {
             chown(path, Some(ORDINARY), Some(ORDINARY)).unwrap();
         }
         let passwd = fs::read_to_string("/etc/passwd").unwrap();
-        let git = format!("git:x:{ORDINARY}:{ORDINARY}::{}:/bin/sh\n", world.path("home").display());
+        let git =
+            format!("git:x:{ORDINARY}:{ORDINARY}::{}:/bin/sh\n", world.path("home").display());
         fs::write(at("passwd"), passwd + &git).unwrap();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let config = format!(
@@ -96,8 +100,10 @@ impl Sshd {
 
 fn keygen(path: &Path) {
     needs("ssh-keygen", "openssh-client");
-    run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", "test", "-f"]).arg(path))
-        .ok();
+    run(Command::new("ssh-keygen")
+        .args(["-q", "-t", "ed25519", "-N", "", "-C", "test", "-f"])
+        .arg(path))
+    .ok();
 }
 
 fn below(directory: &Path) -> Vec<PathBuf> {
@@ -214,7 +220,8 @@ fn the_agent_shows_a_certificate_and_signs_logins_alone() {
                 ssh-add -D 2>/dev/null && echo removed; ssh-keygen -q -t ed25519 -N '' -f fresh; \
                 ssh-add fresh 2>/dev/null && echo added; rm -f fresh fresh.pub; \
                 ssh-add -L > listed.pub && echo listed";
-    let tried = world.leased_sh(&profile, &["ssh"], &format!("ssh-add -L > listed.pub; {sign}")).ok();
+    let tried =
+        world.leased_sh(&profile, &["ssh"], &format!("ssh-add -L > listed.pub; {sign}")).ok();
     assert_eq!(tried.out(), "listed\n", "{tried}");
     // The control: an agent of OpenSSH's own does all of it.
     let control = format!(
@@ -277,7 +284,8 @@ fn an_ssh_identity_is_for_its_channel_alone_and_needs_a_ca() {
         ("host_keys = [\"ssh-ed25519 AAAA\"]", "host_keys"),
         ("url = \"x\"", "url"),
     ] {
-        let principals = if bad.starts_with("principals") { "" } else { "principals = [\"git\"]\n" };
+        let principals =
+            if bad.starts_with("principals") { "" } else { "principals = [\"git\"]\n" };
         world.configure(&format!(
             "[secrets.ca]\nsource = \"vault\"\nallow = []\n[secrets.s]\nsource = \"ssh-ca\"\nca = \"ca\"\n\
              allow = [\"test.use@svc.test\"]\n{principals}{bad}\n"

@@ -4,10 +4,12 @@
 //! - `raw`: the table as written; `vault`, `file` and `command` are parsed there
 //! - [`jwt`], [`ssh_ca`]: made by the broker itself
 //! - [`oauth`]: client credentials and token exchange
+//! - [`postgres_role`]: roles of a database
 #![forbid(unsafe_code)]
 
 pub mod jwt;
 pub mod oauth;
+pub mod postgres_role;
 pub(super) mod raw;
 pub mod ssh_ca;
 pub mod url;
@@ -23,6 +25,7 @@ use crate::model::name::SecretName;
 
 pub use jwt::Jwt;
 pub use oauth::OAuth;
+pub use postgres_role::PostgresRole;
 pub use ssh_ca::SshCa;
 pub use url::HttpUrl;
 
@@ -95,18 +98,29 @@ pub struct Minted {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MintKind {
     OAuth(OAuth),
+    PostgresRole(PostgresRole),
 }
 
 impl MintKind {
     pub fn as_str(&self) -> &'static str {
         match self {
             MintKind::OAuth(_) => "oauth",
+            MintKind::PostgresRole(_) => "postgres-role",
         }
     }
 
     fn credentials(&self) -> Vec<(Role, &SecretName)> {
         match self {
             MintKind::OAuth(oauth) => oauth.credentials(),
+            MintKind::PostgresRole(role) => role.credentials(),
+        }
+    }
+
+    /// Whether what it makes is there until it is taken away, also when nobody can use it any more.
+    pub fn must_be_revoked(&self) -> bool {
+        match self {
+            MintKind::OAuth(_) => false,
+            MintKind::PostgresRole(_) => true,
         }
     }
 
@@ -114,6 +128,7 @@ impl MintKind {
     pub fn urls(&self) -> Vec<&HttpUrl> {
         match self {
             MintKind::OAuth(oauth) => oauth.urls(),
+            MintKind::PostgresRole(role) => role.urls(),
         }
     }
 }

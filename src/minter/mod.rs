@@ -16,6 +16,7 @@
 mod fill;
 mod http;
 mod oauth;
+mod postgres;
 mod tls;
 mod walls;
 
@@ -45,7 +46,6 @@ pub struct NoMinter {
 enum Outcome {
     Minted(Minted),
     /// The far side lets it live longer.
-    #[allow(dead_code, reason = "vault-server renews")]
     Renewed(About),
     Revoked,
 }
@@ -130,6 +130,7 @@ fn answer(settings: &Settings, request: File) -> Result<Outcome, Failure> {
     let http = Http::new(source, trusted, &request.facts)?;
     match &source.kind {
         MintKind::OAuth(oauth) => oauth::answer(oauth, &http, &request),
+        MintKind::PostgresRole(role) => postgres::answer(role, &http, &request),
     }
 }
 

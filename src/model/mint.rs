@@ -33,6 +33,7 @@ pub enum Role {
     SubjectToken,
     ActorToken,
     CaKey,
+    Password,
 }
 
 impl Role {
@@ -43,6 +44,7 @@ impl Role {
             Role::SubjectToken => "subject_token",
             Role::ActorToken => "actor_token",
             Role::CaKey => "ca",
+            Role::Password => "password",
         }
     }
 }

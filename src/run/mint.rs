@@ -17,7 +17,7 @@ use super::ledger::Ledger;
 use super::scene::Scene;
 use super::sources::{self, Answer, Exchange, Question, unavailable};
 use super::value::{self, Material, Piece, Value, unavailable_vault};
-use crate::config::HostConfig;
+use crate::config::{HostConfig, SecretSource};
 use crate::launcher::client::Session;
 use crate::model::event::{Draft, EventType};
 use crate::model::id::{ExecId, MintId};
@@ -363,7 +363,9 @@ fn end(
     let (mut ended, mut asked, mut questions) = (Vec::new(), Vec::new(), Vec::new());
     for mint in mints {
         match (&mint.handle, mint.about.expires_at) {
-            (_, Some(at)) if at <= now => ended.push((mint, End::Expired)),
+            (_, Some(at)) if at <= now && !must_be_revoked(config, &mint) => {
+                ended.push((mint, End::Expired));
+            }
             (None, Some(at)) => ended.push((mint, End::Waits(at))),
             (None, None) => ended.push((mint, End::LeftToTheFarSide)),
             (Some(sealed), _) => {
@@ -386,6 +388,13 @@ fn end(
         ended.push((mint, end));
     }
     tell(ledger, hostname, &ended)
+}
+
+/// Whether it is there until it is taken away, as a role of a database is.
+fn must_be_revoked(config: &HostConfig, mint: &MintRecord) -> bool {
+    let source = config.secrets.get(&mint.secret).map(|entry| &entry.source);
+    mint.handle.is_some()
+        && matches!(source, Some(SecretSource::Minted(minted)) if minted.kind.must_be_revoked())
 }
 
 fn ask_to_revoke(
@@ -444,7 +453,9 @@ fn tell(ledger: &Ledger, hostname: &str, ended: &[(MintRecord, End)]) -> Result<
                     let pause = PAUSES[0] << mint.attempts.min(10);
                     let again = now.wall.as_millisecond() + pause.min(PAUSES[1]);
                     // Its own end comes first.
-                    let again = mint.about.expires_at.map_or(again, |at| at.min(again));
+                    let ends_by_itself =
+                        mint.about.expires_at.filter(|at| *at > now.wall.as_millisecond());
+                    let again = ends_by_itself.map_or(again, |at| at.min(again));
                     tx.postpone_mint(&mint.mint_id, again, true)?;
                     let mut draft = of(tx, EventType::MintRevocationFailed)?
                         .because(failure.fault.as_str())

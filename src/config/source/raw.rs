@@ -10,7 +10,9 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::url::HttpUrl;
-use super::{Jwt, MAX_TIMEOUT, MintKind, Minted, OAuth, SOURCE_TIMEOUT, SecretSource, SshCa};
+use super::{
+    Jwt, MAX_TIMEOUT, MintKind, Minted, OAuth, PostgresRole, SOURCE_TIMEOUT, SecretSource, SshCa,
+};
 use crate::config::parse::{At, Checked};
 use crate::model::moment::Span;
 use crate::model::name::SecretName;
@@ -83,6 +85,13 @@ keys! {
     extensions: Words,
     validity: Span,
     host_keys: Words,
+    server: String,
+    database: String,
+    user: String,
+    password: SecretName,
+    grants: Words,
+    tls: String,
+    reassign_to: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -93,6 +102,7 @@ pub(in crate::config) enum RawSource {
     Command,
     Jwt,
     SshCa,
+    PostgresRole,
     #[serde(rename = "oauth")]
     OAuth,
 }
@@ -113,6 +123,10 @@ impl At<'_> {
             RawSource::Command => self.command(name, raw, whole)?,
             RawSource::Jwt => SecretSource::Jwt(Jwt::take(self, raw)?),
             RawSource::SshCa => SecretSource::SshCa(SshCa::take(self, name, raw, whole)?),
+            RawSource::PostgresRole => {
+                let kind = MintKind::PostgresRole(PostgresRole::take(self, name, raw, whole)?);
+                self.minted(name, raw, kind)?
+            }
             RawSource::OAuth => {
                 let kind = MintKind::OAuth(OAuth::take(self, name, raw, whole)?);
                 self.minted(name, raw, kind)?
