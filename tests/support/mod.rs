@@ -10,6 +10,7 @@
 //! - [`broker`]: `sublet serve` for one test
 //! - [`far`]: the far side of a source, which answers as a test wants it
 //! - [`leak`]: descriptors that a command passes out of its sandbox, and what they show later
+//! - [`postgres`]: a database server of one test
 //! - [`venv`]: Python libraries of the tests
 //! - [`git_server`]: `git http-backend` behind a server that demands a token
 //!
@@ -24,6 +25,7 @@ pub mod host;
 pub mod http;
 pub mod leak;
 pub mod outcome;
+pub mod postgres;
 pub mod probe;
 pub mod schema;
 pub mod venv;
