@@ -120,10 +120,6 @@ pub enum Order {
     Extend { exec: ExecNumber, delivery: u32, expires: Duration },
     /// Wipe one delivery now; kill the exec with it if it was started so.
     Revoke { exec: ExecNumber, delivery: u32 },
-    /// Make an empty file that shall stand in the place of a `token` delivery.
-    Replace { exec: ExecNumber, delivery: u32 },
-    /// It is filled: put it there.
-    Replaced { exec: ExecNumber, delivery: u32, bytes: u32 },
     /// Kill the exec, whatever it is at.
     Kill { exec: ExecNumber },
     /// Open a `file` source, or run a `command` source and give its standard output. The ticket is on
@@ -139,6 +135,10 @@ pub enum Order {
     KeepHead { head: Vec<u8> },
     /// Compile the plan and describe it; build and run nothing.
     Explain(Box<Prepare>),
+    /// Make an empty file that shall stand in the place of a `token` delivery.
+    Replace { exec: ExecNumber, delivery: u32 },
+    /// It is filled: put it there.
+    Replaced { exec: ExecNumber, delivery: u32, bytes: u32 },
 }
 
 /// What failed, in words: the launcher knows the step, the path and the likely cause.
@@ -211,12 +211,6 @@ pub enum Notice {
         exec: ExecNumber,
         delivery: u32,
     },
-    /// Descriptor: the file for a token's next version, unless it was refused.
-    Replacement {
-        exec: ExecNumber,
-        delivery: u32,
-        refusal: Option<Refusal>,
-    },
     /// The deadline has passed; the tree is being ended.
     TimedOut {
         exec: ExecNumber,
@@ -253,6 +247,12 @@ pub enum Notice {
     },
     Explained {
         explanation: Result<Explanation, Refusal>,
+    },
+    /// Descriptor: the file for a token's next version, unless it was refused.
+    Replacement {
+        exec: ExecNumber,
+        delivery: u32,
+        refusal: Option<Refusal>,
     },
 }
 
