@@ -2,12 +2,15 @@
 //!
 //! - [`url`]: an address that a minter may speak to
 //! - `raw`: the table as written; `vault`, `file` and `command` are parsed there
-//! - [`oauth`]: client credentials and token exchange
+//! - [`oauth`], [`github`], [`vault_server`], [`aws`]: sources that mint
 #![forbid(unsafe_code)]
 
+pub mod aws;
+pub mod github;
 pub mod oauth;
 pub(super) mod raw;
 pub mod url;
+pub mod vault_server;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -18,8 +21,11 @@ use crate::model::mint::Role;
 use crate::model::moment::Span;
 use crate::model::name::SecretName;
 
+pub use aws::AwsSts;
+pub use github::GithubApp;
 pub use oauth::OAuth;
 pub use url::HttpUrl;
+pub use vault_server::VaultServer;
 
 /// How long a source may take, unless it says otherwise.
 pub const SOURCE_TIMEOUT: Span = Span::seconds(10);
@@ -82,18 +88,27 @@ pub struct Minted {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MintKind {
     OAuth(OAuth),
+    GithubApp(GithubApp),
+    VaultServer(VaultServer),
+    AwsSts(AwsSts),
 }
 
 impl MintKind {
     pub fn as_str(&self) -> &'static str {
         match self {
             MintKind::OAuth(_) => "oauth",
+            MintKind::GithubApp(_) => "github-app",
+            MintKind::VaultServer(_) => "vault-server",
+            MintKind::AwsSts(_) => "aws-sts",
         }
     }
 
     fn credentials(&self) -> Vec<(Role, &SecretName)> {
         match self {
             MintKind::OAuth(oauth) => oauth.credentials(),
+            MintKind::GithubApp(app) => vec![(Role::PrivateKey, &app.private_key)],
+            MintKind::VaultServer(server) => server.credentials(),
+            MintKind::AwsSts(sts) => sts.credentials(),
         }
     }
 
@@ -101,6 +116,9 @@ impl MintKind {
     pub fn urls(&self) -> Vec<&HttpUrl> {
         match self {
             MintKind::OAuth(oauth) => oauth.urls(),
+            MintKind::GithubApp(app) => vec![&app.api_url],
+            MintKind::VaultServer(server) => vec![&server.url],
+            MintKind::AwsSts(sts) => vec![&sts.endpoint],
         }
     }
 }

@@ -10,13 +10,17 @@
 //! - `walls`: what it gives up, before it reads what the broker wrote
 //! - `http`: one call over a connection of its own; `tls`: whom it trusts
 //! - `fill`: placeholders of the configuration
-//! - [`oauth`]: a kind of source a file
+//! - `oauth`, `github`, `vault_server`, `aws`: a kind of source a file; `jws`: RS256
 #![forbid(unsafe_code)]
 
+mod aws;
 mod fill;
+mod github;
 mod http;
+mod jws;
 mod oauth;
 mod tls;
+mod vault_server;
 mod walls;
 
 use std::fs::File;
@@ -45,7 +49,6 @@ pub struct NoMinter {
 enum Outcome {
     Minted(Minted),
     /// The far side lets it live longer.
-    #[allow(dead_code, reason = "vault-server renews")]
     Renewed(About),
     Revoked,
 }
@@ -130,6 +133,9 @@ fn answer(settings: &Settings, request: File) -> Result<Outcome, Failure> {
     let http = Http::new(source, trusted, &request.facts)?;
     match &source.kind {
         MintKind::OAuth(oauth) => oauth::answer(oauth, &http, &request),
+        MintKind::GithubApp(app) => github::answer(app, &http, &request),
+        MintKind::VaultServer(server) => vault_server::answer(server, &http, &request),
+        MintKind::AwsSts(sts) => aws::answer(sts, &http, &request),
     }
 }
 

@@ -32,6 +32,12 @@ pub enum Role {
     ClientSecret,
     SubjectToken,
     ActorToken,
+    PrivateKey,
+    Token,
+    SecretId,
+    Jwt,
+    AccessKey,
+    WebIdentityToken,
 }
 
 impl Role {
@@ -41,6 +47,12 @@ impl Role {
             Role::ClientSecret => "client_secret",
             Role::SubjectToken => "subject_token",
             Role::ActorToken => "actor_token",
+            Role::PrivateKey => "private_key",
+            Role::Token => "token",
+            Role::SecretId => "secret_id",
+            Role::Jwt => "jwt",
+            Role::AccessKey => "access_key",
+            Role::WebIdentityToken => "web_identity_token",
         }
     }
 }
@@ -205,6 +217,7 @@ faults! {
     Refused = "refused", "it refused";
     Broken = "server_error", "it failed";
     NotJson = "not_json", "its answer is no JSON object";
+    NotXml = "not_xml", "its answer is not of the form that it must have";
     Incomplete = "incomplete", "its answer lacks what a credential needs";
     Expired = "expired", "what it issued has expired already";
     TooWide = "too_wide", "what it issued can do more than was asked for";

@@ -290,6 +290,7 @@ impl At<'_> {
             secret: raw.secret.into_inner(),
             username: raw.username,
             variable: raw.variable.map(Spanned::into_inner),
+            format: raw.format,
         };
         for &channel in channels {
             let Some(place) = audience.place(channel) else {

@@ -24,6 +24,7 @@ use super::deliver::{Delivered, Delivery};
 use super::entries::Leased;
 use super::error::RunError;
 use super::ledger::Ledger;
+use super::mint::renew::Renewal;
 use super::scene::{EXEC, Scene};
 use crate::launcher::client::Session;
 use crate::launcher::wire::{Ending, Notice, Order};
@@ -68,6 +69,8 @@ struct Attendant<'a> {
     lost: bool,
     git_uses: BTreeMap<u32, u32>,
     git_refused: u64,
+    /// Of minted values, at their sources.
+    renewing: Vec<Renewal>,
     ended: Option<(Ending, Vec<(u64, bool)>)>,
     gone: bool,
 }
@@ -126,6 +129,7 @@ pub fn attend(
         lost: false,
         git_uses: BTreeMap::new(),
         git_refused: 0,
+        renewing: Vec::new(),
         ended: None,
         gone: false,
     };
@@ -301,12 +305,12 @@ impl Attendant<'_> {
             Notice::HeadKept { refusal: Some(refusal) } => {
                 eprintln!("sublet: {}\r", refusal.message);
             }
-            // A source that was given up has its end told late.
-            Notice::SourceEnded { .. } => {}
+            notice @ (Notice::SourceEnded { .. } | Notice::SourceRefused { .. }) => {
+                self.hear_of_renewal(notice, fds)?;
+            }
             Notice::Unsettled { .. }
             | Notice::Prepared { .. }
             | Notice::Source { .. }
-            | Notice::SourceRefused { .. }
             | Notice::Explained { .. } => return Err(RunError::LauncherDied),
         }
         Ok(())
