@@ -3,16 +3,18 @@
 //! - [`url`]: an address that a minter may speak to
 //! - `raw`: the table as written; `vault`, `file` and `command` are parsed there
 //! - [`jwt`], [`ssh_ca`]: made by the broker itself
-//! - [`oauth`]: client credentials and token exchange
-//! - [`postgres_role`]: roles of a database
+//! - [`oauth`], [`github`], [`vault_server`], [`aws`], [`postgres_role`]: sources that mint
 #![forbid(unsafe_code)]
 
+pub mod aws;
+pub mod github;
 pub mod jwt;
 pub mod oauth;
 pub mod postgres_role;
 pub(super) mod raw;
 pub mod ssh_ca;
 pub mod url;
+pub mod vault_server;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -23,11 +25,14 @@ use crate::model::mint::Role;
 use crate::model::moment::Span;
 use crate::model::name::SecretName;
 
+pub use aws::AwsSts;
+pub use github::GithubApp;
 pub use jwt::Jwt;
 pub use oauth::OAuth;
 pub use postgres_role::PostgresRole;
 pub use ssh_ca::SshCa;
 pub use url::HttpUrl;
+pub use vault_server::VaultServer;
 
 /// How long a source may take, unless it says otherwise.
 pub const SOURCE_TIMEOUT: Span = Span::seconds(10);
@@ -99,6 +104,9 @@ pub struct Minted {
 pub enum MintKind {
     OAuth(OAuth),
     PostgresRole(PostgresRole),
+    GithubApp(GithubApp),
+    VaultServer(VaultServer),
+    AwsSts(AwsSts),
 }
 
 impl MintKind {
@@ -106,6 +114,9 @@ impl MintKind {
         match self {
             MintKind::OAuth(_) => "oauth",
             MintKind::PostgresRole(_) => "postgres-role",
+            MintKind::GithubApp(_) => "github-app",
+            MintKind::VaultServer(_) => "vault-server",
+            MintKind::AwsSts(_) => "aws-sts",
         }
     }
 
@@ -113,13 +124,19 @@ impl MintKind {
         match self {
             MintKind::OAuth(oauth) => oauth.credentials(),
             MintKind::PostgresRole(role) => role.credentials(),
+            MintKind::GithubApp(app) => vec![(Role::PrivateKey, &app.private_key)],
+            MintKind::VaultServer(server) => server.credentials(),
+            MintKind::AwsSts(sts) => sts.credentials(),
         }
     }
 
     /// Whether what it makes is there until it is taken away, also when nobody can use it any more.
     pub fn must_be_revoked(&self) -> bool {
         match self {
-            MintKind::OAuth(_) => false,
+            MintKind::OAuth(_)
+            | MintKind::GithubApp(_)
+            | MintKind::VaultServer(_)
+            | MintKind::AwsSts(_) => false,
             MintKind::PostgresRole(_) => true,
         }
     }
@@ -129,6 +146,9 @@ impl MintKind {
         match self {
             MintKind::OAuth(oauth) => oauth.urls(),
             MintKind::PostgresRole(role) => role.urls(),
+            MintKind::GithubApp(app) => vec![&app.api_url],
+            MintKind::VaultServer(server) => vec![&server.url],
+            MintKind::AwsSts(sts) => vec![&sts.endpoint],
         }
     }
 }

@@ -237,8 +237,17 @@ fn write_within(mut stream: &UnixStream, parts: &[&[u8]]) -> io::Result<()> {
 
 impl Asked {
     /// Hands the value over.
-    pub fn answer(self, username: &str, password: &[u8]) -> io::Result<()> {
-        let parts = [b"username=", username.as_bytes(), b"\npassword=", password, b"\n"];
+    /// With the time at which it ends, where that is known: seconds since 1970, gitcredentials(7).
+    pub fn answer(self, username: &str, password: &[u8], expires: Option<i64>) -> io::Result<()> {
+        let expires = expires.map(|at| format!("password_expiry_utc={at}\n")).unwrap_or_default();
+        let parts = [
+            b"username=",
+            username.as_bytes(),
+            b"\npassword=",
+            password,
+            b"\n",
+            expires.as_bytes(),
+        ];
         write_within(&self.stream, &parts)
     }
 

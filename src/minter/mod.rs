@@ -10,14 +10,18 @@
 //! - `walls`: what it gives up, before it reads what the broker wrote
 //! - `http`: one call over a connection of its own; `tls`: whom it trusts
 //! - `fill`: placeholders of the configuration
-//! - [`oauth`]: a kind of source a file
+//! - `oauth`, `github`, `vault_server`, `aws`, `postgres`: a kind of source a file; `jws`: RS256
 #![forbid(unsafe_code)]
 
+mod aws;
 mod fill;
+mod github;
 mod http;
+mod jws;
 mod oauth;
 mod postgres;
 mod tls;
+mod vault_server;
 mod walls;
 
 use std::fs::File;
@@ -131,6 +135,9 @@ fn answer(settings: &Settings, request: File) -> Result<Outcome, Failure> {
     match &source.kind {
         MintKind::OAuth(oauth) => oauth::answer(oauth, &http, &request),
         MintKind::PostgresRole(role) => postgres::answer(role, &http, &request),
+        MintKind::GithubApp(app) => github::answer(app, &http, &request),
+        MintKind::VaultServer(server) => vault_server::answer(server, &http, &request),
+        MintKind::AwsSts(sts) => aws::answer(sts, &http, &request),
     }
 }
 

@@ -34,6 +34,12 @@ pub enum Role {
     ActorToken,
     CaKey,
     Password,
+    PrivateKey,
+    Token,
+    SecretId,
+    Jwt,
+    AccessKey,
+    WebIdentityToken,
 }
 
 impl Role {
@@ -45,6 +51,12 @@ impl Role {
             Role::ActorToken => "actor_token",
             Role::CaKey => "ca",
             Role::Password => "password",
+            Role::PrivateKey => "private_key",
+            Role::Token => "token",
+            Role::SecretId => "secret_id",
+            Role::Jwt => "jwt",
+            Role::AccessKey => "access_key",
+            Role::WebIdentityToken => "web_identity_token",
         }
     }
 }
@@ -209,6 +221,7 @@ faults! {
     Refused = "refused", "it refused";
     Broken = "server_error", "it failed";
     NotJson = "not_json", "its answer is no JSON object";
+    NotXml = "not_xml", "its answer is not of the form that it must have";
     Incomplete = "incomplete", "its answer lacks what a credential needs";
     Expired = "expired", "what it issued has expired already";
     TooWide = "too_wide", "what it issued can do more than was asked for";

@@ -66,6 +66,15 @@ impl Capability {
             .iter()
             .flat_map(move |a| self.channels.iter().filter_map(move |&c| a.place(c)))
             .filter_map(|place| place.variable().cloned())
+            .chain(self.aws_variables())
+    }
+
+    /// Those beyond the one that stands for the delivery.
+    fn aws_variables(&self) -> impl Iterator<Item = VariableName> + use<> {
+        let is_aws = |audience: &Audience| audience.format == Some(Format::Aws);
+        let on_env = self.channels.contains(&Channel::Env) && self.audiences.iter().any(is_aws);
+        let names = AWS_VARIABLES.iter().filter(move |_| on_env).skip(1);
+        names.filter_map(|(name, _)| name.parse().ok())
     }
 }
 
@@ -98,6 +107,8 @@ pub struct Audience {
     /// Channel `token`: for whose client libraries.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub identity: Option<Identity>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<Format>,
 }
 
 /// The variable by which SSH finds its agent.
@@ -106,6 +117,22 @@ pub const SSH_AGENT: &str = "SSH_AUTH_SOCK";
 /// What an audience of the `token` channel draws on that names no secret: the issuer itself. No secret of
 /// a configuration need have that name.
 pub const ISSUER: &str = "sublet.issuer";
+
+/// How a value of several parts is presented.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// An AWS credential: on `env` the three variables that every SDK knows, on `file` the object that
+    /// `credential_process` prints.
+    Aws,
+}
+
+/// What an AWS credential is on `env`, and the parts that these variables carry.
+pub const AWS_VARIABLES: [(&str, &str); 3] = [
+    ("AWS_ACCESS_KEY_ID", "AccessKeyId"),
+    ("AWS_SECRET_ACCESS_KEY", "SecretAccessKey"),
+    ("AWS_SESSION_TOKEN", "SessionToken"),
+];
 
 impl Audience {
     /// Whether it draws on the issuer itself.
@@ -137,7 +164,12 @@ impl Audience {
     pub fn place(&self, channel: Channel) -> Option<Place> {
         let suffixed = |name: &VariableName, suffix: &str| format!("{name}{suffix}").parse().ok();
         match channel {
-            Channel::Env => Some(Place::Env { variable: self.delivery_name()? }),
+            Channel::Env => match self.format {
+                None => Some(Place::Env { variable: self.delivery_name()? }),
+                Some(Format::Aws) => {
+                    Some(Place::Env { variable: AWS_VARIABLES[0].0.parse().ok()? })
+                }
+            },
             Channel::File => {
                 let name = self.delivery_name()?;
                 Some(Place::File {

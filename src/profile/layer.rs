@@ -320,6 +320,7 @@ impl At<'_> {
             username: raw.username,
             variable: raw.variable.map(Spanned::into_inner),
             identity,
+            format: raw.format,
         };
         for &channel in channels {
             let Some(place) = audience.place(channel) else {

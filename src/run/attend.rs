@@ -27,6 +27,7 @@ use super::deliver::{Delivered, Delivery};
 use super::entries::Leased;
 use super::error::RunError;
 use super::ledger::Ledger;
+use super::mint::renew::Renewal;
 use super::scene::{EXEC, Scene};
 use super::ssh::SshIdentity;
 use crate::delivery::ssh;
@@ -78,6 +79,8 @@ struct Attendant<'a> {
     lost: bool,
     uses: BTreeMap<u32, u32>,
     refused: u64,
+    /// Of minted values, at their sources.
+    renewing: Vec<Renewal>,
     ended: Option<(Ending, Vec<(u64, bool)>)>,
     gone: bool,
 }
@@ -141,6 +144,7 @@ pub fn attend(
         lost: false,
         uses: BTreeMap::new(),
         refused: 0,
+        renewing: Vec::new(),
         ended: None,
         gone: false,
     };
@@ -328,12 +332,12 @@ impl Attendant<'_> {
             Notice::HeadKept { refusal: Some(refusal) } => {
                 eprintln!("sublet: {}\r", refusal.message);
             }
-            // A source that was given up has its end told late.
-            Notice::SourceEnded { .. } => {}
+            notice @ (Notice::SourceEnded { .. } | Notice::SourceRefused { .. }) => {
+                self.hear_of_renewal(notice, fds)?;
+            }
             Notice::Unsettled { .. }
             | Notice::Prepared { .. }
             | Notice::Source { .. }
-            | Notice::SourceRefused { .. }
             | Notice::Explained { .. } => return Err(RunError::LauncherDied),
         }
         Ok(())

@@ -11,13 +11,13 @@ use super::error::RunError;
 use super::ledger::Ledger;
 use super::scene::{EXEC, Scene};
 use super::ssh::SshIdentity;
-use super::value::{self, Material, Value};
+use super::value::{self, Material, Piece, Value};
 use crate::delivery::fill::{self, Content, Held};
 use crate::launcher::client::Session;
 use crate::launcher::wire::{FilledSpec, Notice, Order, Refusal, RefusalKind};
 use crate::model::name::Channel;
 use crate::model::secret::Secret;
-use crate::profile::{OnRevoke, Place};
+use crate::profile::{AWS_VARIABLES, Format, OnRevoke, Place};
 use crate::sys::clock;
 
 /// The longest `NAME=value` that execve takes in one string, with its NUL: MAX_ARG_STRLEN of execve(2).
@@ -125,8 +125,11 @@ pub fn fill(
         if let (Value::Token(minted), Channel::Token) = (&value, lease.record.channel) {
             tokens.push(Token::new(index, minted));
         }
-        let held = match lease.grant.place() {
-            Place::Env { variable } => fill_environment(container, variable.as_str(), &value)?,
+        let held = match (lease.grant.place(), lease.grant.audience().format) {
+            (Place::Env { .. }, Some(Format::Aws)) => fill_aws_variables(container, &of_value)?,
+            (Place::Env { variable }, None) => {
+                fill_environment(container, variable.as_str(), &value)?
+            }
             _ => fill::with(container, value.len(), |bytes| value.write_to(bytes))?,
         };
         deliveries.push(Delivery::Held(held));
@@ -158,6 +161,8 @@ fn masked(leased: &[Leased], deliveries: &[Delivery]) -> Result<Vec<Secret>, Run
 fn value_of<'a>(lease: &Leased, content: &'a Content<'_>) -> &'a [u8] {
     let bytes = content.bytes();
     match lease.grant.place() {
+        // Its parts are masked, each by itself.
+        Place::Env { .. } if lease.grant.audience().format == Some(Format::Aws) => &[],
         Place::Env { variable } => {
             let start = variable.as_str().len() + 1;
             bytes.get(start..bytes.len().saturating_sub(1)).unwrap_or_default()
@@ -193,6 +198,38 @@ fn fill_environment(container: OwnedFd, name: &str, value: &Value) -> Result<Hel
         }
         Ok(())
     })
+}
+
+/// The three variables of an AWS credential, each with its NUL; two where there is no session token.
+fn fill_aws_variables(container: OwnedFd, pieces: &[Piece]) -> Result<Held, RunError> {
+    let refuse = |why: &str| {
+        RunError::Refused(Refusal {
+            kind: RefusalKind::DeliveryUnavailable,
+            message: format!("the value cannot be an AWS credential's variables: {why}"),
+            hint: "`format = \"aws\"` is for `aws-sts`, and `command` that prints the credential_process object"
+                .to_owned(),
+        })
+    };
+    let of = |name: &str| pieces.iter().find(|piece| piece.name == name);
+    let strings: Vec<(&str, &Secret)> = AWS_VARIABLES
+        .iter()
+        .filter_map(|(variable, part)| Some((*variable, &of(part)?.value)))
+        .collect();
+    if of("AccessKeyId").is_none() || of("SecretAccessKey").is_none() {
+        return Err(refuse("it has no access key"));
+    }
+    if strings.iter().any(|(_, value)| value.expose().contains(&0)) {
+        return Err(refuse("it has a NUL byte in it"));
+    }
+    let size: usize = strings.iter().map(|(name, value)| name.len() + value.len() + 2).sum();
+    if size > MAX_ENVIRONMENT_STRING {
+        return Err(refuse("it is too long"));
+    }
+    let parts: Vec<&[u8]> = strings
+        .iter()
+        .flat_map(|(name, value)| [name.as_bytes(), b"=", value.expose(), b"\0"])
+        .collect();
+    fill::write(container, &parts).map_err(RunError::Delivery)
 }
 
 impl From<std::io::Error> for RunError {

@@ -5,7 +5,11 @@
 //! start can revoke it after a crash of everything. Each value has its `mint.issued` and one end:
 //! `mint.revoked`, `mint.expired`, and between them perhaps `mint.revocation_failed`, as often as it was tried.
 //! The lease's id joins them all, and is what the far side is told.
+//!
+//! - [`renew`]: while the exec lives
 #![forbid(unsafe_code)]
+
+pub mod renew;
 
 use std::time::Duration;
 
@@ -163,18 +167,21 @@ pub fn taken(
     };
     let copy = |bytes: &[u8]| Secret::copy_of(bytes).map_err(RunError::Delivery);
     let expires_at = minted.about.expires_at.and_then(|ms| Timestamp::from_millisecond(ms).ok());
-    fresh.push(Fresh {
-        record: MintRecord {
-            mint_id: MintId::fresh(),
-            lease_id: lease.record.lease_id.clone(),
-            exec_id: exec_id.clone(),
-            secret: name.clone(),
-            about: minted.about.clone(),
-            handle: None,
-            attempts: 0,
-        },
-        handle: minted.handle.map(copy).transpose()?,
-    });
+    // What was only read, and lives on at its source, has no end of ours.
+    if minted.handle.is_some() || minted.about.expires_at.is_some() {
+        fresh.push(Fresh {
+            record: MintRecord {
+                mint_id: MintId::fresh(),
+                lease_id: lease.record.lease_id.clone(),
+                exec_id: exec_id.clone(),
+                secret: name.clone(),
+                about: minted.about.clone(),
+                handle: None,
+                attempts: 0,
+            },
+            handle: minted.handle.map(copy).transpose()?,
+        });
+    }
     if expires_at.is_some_and(|at| at <= now.wall) {
         return Err(failed(name, &Failure::of(Fault::Expired)));
     }
@@ -337,10 +344,10 @@ pub fn end_due(
     session: &Session,
     patience: Duration,
 ) -> Result<bool, RunError> {
-    if !ledger.read(|view| view.has_mints())? {
+    let now = crate::host::now().map_err(RunError::Clock)?.wall.as_millisecond();
+    if !ledger.read(|view| view.has_due_mints(now))? {
         return Ok(false);
     }
-    let now = crate::host::now().map_err(RunError::Clock)?.wall.as_millisecond();
     let again = now + patience.as_millis() as i64 + PAUSES[0];
     let due = ledger.transaction(Durability::Durable, |tx| tx.due_mints(now, again))?;
     let is_work = !due.is_empty();

@@ -130,7 +130,19 @@ impl Question {
         Self { name: name.clone(), ticket: 0, state: State::Over(Err(why)) }
     }
 
-    fn is_over(&self) -> bool {
+    pub fn ticket(&self) -> Ticket {
+        self.ticket
+    }
+
+    /// What became of it, once nothing more is to be heard.
+    pub fn into_result(self) -> Option<Result<Answer, RunError>> {
+        match self.state {
+            State::Over(result) => Some(result),
+            State::Asked | State::Reading(_) | State::Minting(_) => None,
+        }
+    }
+
+    pub fn is_over(&self) -> bool {
         matches!(self.state, State::Over(_))
     }
 
@@ -150,7 +162,7 @@ impl Question {
     }
 
     /// The launcher speaks of it.
-    fn hear(&mut self, notice: Notice, mut fds: Vec<OwnedFd>) {
+    pub fn hear(&mut self, notice: Notice, mut fds: Vec<OwnedFd>) {
         let state = std::mem::replace(&mut self.state, State::Asked);
         self.state = match (notice, state) {
             (Notice::Source { helper, .. }, State::Asked) => match (fds.pop(), Growing::new()) {

@@ -44,10 +44,11 @@ impl View<'_> {
             .map_err(self.error())
     }
 
-    /// Whether [`Tx::due_mints`] could find something, without writing.
-    pub fn has_mints(&self) -> Result<bool, StoreError> {
-        self.prepare("SELECT EXISTS (SELECT 1 FROM mint)")?
-            .query_row([], |row| row.get(0))
+    /// Whether [`Tx::due_mints`] could find something, without writing: what is due, or belongs to an exec,
+    /// perhaps of a process that is gone.
+    pub fn has_due_mints(&self, now_ms: i64) -> Result<bool, StoreError> {
+        self.prepare("SELECT EXISTS (SELECT 1 FROM mint WHERE due_ms IS NULL OR due_ms <= ?1)")?
+            .query_row([now_ms], |row| row.get(0))
             .map_err(self.error())
     }
 }

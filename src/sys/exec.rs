@@ -78,15 +78,19 @@ impl ReadMapping {
         Ok(Self { start, len })
     }
 
-    /// The C string that the delivery holds.
+    /// The C strings that the delivery holds, one after the other. Child-side: does not allocate.
     ///
     /// # Errors
-    /// `INVAL` if its only NUL is not its last byte.
-    pub fn c_str(&self) -> Result<&CStr, Errno> {
+    /// `INVAL` if its last byte is no NUL.
+    pub fn c_strings(&self) -> Result<impl Iterator<Item = &CStr>, Errno> {
         // SAFETY: a live mapping of `len` bytes, sealed against truncation by the launcher. A wipe can
         // zero the bytes at any time: they stay valid bytes, and the scan below is bounded by `len`.
         let bytes = unsafe { std::slice::from_raw_parts(self.start.cast::<u8>(), self.len) };
-        CStr::from_bytes_with_nul(bytes).map_err(|_| Errno::INVAL)
+        if bytes.last() != Some(&0) {
+            return Err(Errno::INVAL);
+        }
+        let strings = bytes.split_inclusive(|b| *b == 0);
+        Ok(strings.filter_map(|string| CStr::from_bytes_with_nul(string).ok()))
     }
 }
 

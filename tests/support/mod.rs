@@ -7,6 +7,7 @@
 //! - [`host`]: what the machine shows from outside: processes, mounts, cgroups, files
 //! - [`http`]: HTTP over a Unix socket, byte by byte
 //! - [`schema`]: JSON against the description of the API
+//! - [`servers`]: other programs that serve: from PyPI and npm, and `tests/servers`
 //! - [`broker`]: `sublet serve` for one test
 //! - [`far`]: the far side of a source, which answers as a test wants it
 //! - [`leak`]: descriptors that a command passes out of its sandbox, and what they show later
@@ -28,6 +29,7 @@ pub mod outcome;
 pub mod postgres;
 pub mod probe;
 pub mod schema;
+pub mod servers;
 pub mod venv;
 pub mod world;
 

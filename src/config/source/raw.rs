@@ -11,7 +11,8 @@ use toml::Spanned;
 
 use super::url::HttpUrl;
 use super::{
-    Jwt, MAX_TIMEOUT, MintKind, Minted, OAuth, PostgresRole, SOURCE_TIMEOUT, SecretSource, SshCa,
+    AwsSts, GithubApp, Jwt, MAX_TIMEOUT, MintKind, Minted, OAuth, PostgresRole, SOURCE_TIMEOUT,
+    SecretSource, SshCa, VaultServer,
 };
 use crate::config::parse::{At, Checked};
 use crate::model::moment::Span;
@@ -30,6 +31,23 @@ impl From<Words> for Vec<String> {
         match words {
             Words::One(word) => vec![word],
             Words::Several(words) => words,
+        }
+    }
+}
+
+/// A word that may be written as a number.
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub enum Word {
+    Text(String),
+    Number(u64),
+}
+
+impl From<Word> for String {
+    fn from(word: Word) -> Self {
+        match word {
+            Word::Text(text) => text,
+            Word::Number(number) => number.to_string(),
         }
     }
 }
@@ -57,7 +75,7 @@ macro_rules! keys {
 }
 
 keys! {
-    path: PathBuf,
+    path: String,
     command: Vec<String>,
     timeout: Span,
     ca_file: PathBuf,
@@ -92,6 +110,30 @@ keys! {
     grants: Words,
     tls: String,
     reassign_to: String,
+    app_id: Word,
+    private_key: SecretName,
+    installation_id: Word,
+    api_url: String,
+    repositories: Words,
+    permissions: BTreeMap<String, String>,
+    url: String,
+    namespace: String,
+    engine: String,
+    mount: String,
+    field: String,
+    auth: String,
+    auth_mount: String,
+    role: String,
+    role_id: String,
+    secret_id: SecretName,
+    token: SecretName,
+    jwt: SecretName,
+    role_arn: String,
+    region: String,
+    endpoint: String,
+    policy: String,
+    access_key: SecretName,
+    web_identity_token: SecretName,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -105,6 +147,9 @@ pub(in crate::config) enum RawSource {
     PostgresRole,
     #[serde(rename = "oauth")]
     OAuth,
+    GithubApp,
+    VaultServer,
+    AwsSts,
 }
 
 impl At<'_> {
@@ -118,6 +163,7 @@ impl At<'_> {
             RawSource::Vault => SecretSource::Vault,
             RawSource::File => {
                 let path = self.needed(name, "path", raw.path.take(), whole)?;
+                let path = Spanned::new(path.span(), PathBuf::from(path.into_inner()));
                 SecretSource::File { path: self.absolute(path, &format!("secrets.{name}.path"))? }
             }
             RawSource::Command => self.command(name, raw, whole)?,
@@ -129,6 +175,18 @@ impl At<'_> {
             }
             RawSource::OAuth => {
                 let kind = MintKind::OAuth(OAuth::take(self, name, raw, whole)?);
+                self.minted(name, raw, kind)?
+            }
+            RawSource::GithubApp => {
+                let kind = MintKind::GithubApp(GithubApp::take(self, name, raw, whole)?);
+                self.minted(name, raw, kind)?
+            }
+            RawSource::VaultServer => {
+                let kind = MintKind::VaultServer(VaultServer::take(self, name, raw, whole)?);
+                self.minted(name, raw, kind)?
+            }
+            RawSource::AwsSts => {
+                let kind = MintKind::AwsSts(AwsSts::take(self, name, raw, whole)?);
                 self.minted(name, raw, kind)?
             }
         };
@@ -217,6 +275,19 @@ impl At<'_> {
         url.get_ref().parse().map_err(|e| {
             self.hiding(url.span(), format!("`secrets.{name}.{key}` is no address: {e}"))
         })
+    }
+
+    /// A word that goes into a path or a header as it stands.
+    pub(in crate::config) fn plain(&self, key: &str, word: Spanned<String>) -> Checked<String> {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'/');
+        let text = word.get_ref();
+        let climbs = text.split('/').any(|part| part.is_empty() || part == "." || part == "..");
+        if text.len() <= 512 && text.bytes().all(plain) && !climbs {
+            return Ok(word.into_inner());
+        }
+        let message =
+            format!("`{key}` may hold letters, digits, `-`, `_`, `.`, and `/` between them");
+        Err(self.at(word.span(), message))
     }
 
     /// A JSON text, as it will be read again by the minter.

@@ -24,6 +24,7 @@ use crate::launcher::posture::Ownership;
 use crate::launcher::wire::{Refusal, RefusalKind};
 use crate::model::id::ExecId;
 use crate::model::name::Channel;
+use crate::profile::AWS_VARIABLES;
 use crate::profile::{Capability, NetworkMode};
 use crate::sandbox::cgroup::{Cgroup, Held};
 use crate::sandbox::child;
@@ -232,7 +233,8 @@ impl Sandbox {
         terminal: Option<(u16, u16)>,
         streams: &Streams,
     ) -> Result<(), Refusal> {
-        let in_environment = command.handed.iter().filter(|h| **h == lists::ENVIRONMENT).count();
+        let in_environment = command.handed.iter().filter(|h| **h == lists::ENVIRONMENT).count()
+            * AWS_VARIABLES.len();
         let slate = self.slate()?;
         slate
             .put_strings(lists::PROGRAMS, &command.programs, 0)
