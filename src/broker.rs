@@ -14,6 +14,7 @@ mod late;
 mod leases;
 pub mod listeners;
 pub mod metrics;
+mod revoker;
 mod runs;
 mod sweeper;
 

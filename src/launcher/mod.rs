@@ -9,7 +9,7 @@
 //! - [`guard`]: what of sublet's own no exec may see
 //! - [`posture`]: what is enforced, by what
 //! - [`explain`]: the plan in words
-//! - [`source`]: `file` and `command` sources, opened and run here
+//! - [`source`]: `file` and `command` sources, opened and run here; [`mint`]: minters, started here
 #![forbid(unsafe_code)]
 
 pub mod client;
@@ -17,6 +17,7 @@ pub mod compile;
 pub mod exec;
 pub mod explain;
 pub mod guard;
+pub mod mint;
 pub mod posture;
 pub mod serve;
 pub mod source;
