@@ -4,7 +4,7 @@
 
 mod grant;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::attend::Exited;
@@ -67,6 +67,10 @@ impl Ledger {
     pub fn shared(store: Arc<SharedStore>, shared: Arc<Shared>) -> Self {
         let key = Arc::clone(&shared.key);
         Self { store, boot_id: String::new(), key, shared: Some(shared), mints: Vec::new() }
+    }
+
+    pub fn state_dir(&self) -> &Path {
+        self.key.state_dir()
     }
 
     /// The vault's key, read anew: it is not kept.
