@@ -366,6 +366,7 @@ fn endpoint(world: &World, issuer: &str, audience: &str) -> Endpoint {
     let mut make = Command::new("openssl");
     make.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]);
     make.args(["-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]);
+    make.args(["-addext", "basicConstraints=critical,CA:FALSE"]);
     make.arg("-keyout").arg(&key).arg("-out").arg(&certificate);
     finish(make, b"", None).ok();
     let log = world.path("endpoint.log");
@@ -479,6 +480,44 @@ fn google_auth_trades_the_token() {
         )
     };
     cloud(&world, "gcp_client.py", &format!("https:{provider}"), identity, "cloud-access-token");
+}
+
+/// A source that mints is asked with a token of this host's own: nobody keeps a secret for it.
+#[test]
+fn a_source_is_asked_with_the_hosts_own_identity() {
+    for world in World::each() {
+        let (_serve, issuer) = serving(&world, "");
+        let endpoint = endpoint(&world, &issuer, "https://login.test");
+        let config = format!(
+            "[secrets.me]\nsource = \"jwt\"\naudience = \"https://login.test\"\nallow = []\n\
+             [secrets.s]\nsource = \"oauth\"\ntoken_url = \"{}/token\"\nclient_id = \"c\"\n\
+             grant = \"token_exchange\"\nsubject_token = \"me\"\n\
+             subject_token_type = \"urn:ietf:params:oauth:token-type:jwt\"\nca_file = \"{}\"\n\
+             allow = [\"test.use@svc.test\"]\n",
+            endpoint.url,
+            endpoint.certificate.display()
+        );
+        world.configure(&config);
+        let profile = world.profile("mint", &support::world::leasing_profile("default", ""));
+        let check = "[ \"$TOKEN\" = cloud-access-token ] && echo traded";
+        let outcome = world.leased_sh(&profile, &["env"], check).ok();
+        assert_eq!(outcome.line(), "traded");
+        let claims = endpoint.last()["claims"].clone();
+        assert_eq!(claims["jti"], outcome.report()["leases"][0]["lease_id"]);
+        assert_eq!(claims["sub"], format!("sublet:profile:{profile}:agent:sublet-run"));
+        // What proves it is for no lease, and without an issuer there is none.
+        let keys = world.state().join("keys");
+        fs::rename(keys.join("issuer.json"), keys.join("away")).unwrap();
+        world.leased_sh(&profile, &["env"], check).denied("identity_not_configured");
+        fs::rename(keys.join("away"), keys.join("issuer.json")).unwrap();
+        world.leased_sh(&profile, &["env"], check).ok();
+        // A token proves no role but a token's.
+        world.configure(
+            &config.replace("subject_token =", "client_secret = \"me\"\nsubject_token ="),
+        );
+        let refused = world.leased_sh(&profile, &["env"], check).exits(125);
+        assert!(refused.err().contains("`vault` or `file`"), "{refused}");
+    }
 }
 
 fn get(url: &str, path: &str) -> std::io::Result<String> {

@@ -252,3 +252,85 @@ fn a_revocation_that_fails_is_told_and_tried_again_by_the_next() {
     assert_eq!(revoked[1].fields("token"), [TOKEN]);
     assert_eq!(of_mint(&world).last().unwrap()["type"], "mint.revoked");
 }
+
+#[test]
+fn after_a_kill_of_everything_the_next_start_revokes() {
+    let far = Far::serve(issues);
+    let (world, profile) = world(&oauth(&far, ""));
+    let lease = "--lease=test.use@svc.test,channel=env";
+    let mut running =
+        world.spawn(&["--profile", &profile, lease, "--", "sh", "-c", "echo up; sleep 60"]);
+    assert_eq!(running.read_line(), "up");
+    let launcher = support::host::processes()
+        .into_iter()
+        .find(|p| p.parent == running.pid() && p.name == "sublet-launch")
+        .expect("the launcher lives");
+    // The child of a child of this test, found by its parent, and alive as long as that is.
+    let pid = rustix::process::Pid::from_raw(launcher.pid.cast_signed()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    running.shoot();
+    assert_eq!(far.asked_at("/revoke").len(), 0);
+    world.run(&["--profile", &profile, "--", "true"]).ok();
+    assert_eq!(far.asked_at("/revoke")[0].fields("token"), [TOKEN]);
+    assert_eq!(of_mint(&world).last().unwrap()["type"], "mint.revoked");
+    world.holds_nowhere(TOKEN.as_bytes());
+}
+
+#[test]
+fn a_minter_has_less_than_any_other_process_of_sublet() {
+    let far = Far::serve(|_| Does::Hangs(Duration::from_secs(20)));
+    let (world, profile) = world(&oauth(&far, "timeout = \"5s\""));
+    let lease = "--lease=test.use@svc.test,channel=env";
+    let mut running = world.spawn(&["--profile", &profile, lease, "--", "true"]);
+    let found = || {
+        let launcher = support::host::processes()
+            .into_iter()
+            .find(|p| p.parent == running.pid() && p.name == "sublet-launch")?;
+        let is_minter = |p: &support::host::Process| {
+            let line = std::fs::read(format!("/proc/{}/cmdline", p.pid)).unwrap_or_default();
+            p.parent == launcher.pid && line == b"sublet\0mint\0"
+        };
+        support::host::processes().into_iter().find(is_minter)
+    };
+    let start = Instant::now();
+    let minter = loop {
+        // It has come as far as its question: all its walls stand.
+        match found().filter(|_| !far.asked().is_empty()) {
+            Some(minter) => break minter,
+            None => assert!(start.elapsed() < Duration::from_secs(4), "no minter"),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let of = |file: &str| std::fs::read_to_string(format!("/proc/{}/{file}", minter.pid)).unwrap();
+    let status = of("status");
+    let field = |name: &str| {
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_once(':').unwrap().1.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    for name in ["Uid", "Gid"] {
+        let ids = field(name);
+        let id: u32 = ids[0].parse().unwrap();
+        assert!(id >= 0x7000_0000 && ids.iter().all(|i| *i == ids[0]), "{name}: {ids:?}");
+    }
+    assert_eq!(field("Groups"), [String::new(); 0]);
+    for name in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(field(name), ["0000000000000000"], "{name}");
+    }
+    assert_eq!((field("NoNewPrivs"), field("Seccomp")), (vec!["1".into()], vec!["2".into()]));
+    assert_eq!(field("Threads"), ["1"]);
+    assert_eq!(field("NSpid").len(), field("NSpid").len().max(2), "a pid namespace of its own");
+    assert_eq!(of("environ"), "");
+    // Undumpable: its /proc entries are root's.
+    use std::os::unix::fs::MetadataExt;
+    assert_eq!(std::fs::metadata(format!("/proc/{}/mem", minter.pid)).unwrap().uid(), 0);
+    let names: Vec<String> = std::fs::read_dir(format!("/proc/{}/fd", minter.pid))
+        .unwrap()
+        .flatten()
+        .filter_map(|fd| std::fs::read_link(fd.path()).ok())
+        .map(|to| to.display().to_string())
+        .collect();
+    let known = ["/memfd:sublet-", "/dev/null", "socket:", "anon_inode:"];
+    assert!(names.iter().all(|n| known.iter().any(|k| n.starts_with(k))), "{names:?}");
+    running.finish().denied("source_unavailable");
+    assert!(!std::path::Path::new(&format!("/proc/{}", minter.pid)).exists(), "and is gone");
+}

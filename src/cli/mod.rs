@@ -120,7 +120,7 @@ pub enum Command {
     GitCredential(git_credential::GitCredentialArgs),
     /// Ask a source for a fresh value (the launcher calls this itself)
     #[command(hide = true)]
-    Mint,
+    Mint(mint::MintArgs),
     /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),
     /// Print a manual page, or write all of them
@@ -234,7 +234,7 @@ fn dispatch(cli: Cli, begun: Option<Result<Begun, RunError>>) -> Answer {
         Command::Issuer(args) => issuer::execute(globals, &args),
         Command::Doctor(args) => doctor::execute(globals, &args),
         Command::GitCredential(args) => git_credential::execute(globals, &args),
-        Command::Mint => mint::execute(),
+        Command::Mint(args) => mint::execute(&args),
         Command::Completions(args) => completions::execute(globals, &args),
         Command::Man(args) => man::execute(globals, &args),
     }

@@ -252,11 +252,13 @@ impl At<'_> {
             for (role, other) in entry.source.credentials() {
                 match secrets.get(other).map(|other| &other.source) {
                     Some(SecretSource::Vault | SecretSource::File { .. }) => {}
+                    Some(SecretSource::Jwt(_)) if role.is_token() => {}
                     Some(source) => {
                         let kind = source.as_str();
                         let message = format!(
                             "secret `{name}` takes its {role} from `{other}`, whose source is `{kind}`; it must \
-                             be `vault` or `file`"
+                             be `vault` or `file`{}",
+                            if role.is_token() { ", or `jwt`" } else { "" }
                         );
                         return Err(self.at(span(name), message));
                     }

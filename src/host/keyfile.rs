@@ -59,6 +59,10 @@ pub struct KeySource {
 }
 
 impl KeySource {
+    pub fn state_dir(&self) -> &Path {
+        &self.state_dir
+    }
+
     /// The key that is there.
     ///
     /// # Errors

@@ -7,7 +7,7 @@
 //! resolution reads, and the hosts that the settings name. Must never say anything elsewhere, follow a
 //! redirect, or put what a far side said into a failure.
 //!
-//! - `walls`: what it gives up, before it reads what the broker wrote
+//! - [`walls`]: what it gives up, before it reads what the broker wrote
 //! - `http`: one call over a connection of its own; `tls`: whom it trusts
 //! - `fill`: placeholders of the configuration
 //! - `oauth`, `github`, `vault_server`, `aws`, `postgres`: a kind of source a file; `jws`: RS256
@@ -22,7 +22,7 @@ mod oauth;
 mod postgres;
 mod tls;
 mod vault_server;
-mod walls;
+pub mod walls;
 
 use std::fs::File;
 use std::io::{self, Read, Write};

@@ -43,6 +43,11 @@ pub enum Role {
 }
 
 impl Role {
+    /// Whether what proves it may be a token of this host's own issuer.
+    pub fn is_token(self) -> bool {
+        matches!(self, Role::SubjectToken | Role::ActorToken | Role::Jwt | Role::WebIdentityToken)
+    }
+
     /// The key of the configuration that names the secret.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -287,7 +287,7 @@ fn source(
     };
     if channel != Channel::Token {
         return match named {
-            Some(SecretSource::Jwt(_)) if !has_issuer => {
+            Some(source) if !has_issuer && draws_on_issuer(config, source) => {
                 Err(denial::identity(profile, capability, request))
             }
             Some(source)
@@ -311,6 +311,13 @@ fn source(
         .unwrap_or_else(|| config.issuer.audience.clone());
     let ttl = config.issuer.token_ttl;
     Ok(SecretSource::Jwt(Jwt { audience: Some(token_audience), ttl, claims }))
+}
+
+/// It is a token of this host's issuer, or proves itself with one.
+fn draws_on_issuer(config: &HostConfig, source: &SecretSource) -> bool {
+    let is_jwt = |source: &SecretSource| matches!(source, SecretSource::Jwt(_));
+    let proves = |name: &SecretName| config.secrets.get(name).is_some_and(|s| is_jwt(&s.source));
+    is_jwt(source) || source.credentials().iter().any(|(_, name)| proves(name))
 }
 
 fn check_permission(

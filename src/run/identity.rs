@@ -8,15 +8,19 @@ use serde_json::{Map, Value, json};
 
 use super::entries::Leased;
 use super::error::RunError;
+use super::ledger::Ledger;
 use super::mint::Fresh;
 use super::scene::Scene;
 use crate::config::Jwt;
+use crate::host::ProfileRef;
 use crate::identity::{Act, Assertion, Issuer, IssuerError, Subject};
 use crate::launcher::wire::{Refusal, RefusalKind};
-use crate::model::mint::About;
+use crate::model::id::LeaseId;
+use crate::model::mint::{About, Facts};
 use crate::model::moment::Moment;
 use crate::model::name::Channel;
 use crate::model::secret::Secret;
+use crate::store::StoreError;
 
 /// A relying party that reads a token when it has so long to live has it in time: DESIGN's ten minutes,
 /// and what a busy host may be late by.
@@ -99,6 +103,42 @@ pub fn mint(
     };
     let fresh = Fresh::of_ours(&scene.exec_id, lease, about);
     Ok((Minted { token, issued: now.boot, expires }, fresh))
+}
+
+/// A token by which this host proves to a source who asks: of the lease's workload. It goes to a minter alone,
+/// also when what was minted is to be revoked and the lease is over.
+pub fn proof(ledger: &Ledger, facts: &Facts, jwt: &Jwt) -> Result<Secret, RunError> {
+    let now = crate::host::now().map_err(RunError::Clock)?;
+    let issuer = Issuer::get(ledger.state_dir()).map_err(unavailable)?;
+    let lease_id: LeaseId = facts.lease_id.parse()?;
+    let lost = || StoreError::Missing { what: format!("lease {lease_id} and its run") };
+    let (lease, run) = ledger.read(|view| {
+        let lease = view.lease(&lease_id)?.ok_or_else(lost)?;
+        let run = view.run(&lease.run_id)?.ok_or_else(lost)?;
+        Ok((lease, run))
+    })?;
+    let workload = Subject::new(&ProfileRef::parse(&run.profile).identity(), &run.agent);
+    let life = SignedDuration::try_from(jwt.ttl.0).unwrap_or(SignedDuration::ZERO);
+    let text = |(name, value): (&String, &String)| (name.clone(), Value::from(value.as_str()));
+    let mut more: Map<String, Value> = jwt.claims.iter().map(text).collect();
+    more.insert(
+        "sublet".to_owned(),
+        json!({
+            "run_id": run.run_id, "exec_id": facts.exec_id, "principal": run.principal,
+            "capability": lease.capability,
+        }),
+    );
+    Assertion {
+        subject: workload.as_str(),
+        audience: jwt.audience.as_deref().unwrap_or(lease.audience.as_str()),
+        actor: Act(run.agent.as_str()),
+        lease_id: &lease_id,
+        issued_at: now.wall,
+        expires_at: now.wall.checked_add(life).unwrap_or(now.wall),
+        more,
+    }
+    .sign(&issuer, ledger.state_dir())
+    .map_err(unavailable)
 }
 
 /// What the lease is good for, as the capability's constraints say it; RFC 9396 §2.

@@ -17,6 +17,7 @@ use jiff::Timestamp;
 
 use super::entries::Leased;
 use super::error::RunError;
+use super::identity;
 use super::ledger::Ledger;
 use super::scene::Scene;
 use super::sources::{self, Answer, Exchange, Question, unavailable};
@@ -116,7 +117,11 @@ fn send(
                 "add [secrets]",
             ));
         };
-        credentials.push((role, value::credential(ledger, session, other, source)?));
+        let secret = match source {
+            SecretSource::Jwt(jwt) => identity::proof(ledger, &facts, jwt)?,
+            source => value::credential(ledger, session, other, source)?,
+        };
+        credentials.push((role, secret));
     }
     let room = credentials.iter().map(|(_, secret)| secret.len()).sum::<usize>()
         + handle.map_or(0, Secret::len)

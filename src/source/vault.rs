@@ -115,6 +115,11 @@ impl KeySource {
         Ok(Self(FILE.open(state_dir, credentials)?))
     }
 
+    /// Of the state that it is the key of.
+    pub fn state_dir(&self) -> &Path {
+        self.0.state_dir()
+    }
+
     /// The key that is there.
     ///
     /// # Errors
