@@ -314,7 +314,7 @@ mod tests {
         let path = dir.path().to_owned();
         let parent = rustix::fs::open(&path, DIRECTORY, Mode::empty()).unwrap();
         let cgroups = Cgroups { parent, path: path.clone() };
-        let held = cgroups.make(&ExecId::fresh(), CgroupLimits::default()).unwrap();
+        let held = cgroups.make(&ExecId::fresh()).unwrap();
         let dead = path.join(format!("sublet-{}", ExecId::fresh()));
         let other = path.join("someone-elses");
         std::fs::create_dir(&dead).unwrap();
@@ -343,7 +343,7 @@ mod tests {
             });
             let cgroups = open();
             for _ in 0..500 {
-                let held = cgroups.make(&ExecId::fresh(), CgroupLimits::default()).unwrap();
+                let held = cgroups.make(&ExecId::fresh()).unwrap();
                 assert!(dir.path().join(&held.name).exists());
             }
             is_over.store(true, std::sync::atomic::Ordering::Relaxed);
