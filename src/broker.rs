@@ -9,6 +9,7 @@ pub mod settle;
 
 mod error;
 mod execs;
+mod guard;
 mod keeper;
 mod late;
 mod leases;
@@ -77,6 +78,7 @@ pub struct Broker {
     draining: AtomicBool,
     launcher_died: AtomicBool,
     stopped: AtomicBool,
+    fingerprints: guard::Known,
 }
 
 /// What a broker begins with: the process has settled.
@@ -224,6 +226,7 @@ impl Broker {
             draining: AtomicBool::new(false),
             launcher_died: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
+            fingerprints: guard::Known::default(),
         };
         broker.transaction(Durability::Durable, |tx| {
             entries::close_orphans(tx, &broker.hostname, &now)?;
