@@ -237,12 +237,24 @@ impl Broker {
         let active = broker.store.read(|view| view.runs_that(filter))?;
         for run in active {
             let run_id = run.run_id.clone();
+            if broker.has_lost_its_container(&run_id) {
+                broker.end_lost_run(run)?;
+                continue;
+            }
             if let Err(e) = broker.admit(run, None) {
                 // It stays active in the record, and is tried again at the next start.
                 tracing::error!(%run_id, error = %e.message(), "could not take a run up again");
             }
         }
         Ok(broker)
+    }
+
+    /// Ends a run that nobody speaks for any more. No lease and no exec of it is open: those of an earlier
+    /// broker are closed by now.
+    fn end_lost_run(&self, run: Run) -> Result<(), BrokerError> {
+        let now = self.now()?;
+        let who = self.who(&run, &now);
+        self.transaction(Durability::Durable, |tx| entries::end_run(tx, who))
     }
 
     /// Holds the launcher until it is gone, and then lets nothing more begin. To be called on a thread of

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod account;
+pub mod container;
 pub mod keyfile;
 pub mod limit;
 mod owner;

@@ -8,7 +8,7 @@
 //! - [`secret`], [`profile`], [`policy`], [`audit`]: what the host holds, permits and has recorded
 //! - [`doctor`], [`init`]: what this machine can enforce; a first configuration
 //! - [`verify_envelope`]: `lease verify`
-//! - [`git_credential`]: what git calls inside an exec
+//! - [`git_credential`]: what git calls inside an exec; [`hook`]: what a container runtime calls
 //! - [`completions`], [`man`]: made from the definitions here
 #![forbid(unsafe_code)]
 
@@ -20,6 +20,7 @@ pub mod exec;
 pub mod explained;
 pub mod fail;
 pub mod git_credential;
+pub mod hook;
 pub mod init;
 pub mod lease;
 pub mod load;
@@ -108,6 +109,8 @@ pub enum Command {
     Audit(audit::AuditArgs),
     /// Show what this machine can enforce, what each lack means, and how to mend it
     Doctor(doctor::DoctorArgs),
+    /// Be called by a container runtime: guard a container, start and end its run
+    Hook(hook::HookArgs),
     /// Answer git inside an exec with a git lease (git calls this itself)
     #[command(hide = true)]
     GitCredential(git_credential::GitCredentialArgs),
@@ -201,6 +204,7 @@ fn dispatch(cli: Cli) -> Answer {
         Command::Policy(args) => policy::execute(globals, &args),
         Command::Audit(args) => audit::execute(globals, &args),
         Command::Doctor(args) => doctor::execute(globals, &args),
+        Command::Hook(args) => hook::execute(globals, &args),
         Command::GitCredential(args) => git_credential::execute(globals, &args),
         Command::Completions(args) => completions::execute(globals, &args),
         Command::Man(args) => man::execute(globals, &args),

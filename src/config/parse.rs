@@ -10,7 +10,7 @@ use toml::Spanned;
 
 use crate::config::place::{self, Located};
 use crate::config::{
-    AllowPattern, BrokerWall, Ceilings, Host, HostConfig, Leases, SOURCE_TIMEOUT, SecretEntry,
+    AllowPattern, BrokerWall, Ceilings, Host, HookConfig, HostConfig, Leases, SOURCE_TIMEOUT, SecretEntry,
     SecretSource, State, UidPool, Warm,
 };
 use crate::model::moment::Span;
@@ -31,6 +31,16 @@ struct RawConfig {
     principals: BTreeMap<IdentityName, RawPrincipal>,
     #[serde(default)]
     secrets: BTreeMap<SecretName, Spanned<RawSecret>>,
+    #[serde(default)]
+    hook: RawHook,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawHook {
+    profiles: Option<Vec<String>>,
+    principals: Option<Vec<IdentityName>>,
+    binary: Option<Spanned<PathBuf>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -136,6 +146,14 @@ pub(super) fn parse(text: &str, origin: &str) -> Result<HostConfig, Box<Located>
         leases: at.leases(raw.leases)?,
         principals: raw.principals.into_iter().map(|(name, p)| (name, p.permissions)).collect(),
         secrets,
+        hook: HookConfig {
+            profiles: raw.hook.profiles,
+            principals: raw
+                .hook
+                .principals
+                .map(|names| names.into_iter().map(String::from).collect()),
+            binary: raw.hook.binary.map(|path| at.absolute(path, "hook.binary")).transpose()?,
+        },
     })
 }
 
