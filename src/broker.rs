@@ -33,6 +33,7 @@ use tokio::sync::{oneshot, watch};
 use crate::envelope::SigningKey;
 use crate::host::Host;
 use crate::launcher::client::{Door, Launcher};
+use crate::launcher::into::InContainer;
 use crate::model::event::{Draft, EventType};
 use crate::model::exec::ExecState;
 use crate::model::id::{ExecId, LeaseId, RunId};
@@ -115,6 +116,8 @@ pub struct ExecAsk {
     pub terminal: Option<(u16, u16)>,
     pub without_network: bool,
     pub reason: Option<Reason>,
+    /// Who and where it is, in a container.
+    pub into: InContainer,
     /// The process that asks: when it dies, the exec does.
     pub caller: Option<OwnedFd>,
 }
@@ -254,7 +257,7 @@ impl Broker {
     fn end_lost_run(&self, run: Run) -> Result<(), BrokerError> {
         let now = self.now()?;
         let who = self.who(&run, &now);
-        self.transaction(Durability::Durable, |tx| entries::end_run(tx, who))
+        self.transaction(Durability::Durable, |tx| entries::end_run(tx, who)).map(drop)
     }
 
     /// Holds the launcher until it is gone, and then lets nothing more begin. To be called on a thread of

@@ -165,6 +165,11 @@ impl Host {
         self.trust = trust;
     }
 
+    /// What it takes.
+    pub fn trusts(&self) -> Trust {
+        self.trust
+    }
+
     /// Why a workspace at this path, with every link resolved, is not taken.
     pub fn objection_to_workspace(&self, path: &Path) -> Option<String> {
         // The broker may not be allowed to look; a path without links below one as it is written is below.

@@ -56,7 +56,7 @@ pub fn run(asked: Asked) -> Result<Outcome, RunError> {
     let launcher = Launcher::fork(&asked.places, Trust::Invoker)?;
     memory::set_dumpable(false).map_err(RunError::Settle)?;
     memory::forbid_core_dumps().map_err(RunError::Settle)?;
-    let scene = scene::set(asked)?;
+    let scene = scene::set(asked, launcher.root())?;
     let ledger = || {
         let key = ledger::open_key(&scene.host)?;
         // The state may be a broker's: the launcher keeps what only root can do.
@@ -79,7 +79,7 @@ pub fn run_held(
     ledger: Ledger,
 ) -> Result<Outcome, RunError> {
     let mut watch = Stopwatch::start();
-    let scene = scene::of_run(host, asked)?;
+    let scene = scene::of_run(host, asked, session)?;
     tell(&scene, session, caller, || Ok(ledger), &mut watch)
 }
 

@@ -45,6 +45,11 @@ impl Broker {
             None => None,
         };
         let workspace = match &container {
+            None if ask.run_id.as_ref().is_some_and(container::is_of_a_container) => {
+                let message = "an id that begins with `oci-` is of a container's run, and no container \
+                               has this one (sublet hook)";
+                return Err(BrokerError::Malformed { message: message.to_owned() });
+            }
             // A place in the container: the launcher opens it there.
             Some(record) => record.workspace.clone(),
             None => self.workspace(&ask.workspace)?,

@@ -10,8 +10,8 @@ use toml::Spanned;
 
 use crate::config::place::{self, Located};
 use crate::config::{
-    AllowPattern, BrokerWall, Ceilings, Host, HookConfig, HostConfig, Leases, SOURCE_TIMEOUT, SecretEntry,
-    SecretSource, State, UidPool, Warm,
+    AllowPattern, BrokerWall, Ceilings, HookConfig, Host, HostConfig, Leases, SOURCE_TIMEOUT,
+    SecretEntry, SecretSource, State, UidPool, Warm,
 };
 use crate::model::moment::Span;
 use crate::model::name::{IdentityName, Permission, SecretName};

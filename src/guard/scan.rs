@@ -57,9 +57,9 @@ impl Scanner {
     /// In a short text: anywhere in it, or, of a value that is shorter than a window, the whole of it.
     pub fn find_in_word(&self, text: &[u8]) -> Option<Found<'_>> {
         let short = (1..WINDOW).contains(&text.len());
-        let whole = short.then(|| self.key.digest(text)).and_then(|digest| {
-            self.prints.iter().find(|p| p.window.is_none() && p.is_of(&digest))
-        });
+        let whole = short
+            .then(|| self.key.digest(text))
+            .and_then(|digest| self.prints.iter().find(|p| p.window.is_none() && p.is_of(&digest)));
         whole.map(|print| Found { print, at: 0 }).or_else(|| self.find(text))
     }
 
@@ -203,9 +203,8 @@ mod tests {
 
     #[test]
     fn another_key_makes_other_fingerprints() {
-        let prints = |key: u8| {
-            GuardKey::new([key; 32]).fingerprints(&"s".parse().unwrap(), VALUE).unwrap()
-        };
+        let prints =
+            |key: u8| GuardKey::new([key; 32]).fingerprints(&"s".parse().unwrap(), VALUE).unwrap();
         let (one, other) = (prints(1), prints(2));
         assert_eq!(one, prints(1));
         assert_ne!(one[0].digest, other[0].digest);

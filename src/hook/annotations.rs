@@ -70,9 +70,8 @@ pub fn parse(
     let permitted = |list: &Option<Vec<String>>, asked: &str| {
         list.as_ref().is_none_or(|list| list.iter().any(|one| one == asked))
     };
-    let refuse = |asked: &str, list| {
-        Err(AnnotationError::NotPermitted { asked: asked.to_owned(), list })
-    };
+    let refuse =
+        |asked: &str, list| Err(AnnotationError::NotPermitted { asked: asked.to_owned(), list });
     if !permitted(&config.profiles, &wanted.profile) {
         return refuse(&wanted.profile, "profiles");
     }

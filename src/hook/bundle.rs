@@ -106,8 +106,8 @@ pub fn open(bundle: &Path) -> Result<Bundle, BundleError> {
     let path = bundle.join("config.json");
     let unreadable = |source| BundleError::Unreadable { path: path.clone(), source };
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let directory = rustix::fs::openat(CWD, bundle, flags, Mode::empty())
-        .map_err(|e| unreadable(e.into()))?;
+    let directory =
+        rustix::fs::openat(CWD, bundle, flags, Mode::empty()).map_err(|e| unreadable(e.into()))?;
     // Not waiting: it may be a pipe.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
@@ -122,8 +122,8 @@ pub fn open(bundle: &Path) -> Result<Bundle, BundleError> {
     if text.len() as u64 > MAX_CONFIG {
         return Err(BundleError::TooLarge { path });
     }
-    let (raw, whole) = parse(&text)
-        .map_err(|source| BundleError::Malformed { path: path.clone(), source })?;
+    let (raw, whole) =
+        parse(&text).map_err(|source| BundleError::Malformed { path: path.clone(), source })?;
     let missing = |key| BundleError::Missing { path: path.clone(), key };
     let process = raw.process.ok_or_else(|| missing("process"))?;
     let named = raw.root.ok_or_else(|| missing("root"))?.path;

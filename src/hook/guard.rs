@@ -33,8 +33,7 @@ pub fn objections(
     if !scanner.has_windows() {
         return Ok((found, Searched::default()));
     }
-    let mut searched =
-        layers::search(bundle.root.as_fd(), &bundle.rootfs, scanner, runtime_dir)?;
+    let mut searched = layers::search(bundle.root.as_fd(), &bundle.rootfs, scanner, runtime_dir)?;
     found.extend(std::mem::take(&mut searched.found).into_iter().map(Objection::Value));
     found.truncate(MOST);
     Ok((found, searched))

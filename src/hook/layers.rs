@@ -262,8 +262,8 @@ mod tests {
         #[track_caller]
         fn check(options: &str, expected: Option<&[(&str, bool)]>) {
             let line = format!("40 30 0:50 / /m rw,relatime - overlay overlay {options}");
-            let expected =
-                expected.map(|all| all.iter().map(|(p, l)| (PathBuf::from(p), *l)).collect::<Vec<_>>());
+            let expected = expected
+                .map(|all| all.iter().map(|(p, l)| (PathBuf::from(p), *l)).collect::<Vec<_>>());
             assert_eq!(overlay(&line), expected, "{options}");
         }
         check(

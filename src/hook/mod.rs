@@ -169,8 +169,11 @@ fn register(
             };
         }
         // An earlier container of this name, whose end nobody told.
-        end(client, &old.run_id)
-            .map_err(|source| HookError::Run { doing: "end an earlier", id: id(), source })?;
+        end(client, &old.run_id).map_err(|source| HookError::Run {
+            doing: "end an earlier",
+            id: id(),
+            source,
+        })?;
         container::remove(setting.runtime_dir, &old.run_id).map_err(failed)?;
     }
     let incarnation = Sha256::digest(format!("{}\0{pid}\0{started}\0{boot_id}", state.id));
@@ -229,7 +232,8 @@ fn create_container(state: &State, setting: &Setting<'_>) -> Result<(), HookErro
 
 /// Inside the container: its socket must answer, for this container.
 fn start_container(state: &State, setting: &Setting<'_>) -> Result<(), HookError> {
-    if annotations::parse(&state.annotations, Path::new("/"), &setting.host.config.hook)?.is_none() {
+    if annotations::parse(&state.annotations, Path::new("/"), &setting.host.config.hook)?.is_none()
+    {
         return Ok(());
     }
     let run = Client::connect(crate::api::client::AGENT_SOCKET).and_then(|client| client.run());
@@ -245,7 +249,8 @@ fn start_container(state: &State, setting: &Setting<'_>) -> Result<(), HookError
 
 /// The run must be there, and be this container's.
 fn poststart(state: &State, setting: &Setting<'_>) -> Result<(), HookError> {
-    if annotations::parse(&state.annotations, Path::new("/"), &setting.host.config.hook)?.is_none() {
+    if annotations::parse(&state.annotations, Path::new("/"), &setting.host.config.hook)?.is_none()
+    {
         return Ok(());
     }
     let record = record_of(state, setting)?;

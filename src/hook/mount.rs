@@ -107,10 +107,9 @@ pub fn remove(root: BorrowedFd<'_>, made: &[PathBuf]) {
 }
 
 fn make_directories(root: BorrowedFd<'_>) -> Result<OwnedFd, MountError> {
-    let mut at = root.try_clone_to_owned().map_err(|source| MountError {
-        doing: "open its root file system".to_owned(),
-        source,
-    })?;
+    let mut at = root
+        .try_clone_to_owned()
+        .map_err(|source| MountError { doing: "open its root file system".to_owned(), source })?;
     for name in PLACE {
         match mkdirat(&at, name, Mode::from(0o755)) {
             Ok(()) | Err(Errno::EXIST) => {}

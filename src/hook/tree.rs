@@ -111,9 +111,8 @@ impl Walk<'_> {
         if depth > MAX_DEPTH {
             return Err(TreeError::TooDeep { path: self.top.join(&*at) });
         }
-        let failed = |path: PathBuf| {
-            move |e: Errno| TreeError::Unreadable { path, source: e.into() }
-        };
+        let failed =
+            |path: PathBuf| move |e: Errno| TreeError::Unreadable { path, source: e.into() };
         let here = self.top.join(&*at);
         let mut names = Vec::new();
         for entry in Dir::read_from(&directory).map_err(failed(here.clone()))? {
@@ -132,8 +131,8 @@ impl Walk<'_> {
             self.search_name(&shown, name.to_bytes());
             match FileType::from_raw_mode(u32::from(found.stx_mode)) {
                 FileType::Directory => {
-                    let inner = open_directory(directory.as_fd(), &name)
-                        .map_err(failed(shown.clone()))?;
+                    let inner =
+                        open_directory(directory.as_fd(), &name).map_err(failed(shown.clone()))?;
                     let opened = look(&inner, c"").map_err(failed(shown.clone()))?;
                     // What is mounted there is no part of the image.
                     if opened.stx_mnt_id == self.mount {
@@ -141,8 +140,8 @@ impl Walk<'_> {
                     }
                 }
                 FileType::Symlink => {
-                    let target = readlinkat(&directory, &name, Vec::new())
-                        .map_err(failed(shown.clone()))?;
+                    let target =
+                        readlinkat(&directory, &name, Vec::new()).map_err(failed(shown.clone()))?;
                     self.search_name(&shown, target.to_bytes());
                 }
                 FileType::RegularFile => self.file(directory.as_fd(), &name, &found, &shown)?,
@@ -218,8 +217,7 @@ impl Walk<'_> {
         }
         let failed = |source| TreeError::Unreadable { path: shown.to_owned(), source };
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = openat(directory, name, flags, Mode::empty())
-            .map_err(|e| failed(e.into()))?;
+        let file = openat(directory, name, flags, Mode::empty()).map_err(|e| failed(e.into()))?;
         // Another file by now, perhaps a pipe: then this tree is being changed under us.
         let opened = look(&file, c"").map_err(|e| failed(e.into()))?;
         if opened.stx_ino != found.stx_ino

@@ -4,19 +4,22 @@
 //! In two parts: the sandbox, which is the same for every exec of a run, and the command in it.
 #![forbid(unsafe_code)]
 
+mod container;
 mod workspace;
 
+pub use container::find;
 pub use workspace::Workspace;
 use workspace::open_workspace;
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::guard::Guard;
+use super::into::InContainer;
 use super::wire::{DeliverySpec, Prepare, Refusal, RefusalKind};
 use crate::delivery::git;
 use crate::host::{Host, HostError, KnownProfile, ProfileRef};
@@ -44,6 +47,8 @@ pub struct Spec {
     pub binary: bool,
     /// The broker's socket for this run is shown inside, if there is one.
     pub agent: bool,
+    /// What is asked of an exec in a container.
+    pub into: InContainer,
 }
 
 impl Spec {
@@ -56,6 +61,7 @@ impl Spec {
             home: prepare.home.clone(),
             binary: prepare.deliveries.iter().any(|d| d.channel == Channel::Git),
             agent: prepare.agent,
+            into: prepare.into.clone(),
         }
     }
 }
@@ -93,6 +99,11 @@ pub struct Compiled {
     pub cgroup_limits: CgroupLimits,
     pub filter: Filter,
     pub init_filter: Filter,
+    /// It stands in a container, of whose root these are detached clones, by their places.
+    pub is_in_container: bool,
+    pub trees: BTreeMap<PathBuf, OwnedFd>,
+    /// The network namespace to join.
+    pub network: Option<OwnedFd>,
 }
 
 /// The command, before it is given to a sandbox.
@@ -119,8 +130,14 @@ impl Compiled {
             cgroup_limits: _,
             filter: _,
             init_filter: _,
+            // One in a container is never compared: none is kept.
+            is_in_container,
+            trees: _,
+            network: _,
         } = self;
-        *profile == other.profile
+        !is_in_container
+            && !other.is_in_container
+            && *profile == other.profile
             && workspace.as_ref().map(Workspace::facts)
                 == other.workspace.as_ref().map(Workspace::facts)
             && *inside == other.inside
@@ -130,7 +147,7 @@ impl Compiled {
     }
 }
 
-fn invalid(message: String, hint: &str) -> Refusal {
+pub(super) fn invalid(message: String, hint: &str) -> Refusal {
     Refusal { kind: RefusalKind::Invalid, message, hint: hint.to_owned() }
 }
 
@@ -150,6 +167,9 @@ pub fn sandbox(
             .map_err(|e| invalid(e.to_string(), "name a mode that is no wider"))?;
     }
     let home = host.home_for(spec.home.as_deref()).to_owned();
+    if let Some(target) = container::target(spec, host, mode)? {
+        return container::sandbox(&target, spec, host, profile, home);
+    }
     let guard = Guard::of(host);
     if profile.filesystem.workspace != WorkspaceAccess::None
         && let Some(why) = host.objection_to_workspace(&spec.workspace)
@@ -170,6 +190,48 @@ pub fn sandbox(
     };
     let inside = inside(mode, workspace.as_ref());
     let mut view = view(spec, &profile, workspace.as_ref(), inside, &home)?;
+    show_agent(&mut view, spec, host);
+    let layout = layout::layout(&view);
+    refuse_guarded(&layout, &guard)?;
+    let working_directory = workspace
+        .as_ref()
+        .map_or_else(|| profile.filesystem.home.resolve(&home), |w| w.path.clone());
+    Compiled::of(profile, workspace, inside, layout, home, working_directory)
+}
+
+impl Compiled {
+    /// With what follows from the profile.
+    fn of(
+        profile: Profile,
+        workspace: Option<Workspace>,
+        inside: (u32, u32),
+        layout: Layout,
+        home: PathBuf,
+        working_directory: PathBuf,
+    ) -> Result<Self, Refusal> {
+        Ok(Self {
+            inside,
+            layout,
+            working_directory,
+            cgroup_limits: CgroupLimits {
+                memory: profile.limits.memory.map(|s| s.0),
+                processes: profile.limits.processes.map(u64::from),
+                millicpu: profile.limits.cpu.map(|c| c.thousandths.into()),
+            },
+            filter: builtin_filter(profile.seccomp.filter.as_str())?,
+            init_filter: builtin_filter("init")?,
+            home,
+            workspace,
+            profile,
+            is_in_container: false,
+            trees: BTreeMap::new(),
+            network: None,
+        })
+    }
+}
+
+/// The run's socket, for an agent's command.
+fn show_agent(view: &mut View, spec: &Spec, host: &Host) {
     if spec.agent {
         // The way to the runtime directory may have links; what the broker made below it may not.
         let runtime_dir = host.runtime_dir.canonicalize().unwrap_or(host.runtime_dir.clone());
@@ -177,27 +239,6 @@ pub fn sandbox(
         view.agent = socket.parent().filter(|_| socket.exists()).map(Path::to_owned);
         view.binary |= view.agent.is_some();
     }
-    let layout = layout::layout(&view);
-    refuse_guarded(&layout, &guard)?;
-    let working_directory = workspace
-        .as_ref()
-        .map_or_else(|| profile.filesystem.home.resolve(&home), |w| w.path.clone());
-    let filter_name = profile.seccomp.filter.as_str();
-    Ok(Compiled {
-        inside,
-        layout,
-        working_directory,
-        cgroup_limits: CgroupLimits {
-            memory: profile.limits.memory.map(|s| s.0),
-            processes: profile.limits.processes.map(u64::from),
-            millicpu: profile.limits.cpu.map(|c| c.thousandths.into()),
-        },
-        filter: builtin_filter(filter_name)?,
-        init_filter: builtin_filter("init")?,
-        home,
-        workspace,
-        profile,
-    })
 }
 
 /// The command for a sandbox.

@@ -13,6 +13,8 @@ use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::into::InContainer;
+use super::into::program::Found;
 use crate::host::ProfileRef;
 use crate::model::id::{ExecId, RunId};
 use crate::model::name::{AudienceName, Channel, SecretName, VariableName};
@@ -65,6 +67,20 @@ pub struct Prepare {
     pub agent: bool,
     /// The invoker's home, for `~/` in profiles.
     pub home: Option<PathBuf>,
+    /// What is asked of an exec in a container.
+    pub into: InContainer,
+}
+
+/// Which file a command is in a container.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Find {
+    pub run_id: RunId,
+    pub profile: ProfileRef,
+    pub workspace: PathBuf,
+    pub home: Option<PathBuf>,
+    pub into: InContainer,
+    /// argv\[0\].
+    pub name: Vec<u8>,
 }
 
 /// How one delivery was filled.
@@ -99,6 +115,8 @@ pub enum Order {
     Session,
     /// Root session only: keep the trail's head, encoded, outside the database.
     KeepHead { head: Vec<u8> },
+    /// Say which file of the container a command is, before its plan is asked for.
+    Find(Box<Find>),
     /// Compile the plan and describe it; build and run nothing.
     Explain(Box<Prepare>),
 }
@@ -203,6 +221,9 @@ pub enum Notice {
     },
     HeadKept {
         refusal: Option<Refusal>,
+    },
+    Found {
+        found: Result<Option<Found>, Refusal>,
     },
     Explained {
         explanation: Result<Explanation, Refusal>,

@@ -21,4 +21,5 @@ pub mod name;
 pub mod report;
 pub mod run;
 pub mod secret;
+pub mod user;
 pub mod verdict;

@@ -307,6 +307,7 @@ impl Attendant<'_> {
             | Notice::Prepared { .. }
             | Notice::Source { .. }
             | Notice::SourceRefused { .. }
+            | Notice::Found { .. }
             | Notice::Explained { .. } => return Err(RunError::LauncherDied),
         }
         Ok(())

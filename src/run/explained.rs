@@ -38,7 +38,7 @@ pub struct Explained {
 pub fn explain(asked: Asked) -> Result<Explained, RunError> {
     let launcher = Launcher::fork(&asked.places, Trust::Invoker)?;
     let session = launcher.root();
-    let scene = scene::set(asked)?;
+    let scene = scene::set(asked, session)?;
     session.order(&Order::Explain(Box::new(scene.prepare())))?;
     scene.host.become_state_owner()?;
 

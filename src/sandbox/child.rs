@@ -103,18 +103,19 @@ fn become_init(plan: &mut Plan) -> Result<i32, Failure> {
     // neither would ever show its death.
     close_all_but_our_own(plan)?;
 
+    if let Some(network) = plan.network.take() {
+        process::enter_namespace(network.as_fd(), libc::CLONE_NEWNET).at(Step::JoinNetwork)?;
+    }
     let early_proc = match plan.proc_mount {
-        ProcMount::Inside => {
-            process::unshare(plan.late_namespaces).at(Step::EnterNetworkNamespace)?;
-            None
-        }
-        ProcMount::BeforeUserNamespace => {
-            let proc = make_proc().at(Step::MountProcBeforeUserNamespace)?;
-            process::unshare(plan.late_namespaces).at(Step::EnterUserNamespace)?;
-            say(plan.socket.as_fd(), Said::NeedsMaps, &[]).at(Step::AwaitMaps)?;
-            Some(proc)
-        }
+        ProcMount::Inside => None,
+        ProcMount::BeforeUserNamespace => Some(make_proc().at(Step::MountProcBeforeUserNamespace)?),
     };
+    if plan.enters_by_itself() {
+        process::unshare(plan.late_namespaces).at(Step::EnterUserNamespace)?;
+        say(plan.socket.as_fd(), Said::NeedsMaps, &[]).at(Step::AwaitMaps)?;
+    } else {
+        process::unshare(plan.late_namespaces).at(Step::EnterNetworkNamespace)?;
+    }
 
     match told(plan, drop).at(Step::AwaitMaps)? {
         Told::Maps => {}
@@ -232,6 +233,7 @@ fn take_places(plan: &Plan) -> Result<Option<OwnedFd>, Failure> {
     };
     if let (true, Some(at)) = (workspace, &plan.workspace_at) {
         let tree = places.nth(usize::from(ruleset)).at(Step::AttachWorkspace)?;
+        let attach = if plan.in_container { attach_without_links } else { attach };
         attach(tree, at).at(Step::AttachWorkspace)?;
     }
     let before = slate(plan).at(Step::AwaitPlaces)?.count(lists::TREES);

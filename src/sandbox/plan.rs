@@ -58,6 +58,16 @@ pub enum ProcMount {
     BeforeUserNamespace,
 }
 
+impl Plan {
+    /// Whether the child makes its user namespace by itself, and then needs its maps.
+    pub fn enters_by_itself(&self) -> bool {
+        self.late_namespaces & USER != 0
+    }
+}
+
+/// `CLONE_NEWUSER` of clone(2).
+const USER: u64 = 0x1000_0000;
+
 pub struct Plan {
     /// `CLONE_NEW*` flags for clone3, the user namespace among them.
     pub namespaces: u64,
@@ -65,6 +75,11 @@ pub struct Plan {
     /// launcher goes on; all but the pid namespace where `/proc` comes first.
     pub late_namespaces: u64,
     pub proc_mount: ProcMount,
+    /// The network namespace of a container, joined before the child's own user namespace: from there it
+    /// could not be.
+    pub network: Option<OwnedFd>,
+    /// What is attached in the workspace's way was made by strangers: no link of theirs is followed.
+    pub in_container: bool,
     pub identity: Identity,
     /// Where the workspace's tree goes, which comes last: it may be mapped through the child's own user
     /// namespace.

@@ -74,9 +74,11 @@ pub enum RootError {
     Restrict { path: PathBuf, source: io::Error },
 }
 
-/// Builds the root for `layout`. `size` bounds all that the exec writes outside of its workspace.
+/// Builds the root for `layout`. `size` bounds all that the exec writes outside of its workspace;
+/// `container` has the trees of [`Entry::OfContainer`].
 pub fn build(
     layout: &Layout,
+    container: &BTreeMap<PathBuf, OwnedFd>,
     size: u64,
     mode: identity::Mode,
     identity: &Identity,
@@ -84,6 +86,7 @@ pub fn build(
     let tmpfs = make_tmpfs(size)?;
     let mut builder = Builder {
         layout,
+        container,
         mode,
         owner: (Uid::from_raw(identity.outside_uid), Gid::from_raw(identity.outside_gid)),
         tmpfs,
@@ -125,6 +128,7 @@ fn make_tmpfs(size: u64) -> Result<OwnedFd, RootError> {
 
 struct Builder<'a> {
     layout: &'a Layout,
+    container: &'a BTreeMap<PathBuf, OwnedFd>,
     mode: identity::Mode,
     owner: (Uid, Gid),
     tmpfs: OwnedFd,
@@ -170,6 +174,25 @@ impl Builder<'_> {
             Entry::Device { major, minor } => self.device(at, *major, *minor),
             Entry::Bind { source, optional, access } => {
                 self.bind(at, source, *optional, *access, make)
+            }
+            Entry::OfContainer { is_directory } => {
+                let failed = |source: io::Error| RootError::Open { path: at.to_owned(), source };
+                let tree = self.container.get(at);
+                let tree = tree.ok_or_else(|| failed(Errno::NOENT.into()))?;
+                let tree = tree.try_clone().map_err(failed)?;
+                let kind = if *is_directory {
+                    self.directory(at)?;
+                    PlaceKind::ReadOnlyTree
+                } else {
+                    self.file(at, b"")?;
+                    PlaceKind::ReadOnlyFile
+                };
+                let attributes = MountAttributes {
+                    set: mount::RDONLY | mount::NOSUID | mount::NODEV,
+                    recursive: true,
+                    idmap: None,
+                };
+                self.attach(at, tree, &attributes, Some(kind))
             }
             Entry::Binary => {
                 let exe = std::fs::read_link("/proc/self/exe")

@@ -33,6 +33,7 @@ macro_rules! steps {
 
 steps! {
     MountProcBeforeUserNamespace = "mount a /proc for the new pid namespace from outside the user namespace",
+    JoinNetwork = "join the container's network namespace",
     EnterUserNamespace = "enter a new user namespace",
     EnterNetworkNamespace = "enter a new network namespace",
     AwaitMaps = "wait for the launcher to write the uid map",

@@ -94,13 +94,14 @@ impl Sandbox {
             cgroup: held,
             ownership,
         };
-        let (mut sandbox, proc_mount) =
+        let (mut sandbox, enters_by_itself) =
             clone_child(compiled, identity, uid_lock, cgroup, facts, setting)?;
         let size = compiled.profile.filesystem.tmp.0.saturating_add(SYNTHESISED);
-        let root = root::build(&compiled.layout, size, setting.mode, &identity).map_err(|e| {
-            refuse_error(&e, "correct the profile's [filesystem], or run `sublet doctor`")
-        })?;
-        if proc_mount == ProcMount::BeforeUserNamespace {
+        let root = root::build(&compiled.layout, &compiled.trees, size, setting.mode, &identity)
+            .map_err(|e| {
+                refuse_error(&e, "correct the profile's [filesystem], or run `sublet doctor`")
+            })?;
+        if enters_by_itself {
             sandbox.await_user_namespace()?;
             sandbox.write_maps()?;
         }
@@ -326,7 +327,7 @@ fn clone_child(
     cgroup: Option<Cgroup>,
     facts: FactsKept,
     setting: &Setting,
-) -> Result<(Sandbox, ProcMount), Refusal> {
+) -> Result<(Sandbox, bool), Refusal> {
     let failed = |e: &dyn std::error::Error| refuse_error(e, "");
     let (ours, theirs) = socket::packet_pair().map_err(|e| failed(&e))?;
     let (lifeline_read, lifeline_write) = io::pipe().map_err(|e| failed(&e))?;
@@ -336,11 +337,17 @@ fn clone_child(
     };
     let network = compiled.profile.network.mode;
     let held = facts.cgroup.as_ref().ok().copied().unwrap_or_default();
+    let joined = compiled.network.as_ref().map(OwnedFd::try_clone).transpose();
+    let joined = joined.map_err(|e| failed(&e))?;
     let all = namespaces(network);
     let (now, late, proc_mount) = if setting.mode == Mode::Privileged && setting.proc_is_masked {
         // The kernel refuses a new /proc from inside the user namespace there.
         let now = libc::CLONE_NEWPID as u64;
         (now, all & !now, ProcMount::BeforeUserNamespace)
+    } else if joined.is_some() {
+        // A container's network is joined before there is a user namespace of the exec's own.
+        let now = libc::CLONE_NEWPID as u64;
+        (now, all & !now, ProcMount::Inside)
     } else {
         let late = all & libc::CLONE_NEWNET as u64;
         (all & !late, late, ProcMount::Inside)
@@ -349,6 +356,8 @@ fn clone_child(
         namespaces: now,
         late_namespaces: late,
         proc_mount,
+        network: joined,
+        in_container: compiled.is_in_container,
         identity,
         workspace_at,
         hostname: c"sublet".to_owned(),
@@ -399,10 +408,11 @@ fn clone_child(
         reaped: false,
     };
     // Before anything else: the child waits for nothing so soon.
-    if proc_mount == ProcMount::Inside {
+    let enters_by_itself = plan.enters_by_itself();
+    if !enters_by_itself {
         sandbox.write_maps()?;
     }
-    Ok((sandbox, proc_mount))
+    Ok((sandbox, enters_by_itself))
 }
 
 fn set_dumpable(dumpable: bool) -> Result<(), Refusal> {
