@@ -8,6 +8,7 @@
 //! - [`http`]: HTTP over a Unix socket, byte by byte
 //! - [`schema`]: JSON against the description of the API
 //! - [`broker`]: `sublet serve` for one test
+//! - [`bundle`]: containers of a real `runc`
 //! - [`leak`]: descriptors that a command passes out of its sandbox, and what they show later
 //! - [`git_server`]: `git http-backend` behind a server that demands a token
 //!
@@ -16,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 pub mod broker;
+pub mod bundle;
 pub mod git_server;
 pub mod host;
 pub mod http;

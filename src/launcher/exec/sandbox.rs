@@ -340,14 +340,13 @@ fn clone_child(
     let joined = compiled.network.as_ref().map(OwnedFd::try_clone).transpose();
     let joined = joined.map_err(|e| failed(&e))?;
     let all = namespaces(network);
-    let (now, late, proc_mount) = if setting.mode == Mode::Privileged && setting.proc_is_masked {
-        // The kernel refuses a new /proc from inside the user namespace there.
+    let is_late = joined.is_some() || setting.mode == Mode::Privileged && setting.proc_is_masked;
+    let (now, late, proc_mount) = if is_late {
+        // A container's network is joined before there is a user namespace of the exec's own, and the
+        // kernel makes a /proc only for who rules over its pid namespace. Where /proc is masked it makes
+        // none from inside a user namespace at all.
         let now = libc::CLONE_NEWPID as u64;
         (now, all & !now, ProcMount::BeforeUserNamespace)
-    } else if joined.is_some() {
-        // A container's network is joined before there is a user namespace of the exec's own.
-        let now = libc::CLONE_NEWPID as u64;
-        (now, all & !now, ProcMount::Inside)
     } else {
         let late = all & libc::CLONE_NEWNET as u64;
         (all & !late, late, ProcMount::Inside)
