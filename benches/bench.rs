@@ -276,6 +276,7 @@ impl Served {
                 git: None,
             }],
             home: None,
+            into: sublet::launcher::into::InContainer::default(),
             agent: false,
         };
         let session = self.launcher.root();

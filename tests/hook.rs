@@ -103,15 +103,15 @@ fn without_a_broker_nothing_starts_and_nothing_is_left() {
     let world = World::host();
     let profile = leasing_host(&world, VALUE.as_bytes(), "");
     let before = Traces::now();
-    let bundle = Bundle::new(&world, "echo started").annotated(&profile).guarded();
-    let outcome = bundle.run().never_says("started");
+    let bundle = Bundle::new(&world, "echo ran-inside").annotated(&profile).guarded();
+    let outcome = bundle.run().never_says("ran-inside");
     assert_ne!(outcome.status, Some(0));
     assert!(outcome.err().contains("broker does not answer"), "{outcome}");
     assert_eq!(bundle.known(), "");
     assert_eq!((records(&world), Traces::now()), (0, before));
     // The control: with it, the same container starts.
     let _broker = serve(&world);
-    bundle.run().ok().says("started");
+    bundle.run().ok().says("ran-inside");
 }
 
 #[test]
@@ -205,6 +205,7 @@ fn what_is_no_state_or_bundle_is_refused_and_leaves_nothing() {
         assert!(outcome.err().contains(names), "{what}: {outcome}");
         assert_eq!((active(&broker).len(), records(&world)), (0, 0), "{what}");
     };
+    fs::remove_file(bundle.dir.join("config.json")).unwrap();
     check("no config", &bundle.state(own), "config.json");
     check("nothing", "", "no state");
     check("no pid", &bundle.state(own).replace(&format!("\"pid\":{own},"), ""), "pid");
@@ -250,12 +251,12 @@ fn a_link_in_the_place_of_its_directory_gets_nothing_mounted() {
     let outside = world.path("outside");
     fs::create_dir(&outside).unwrap();
     for (name, target) in [("run", outside.clone()), ("run/sublet", outside.clone())] {
-        let bundle = Bundle::new(&world, "echo started").annotated(&profile).guarded();
+        let bundle = Bundle::new(&world, "echo ran-inside").annotated(&profile).guarded();
         if name == "run" {
             fs::remove_dir(bundle.root("run")).unwrap();
         }
         std::os::unix::fs::symlink(target, bundle.root(name)).unwrap();
-        let outcome = bundle.run().never_says("started");
+        let outcome = bundle.run().never_says("ran-inside");
         assert_ne!(outcome.status, Some(0), "{outcome}");
         assert!(outcome.err().contains("/run/sublet"), "{outcome}");
         assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
@@ -272,9 +273,9 @@ fn the_hosts_list_of_what_may_be_named_binds() {
     let with = |lists: &str| world.configure(&format!("{toml}[hook]\n{lists}\n"));
     with("principals = [\"alice\"]");
     let _broker = serve(&world);
-    let bundle = Bundle::new(&world, "echo started").annotated(&profile).guarded();
-    let refused = bundle.run().never_says("started");
+    let bundle = Bundle::new(&world, "echo ran-inside").annotated(&profile).guarded();
+    let refused = bundle.run().never_says("ran-inside");
     assert!(refused.err().contains("principals"), "{refused}");
     with("principals = [\"alice\", \"root\"]\nprofiles = [\"leasing\"]");
-    bundle.run().ok().says("started");
+    bundle.run().ok().says("ran-inside");
 }

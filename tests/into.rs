@@ -8,6 +8,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::Command;
 
+use base64::Engine as _;
 use serde_json::json;
 use serial_test::file_serial;
 use support::broker::{leasing_host, serve};
@@ -82,9 +83,11 @@ fn nothing_in_the_container_sees_it_or_its_delivery() {
         ["--into", &pid, "--profile", &profile, &lease, "--", "sh", "-c", script].map(str::to_owned)
     };
     // Everything that a process of the container can look at: other processes, files, mounts.
+    // Neither the value nor its name is spelt in it: its own command line is among what it sees.
+    let encoded = base64::engine::general_purpose::STANDARD.encode(VALUE);
     let look = format!(
         "ps; cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline /proc/[0-9]*/mountinfo; \
-         find / -name TOKEN; grep -rl {VALUE} /work /tmp /run /dev/shm"
+         find / -name 'TO?EN'; v=$(echo {encoded} | base64 -d); grep -rl $v /work /tmp /run /dev/shm"
     );
     for (channel, script) in [
         ("file", "cat \"$TOKEN_FILE\" >/dev/null; echo marker-of-the-exec; sleep 30"),
@@ -102,7 +105,9 @@ fn nothing_in_the_container_sees_it_or_its_delivery() {
         running.shoot();
     }
     // The control: what runc itself puts beside it shows at once.
-    let beside = format!("TOKEN={VALUE} sleep 20 & sleep 1; {look}; kill %1");
+    let beside = format!(
+        "v=$(echo {encoded} | base64 -d); TOKEN=$v sleep 20 & p=$!; sleep 1; {look}; kill $p"
+    );
     let seen = container.exec(&beside);
     assert!(seen.out().contains(VALUE), "{seen}");
     world.holds_nowhere(VALUE.as_bytes());

@@ -115,10 +115,10 @@ pub enum Order {
     Session,
     /// Root session only: keep the trail's head, encoded, outside the database.
     KeepHead { head: Vec<u8> },
-    /// Say which file of the container a command is, before its plan is asked for.
-    Find(Box<Find>),
     /// Compile the plan and describe it; build and run nothing.
     Explain(Box<Prepare>),
+    /// Say which file of the container a command is, before its plan is asked for.
+    Find(Box<Find>),
 }
 
 /// What failed, in words: the launcher knows the step, the path and the likely cause.
@@ -222,11 +222,12 @@ pub enum Notice {
     HeadKept {
         refusal: Option<Refusal>,
     },
-    Found {
-        found: Result<Option<Found>, Refusal>,
-    },
     Explained {
         explanation: Result<Explanation, Refusal>,
+    },
+    /// Of a command in a container.
+    Found {
+        found: Result<Option<Found>, Refusal>,
     },
 }
 
