@@ -127,6 +127,9 @@ fn tell(
     // The kernel takes the namespaces down meanwhile.
     let recorded = ledger.close(scene, &leased, &exited).and_then(|()| ledger.keep_head(session));
     exited.wait_until_gone(scene, session)?;
+    if scene.is_one_shot() {
+        ledger.leave_open();
+    }
     watch.lap(|t| &mut t.scrub);
     let outcome = exited.outcome(scene, &leased, std::mem::take(&mut watch.timings));
     match recorded {
