@@ -79,7 +79,7 @@ fn a_container_that_holds_a_value_is_refused_by_place_and_its_twin_starts() {
     check("behind a closed directory", "etc/closed/deep", &|b, value| {
         fs::create_dir(b.root("etc/closed")).unwrap();
         put(&b.root("etc/closed/deep"), value);
-        let closed = std::os::unix::fs::PermissionsExt::from_mode(0);
+        let closed = std::os::unix::fs::PermissionsExt::from_mode(0o000);
         fs::set_permissions(b.root("etc/closed"), closed).unwrap();
     });
 }

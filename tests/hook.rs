@@ -11,7 +11,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 use serial_test::file_serial;
 use support::broker::{Broker, leasing_host, serve};
-use support::bundle::{Bundle, put};
+use support::bundle::{Bundle, Runtime, put};
 use support::host::Traces;
 use support::world::{World, finish};
 
@@ -35,6 +35,17 @@ fn active(broker: &Broker<'_>) -> Vec<Value> {
 #[test]
 #[file_serial(runc)]
 fn an_agent_in_a_container_leases_and_executes_and_all_ends_with_it() {
+    whole_life(Runtime::Runc);
+}
+
+#[test]
+#[file_serial(runc)]
+fn crun_calls_it_as_runc_does() {
+    whole_life(Runtime::Crun);
+}
+
+#[track_caller]
+fn whole_life(runtime: Runtime) {
     let world = World::host();
     let profile = leasing_host(&world, VALUE.as_bytes(), "");
     let broker = serve(&world);
@@ -49,7 +60,7 @@ fn an_agent_in_a_container_leases_and_executes_and_all_ends_with_it() {
         echo x >/run/sublet/bin/sublet; echo \"write: $?\"
         rm /run/sublet/agent.sock; echo \"remove: $?\"
         exec 3<>/proc/self/exe; echo done";
-    let mut bundle = Bundle::new(&world, script).with_host_tools().annotated(&profile);
+    let mut bundle = Bundle::new(&world, script).with_host_tools().annotated(&profile).by(runtime);
     bundle = bundle.hooked(&[
         "createRuntime",
         "createContainer",
@@ -78,6 +89,18 @@ fn an_agent_in_a_container_leases_and_executes_and_all_ends_with_it() {
     assert_eq!(Traces::now(), before);
     assert!(!bundle.root("run/sublet").exists(), "the mount point is gone from the root");
     world.holds_nowhere(VALUE.as_bytes());
+    // And the guard: refused before anything of it runs, and nothing stays.
+    let mut bundle =
+        Bundle::new(&world, "echo ran-inside").annotated(&profile).guarded().by(runtime);
+    put(&bundle.root("etc/app.conf"), VALUE);
+    let refused = bundle.run().never_says("ran-inside").never_says(VALUE);
+    assert!(refused.status != Some(0) && refused.err().contains("etc/app.conf"), "{refused}");
+    assert_eq!((active(&broker).len(), records(&world)), (0, 0));
+    bundle.config["annotations"] = json!({});
+    assert!(
+        bundle.run().never_says("ran-inside").err().contains("etc/app.conf"),
+        "without a run too"
+    );
 }
 
 #[test]
@@ -278,4 +301,97 @@ fn the_hosts_list_of_what_may_be_named_binds() {
     assert!(refused.err().contains("principals"), "{refused}");
     with("principals = [\"alice\", \"root\"]\nprofiles = [\"leasing\"]");
     bundle.run().ok().says("ran-inside");
+}
+
+#[test]
+#[file_serial(runc)]
+fn in_a_user_namespace_it_has_the_same() {
+    let world = World::host();
+    let profile = leasing_host(&world, VALUE.as_bytes(), "");
+    let broker = serve(&world);
+    let script = "ls -ln /run/sublet/ /run/sublet/bin; /run/sublet/bin/sublet --json lease request test.use@svc.test";
+    let mut bundle = Bundle::new(&world, script).with_host_tools().annotated(&profile).guarded();
+    let map = json!([{ "containerID": 0, "hostID": 300_000, "size": 65_536 }]);
+    bundle.config["linux"]["uidMappings"] = map.clone();
+    bundle.config["linux"]["gidMappings"] = map;
+    bundle.config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({ "type": "user" }));
+    let chown = Command::new("chown").args(["-R", "300000:300000"]).arg(bundle.root("")).status();
+    assert!(chown.unwrap().success());
+    let outcome = bundle.run().ok();
+    assert!(outcome.out().contains("lse_"), "{outcome}");
+    assert_eq!((active(&broker).len(), records(&world)), (0, 0));
+}
+
+/// `podman run` with these hooks in a directory of hooks, as an operator sets them up. Its state is the
+/// test's own, in a mount namespace where cgroups are v2 alone.
+fn podman(world: &World, bundle: &Bundle<'_>, flags: &[&str], script: &str) -> support::Outcome {
+    support::needs("podman", "podman");
+    support::needs("crun", "crun");
+    support::needs("unshare", "util-linux");
+    let at = |name: &str| world.path(name).display().to_string();
+    let mut command = Command::new("unshare");
+    let private = "mount -t cgroup2 none /sys/fs/cgroup; exec \"$0\" \"$@\"";
+    command.args(["--mount", "--propagation", "private", "sh", "-ec", private, "podman"]);
+    command.args(["--root", &at("podman/root"), "--runroot", &at("podman/run")]);
+    command.args(["--tmpdir", &at("podman/tmp"), "--storage-driver", "vfs", "--runtime", "crun"]);
+    command.args(["--cgroup-manager", "cgroupfs", "--events-backend", "none"]);
+    command.args(["--hooks-dir", &at("hooks.d"), "run", "--rm", "--cgroups=disabled"]);
+    // Its own defaults are more than a machine without CAP_SYS_RESOURCE may set.
+    command.args([
+        "--network",
+        "none",
+        "--ulimit",
+        "nofile=1024:1024",
+        "--ulimit",
+        "nproc=999:999",
+    ]);
+    command.args(["--security-opt", "seccomp=unconfined", "--volume", "/usr:/usr:ro"]);
+    command.args(flags).arg("--rootfs").arg(bundle.root(""));
+    command.args(["/bin/sh", "-c", script]);
+    finish(command, b"", None)
+}
+
+#[test]
+#[file_serial(runc)]
+fn podman_calls_it_from_its_directory_of_hooks() {
+    let world = World::host();
+    let profile = leasing_host(&world, VALUE.as_bytes(), "");
+    let broker = serve(&world);
+    fs::create_dir(world.path("hooks.d")).unwrap();
+    // The files of docs/oci, for this binary and this state.
+    let documents = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/oci");
+    for stage in ["createRuntime", "createContainer", "poststart", "poststop"] {
+        let name = format!("sublet-{stage}.json");
+        let text = fs::read_to_string(documents.join(&name)).unwrap();
+        let mut hook: Value = serde_json::from_str(&text).unwrap();
+        let args = hook["hook"]["args"].as_array().unwrap();
+        assert_eq!((&args[1], &args[2]), (&json!("hook"), &json!(stage)));
+        hook["hook"]["path"] = json!(support::world::binary());
+        hook["hook"]["args"] = json!([
+            "sublet",
+            "--config",
+            world.path("etc/sublet.toml"),
+            "--state-dir",
+            world.state(),
+            "hook",
+            stage,
+        ]);
+        put(&world.path("hooks.d").join(name), hook.to_string());
+    }
+    let bundle = Bundle::new(&world, "true").with_host_tools();
+    let profile = format!("dev.sublet.profile={profile}");
+    let wanted = ["--annotation", &profile, "--annotation", "dev.sublet.principal=root"];
+    let script = "echo ran-inside; /run/sublet/bin/sublet --json lease request test.use@svc.test";
+    let seen = podman(&world, &bundle, &wanted, script).ok();
+    assert!(seen.out().contains("lse_"), "{seen}");
+    assert_eq!((active(&broker).len(), records(&world)), (0, 0));
+    // Without annotations there is the guard alone: no run, and no socket.
+    podman(&world, &bundle, &[], "ls /run/sublet || echo ran-inside").ok().says("ran-inside");
+    let variable = format!("TOKEN={VALUE}");
+    let refused = podman(&world, &bundle, &["--env", &variable], "echo ran-inside");
+    assert_ne!(refused.never_says("ran-inside").status, Some(0));
+    put(&bundle.root("etc/app.conf"), VALUE);
+    let refused = podman(&world, &bundle, &wanted, "echo ran-inside");
+    assert_ne!(refused.never_says("ran-inside").never_says(VALUE).status, Some(0));
+    assert_eq!((active(&broker).len(), records(&world)), (0, 0));
 }

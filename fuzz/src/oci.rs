@@ -33,7 +33,9 @@ pub fn run(input: &[u8]) {
     let Ok(state) = state::parse(told, stage) else { return };
     assert_eq!(state, state::parse(told, stage).unwrap(), "it means one thing");
     assert!(!state.id.is_empty() && !state.id.contains('/') && state.id.len() <= 1024);
-    assert!(stage == Stage::Poststop || state.pid.is_some_and(|pid| pid > 0));
+    let is_needed = matches!(stage, Stage::CreateRuntime | Stage::Poststart);
+    assert!(!is_needed || state.pid.is_some());
+    assert!(state.pid.is_none_or(|pid| pid > 0));
     plain(&state.bundle);
     // Whatever a container is called, its run can be.
     let run = format!("{}0123abcd", container::prefix(&state.id, &[0x5a; 32]));

@@ -76,6 +76,8 @@ pub struct Bundle {
     /// On the host.
     pub uid: u32,
     pub gid: u32,
+    /// The hooks that run in its namespaces are no host's root there.
+    pub has_user_namespace: bool,
     pub annotations: BTreeMap<String, String>,
     pub rootfs: PathBuf,
     /// The directory itself, opened.
@@ -134,6 +136,7 @@ pub fn open(bundle: &Path) -> Result<Bundle, BundleError> {
         cwd: process.cwd,
         uid: on_host(process.user.uid, linux.uid_mappings.as_deref()),
         gid: on_host(process.user.gid, linux.gid_mappings.as_deref()),
+        has_user_namespace: linux.uid_mappings.is_some_and(|map| !map.is_empty()),
         annotations: raw.annotations.unwrap_or_default(),
         rootfs,
         root,

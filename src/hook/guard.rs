@@ -53,7 +53,7 @@ fn in_config(bundle: &Bundle, scanner: &Scanner) -> Vec<Objection> {
             found.push(Objection::Value(Finding { place, secret, form }));
         }
     }
-    for (key, _) in &bundle.annotations {
+    for key in bundle.annotations.keys() {
         if scanner.find(key.as_bytes()).is_none() {
             refuse_name(&mut found, &format!("annotations {}", shortened(key)), key);
         }

@@ -68,11 +68,11 @@ pub enum HookError {
     #[error("the image of container `{id}` could not be searched for managed values")]
     Tree { id: String, source: TreeError },
     #[error("the broker does not answer at {path}, and without it no container is started")]
-    Broker { path: PathBuf, source: ClientError },
+    Broker { path: PathBuf, source: Box<ClientError> },
     #[error("the broker's fingerprints do not fit this hook")]
     Fingerprints(#[source] crate::guard::told::Misfit),
     #[error("could not {doing} the run of container `{id}`")]
-    Run { doing: &'static str, id: String, source: ClientError },
+    Run { doing: &'static str, id: String, source: Box<ClientError> },
     #[error("container `{id}` has no run: `sublet hook createRuntime` did not come before")]
     NoRun { id: String },
     #[error("the run of container `{id}` has ended before it started")]
@@ -85,6 +85,8 @@ pub enum HookError {
     WrongNamespace,
     #[error(transparent)]
     Mount(#[from] MountError),
+    #[error("could not give the container its socket")]
+    Inside { source: io::Error },
     #[error("could not read the boot id")]
     Boot(#[source] io::Error),
 }
@@ -165,14 +167,16 @@ fn register(
             return match client.run_of(&old.run_id) {
                 Ok(run) if run.state == RunState::Active => Ok(()),
                 Ok(_) => Err(HookError::Over { id: id() }),
-                Err(source) => Err(HookError::Run { doing: "look up", id: id(), source }),
+                Err(source) => {
+                    Err(HookError::Run { doing: "look up", id: id(), source: source.into() })
+                }
             };
         }
         // An earlier container of this name, whose end nobody told.
         end(client, &old.run_id).map_err(|source| HookError::Run {
             doing: "end an earlier",
             id: id(),
-            source,
+            source: source.into(),
         })?;
         container::remove(setting.runtime_dir, &old.run_id).map_err(failed)?;
     }
@@ -202,16 +206,58 @@ fn register(
     };
     if let Err(source) = client.start_run(&body) {
         container::remove(setting.runtime_dir, &record.run_id).map_err(failed)?;
-        return Err(HookError::Run { doing: "start", id: id(), source });
+        return Err(HookError::Run { doing: "start", id: id(), source: source.into() });
     }
-    if record.is_alive(&boot_id) {
+    let given = match bundle.has_user_namespace {
+        true => give_from_outside(&record, bundle, setting),
+        false => Ok(()),
+    };
+    if record.is_alive(&boot_id) && given.is_ok() {
         return Ok(());
     }
     // It died meanwhile: no one may be there to call poststop.
     let ended = end(client, &record.run_id);
     container::remove(setting.runtime_dir, &record.run_id).map_err(failed)?;
-    ended.map_err(|source| HookError::Run { doing: "end", id: id(), source })?;
+    ended.map_err(|source| HookError::Run { doing: "end", id: id(), source: source.into() })?;
+    given?;
     Err(gone())
+}
+
+/// Forks: who enters a mount namespace can open nothing of the host's any more.
+fn give_from_outside(
+    record: &Record,
+    bundle: &Bundle,
+    setting: &Setting<'_>,
+) -> Result<(), HookError> {
+    let gone = || HookError::Gone { id: record.container_id.clone(), pid: record.pid };
+    let mounts = std::fs::File::open(format!("/proc/{}/ns/mnt", record.pid)).map_err(|_| gone())?;
+    // It is that process's, if that still lives.
+    if !record.is_alive(&record.boot_id) {
+        return Err(gone());
+    }
+    let runs = crate::host::agent_socket(setting.runtime_dir, &record.run_id);
+    let runs = runs.parent().unwrap_or(&runs);
+    let binary = setting.host.config.hook.binary.as_deref();
+    let failed = |source: io::Error| HookError::Inside { source };
+    let (mut told, tell) = io::pipe().map_err(failed)?;
+    let pid = match crate::sys::process::fork().map_err(failed)? {
+        crate::sys::process::Forked::Child => {
+            let given = mount::give_from_outside(mounts.as_fd(), &bundle.rootfs, runs, binary);
+            let words = given.err().map(|e| crate::launcher::compile::chain(&e));
+            let mut tell = tell;
+            let written = words.map(|words| io::Write::write_all(&mut tell, words.as_bytes()));
+            crate::sys::process::exit_now(i32::from(written.is_some()))
+        }
+        crate::sys::process::Forked::Parent { pid } => pid,
+    };
+    drop(tell);
+    let mut words = String::new();
+    io::Read::read_to_string(&mut told, &mut words).map_err(failed)?;
+    let status = crate::sys::process::wait_for(pid).map_err(|e| failed(e.into()))?;
+    match status.code() {
+        Some(0) => Ok(()),
+        _ => Err(failed(io::Error::other(words))),
+    }
 }
 
 /// Its socket and the binary, in the container's own mount namespace.
@@ -219,6 +265,13 @@ fn create_container(state: &State, setting: &Setting<'_>) -> Result<(), HookErro
     let bundle = bundle::open(&state.bundle)?;
     if wanted(state, &bundle, setting)?.is_none() {
         return Ok(());
+    }
+    if bundle.has_user_namespace {
+        // Done from outside: who runs this may look, and no more.
+        return match mount::is_given(bundle.root.as_fd()) {
+            true => Ok(()),
+            false => Err(HookError::NoRun { id: state.id.clone() }),
+        };
     }
     let record = record_of(state, setting)?;
     if record.mount_namespace == mount_namespace() {
@@ -239,7 +292,7 @@ fn start_container(state: &State, setting: &Setting<'_>) -> Result<(), HookError
     let run = Client::connect(crate::api::client::AGENT_SOCKET).and_then(|client| client.run());
     let run = run.map_err(|source| HookError::Broker {
         path: crate::api::client::AGENT_SOCKET.into(),
-        source,
+        source: source.into(),
     })?;
     if run.run_id.as_str().starts_with(&prefix(&state.id)) && run.state == RunState::Active {
         return Ok(());
@@ -257,7 +310,7 @@ fn poststart(state: &State, setting: &Setting<'_>) -> Result<(), HookError> {
     let run = connect(setting)?.run_of(&record.run_id).map_err(|source| HookError::Run {
         doing: "look up",
         id: state.id.clone(),
-        source,
+        source: source.into(),
     })?;
     match run.state {
         RunState::Active => Ok(()),
@@ -295,7 +348,11 @@ fn poststop(state: &State, setting: &Setting<'_>) -> Result<(), HookError> {
 
 /// All runs of the container that are active, recorded or not.
 fn end_all(setting: &Setting<'_>, prefix: &str, id: &str) -> Result<(), HookError> {
-    let failed = |source| HookError::Run { doing: "end", id: id.to_owned(), source };
+    let failed = |source: ClientError| HookError::Run {
+        doing: "end",
+        id: id.to_owned(),
+        source: source.into(),
+    };
     let client = connect(setting)?;
     let runs = client.runs().map_err(failed)?;
     for run in runs.iter().filter(|run| run.state == RunState::Active) {
@@ -329,7 +386,7 @@ fn connect(setting: &Setting<'_>) -> Result<Client, HookError> {
 }
 
 fn broker(setting: &Setting<'_>, source: ClientError) -> HookError {
-    HookError::Broker { path: setting.control.to_owned(), source }
+    HookError::Broker { path: setting.control.to_owned(), source: source.into() }
 }
 
 fn prefix(container_id: &str) -> String {
@@ -357,7 +414,7 @@ impl HookError {
             HookError::Gone { .. } => "container_gone",
             HookError::Record { .. } => "record_failed",
             HookError::WrongNamespace => "wrong_namespace",
-            HookError::Mount(_) => "mount_failed",
+            HookError::Mount(_) | HookError::Inside { .. } => "mount_failed",
             HookError::Boot(_) => "clock_unusable",
         }
     }

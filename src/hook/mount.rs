@@ -18,6 +18,7 @@ use rustix::mount::{
 };
 
 use crate::sys::mount::{self, MountAttributes};
+use crate::sys::process;
 
 /// Where it is, relative to the root file system.
 pub const PLACE: [&str; 2] = ["run", "sublet"];
@@ -77,6 +78,31 @@ pub fn give(root: BorrowedFd<'_>, runs: &Path, binary: Option<&Path>) -> Result<
         .to("show the run's socket")?;
     let attributes = MountAttributes { set: fixed | mount::NOEXEC, ..MountAttributes::default() };
     mount::set_attributes(&shelf, &attributes).to("make /run/sublet read-only")
+}
+
+/// The same from outside, where what runs inside is not the host's root and cannot reach the run's directory:
+/// in the mount namespace of the container's process, which has its mounts by then. This process stays there,
+/// and has nothing else to do.
+pub fn give_from_outside(
+    mounts: BorrowedFd<'_>,
+    rootfs: &Path,
+    runs: &Path,
+    binary: Option<&Path>,
+) -> Result<(), MountError> {
+    // Of this namespace none is shown there: by its path it is there too, before the root is another.
+    let own = std::fs::read_link("/proc/self/exe")
+        .map_err(|source| MountError { doing: "find this program's file".to_owned(), source })?;
+    process::enter_namespace(mounts, libc::CLONE_NEWNS).to("enter the mount namespace")?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let root = openat(CWD, rootfs, flags, Mode::empty()).to("open its root file system")?;
+    give(root.as_fd(), runs, Some(binary.unwrap_or(&own)))
+}
+
+/// Whether the container has what it was to be given.
+pub fn is_given(root: BorrowedFd<'_>) -> bool {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    openat2(root, "run/sublet/bin/sublet", flags, Mode::empty(), resolve).is_ok()
 }
 
 /// The file that the container shall have: the one that the host names, or this very one.

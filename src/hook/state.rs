@@ -31,7 +31,7 @@ struct Raw {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct State {
     pub id: String,
-    /// None once the container has stopped.
+    /// None once the container has stopped, and where it is not needed and not known.
     pub pid: Option<i32>,
     pub bundle: PathBuf,
     pub annotations: BTreeMap<String, String>,
@@ -76,6 +76,8 @@ pub fn parse(bytes: &[u8], stage: Stage) -> Result<State, StateError> {
         // Its process is gone; some runtimes say 0, some say nothing.
         Some(0) | None if stage == Stage::Poststop => None,
         Some(_) if stage == Stage::Poststop => None,
+        // Inside the container's own namespaces crun knows no number for it.
+        Some(0) if matches!(stage, Stage::CreateContainer | Stage::StartContainer) => None,
         Some(_) => return unusable("pid", "is no process"),
         None => return unusable("pid", "is missing"),
     };
@@ -104,6 +106,8 @@ mod tests {
         check(&whole(r#","pid":7"#), Stage::CreateRuntime, true);
         check(&whole(""), Stage::CreateRuntime, false);
         check(&whole(r#","pid":0"#), Stage::CreateRuntime, false);
+        check(&whole(r#","pid":0"#), Stage::CreateContainer, true);
+        check(&whole(""), Stage::CreateContainer, false);
         check(&whole(r#","pid":-1"#), Stage::Poststart, false);
         check(&whole(r#","pid":4294967303"#), Stage::CreateRuntime, false);
         check(&whole(""), Stage::Poststop, true);

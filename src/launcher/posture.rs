@@ -238,6 +238,7 @@ mod tests {
             ownership: Ownership::Idmapped,
             cpus,
             never_swaps: None,
+            joins_network: false,
         }
     }
 

@@ -14,8 +14,16 @@ use super::world::{World, binary, finish};
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Runtime {
+    Runc,
+    /// In a mount namespace of its own, where cgroups are v2 alone: it refuses both side by side.
+    Crun,
+}
+
 pub struct Bundle<'a> {
     world: &'a World,
+    pub runtime: Runtime,
     pub dir: PathBuf,
     pub id: String,
     pub config: Value,
@@ -53,7 +61,7 @@ impl<'a> Bundle<'a> {
         config["root"]["readonly"] = false.into();
         // Where v1 and v2 are mounted side by side it cannot be mounted.
         config["mounts"].as_array_mut().unwrap().retain(|mount| mount["type"] != "cgroup");
-        Self { world, dir, id, config }
+        Self { world, runtime: Runtime::Runc, dir, id, config }
     }
 
     pub fn root(&self, path: &str) -> PathBuf {
@@ -109,10 +117,29 @@ impl<'a> Bundle<'a> {
         fs::write(self.dir.join("config.json"), self.config.to_string()).unwrap();
     }
 
+    pub fn by(mut self, runtime: Runtime) -> Self {
+        self.runtime = runtime;
+        self
+    }
+
     fn runc(&self, args: &[&str]) -> Command {
-        let mut command = Command::new("runc");
-        command.arg("--root").arg(self.world.path("runc")).args(args);
-        command
+        let root = self.world.path("runc");
+        match self.runtime {
+            Runtime::Runc => {
+                let mut command = Command::new("runc");
+                command.arg("--root").arg(root).args(args);
+                command
+            }
+            Runtime::Crun => {
+                super::needs("crun", "crun");
+                super::needs("unshare", "util-linux");
+                let mut command = Command::new("unshare");
+                let script = "mount -t cgroup2 none /sys/fs/cgroup; exec \"$0\" \"$@\"";
+                command.args(["--mount", "--propagation", "private", "sh", "-ec", script]);
+                command.args(["crun", "--cgroup-manager=disabled", "--root"]).arg(root).args(args);
+                command
+            }
+        }
     }
 
     /// Runs it to its end.
