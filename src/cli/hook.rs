@@ -22,11 +22,13 @@ pub struct HookArgs {
 }
 
 pub const HELP: &str = "\
-The container's state comes on standard input (OCI runtime-spec). Annotations say what it gets:
-  dev.sublet.profile    a run under this profile; without it the guard alone is asked
-  dev.sublet.principal  on whose behalf; mandatory with a profile
-  dev.sublet.agent      which agent [default: container]
-  dev.sublet.workspace  where in the container its execs work [default: process.cwd]
+Examples:
+  sublet hook createRuntime <state.json
+  podman run --annotation dev.sublet.profile=git-push --annotation dev.sublet.principal=alice IMAGE
+
+Exit status:
+  0    done
+  2    refused, or it could not be done: the runtime gives the container up
 
 Stages:
   createRuntime    refuses a container that holds a managed value or a name that is refused; starts the run
@@ -35,12 +37,15 @@ Stages:
   poststart        sees that the run is there (optional)
   poststop         ends the run: every lease is revoked
 
-Examples:
-  sublet hook createRuntime <state.json
+Annotations:
+  dev.sublet.profile    a run under this profile; without it the guard alone is asked
+  dev.sublet.principal  on whose behalf; mandatory with a profile
+  dev.sublet.agent      which agent [default: container]
+  dev.sublet.workspace  where in the container its execs work [default: process.cwd]
 
-Exit status:
-  0    done
-  2    refused, or it could not be done: the runtime gives the container up";
+Notes:
+  The container's state comes on standard input (OCI runtime-spec). docs/oci.md has the set-up for podman,
+  CRI-O, containerd and Docker.";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "camelCase")]

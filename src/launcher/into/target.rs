@@ -87,7 +87,7 @@ impl Target {
         owner: Option<u32>,
     ) -> Result<Self, Refusal> {
         let gone = || refuse(format!("there is no process {pid} any more"));
-        let number = Pid::from_raw(pid).filter(|_| pid > 1).ok_or_else(gone)?;
+        let number = (pid > 1).then(|| Pid::from_raw(pid)).flatten().ok_or_else(gone)?;
         let pidfd = pidfd_open(number, PidfdFlags::empty()).map_err(|_| gone())?;
         let started = container::started(pid).map_err(|_| gone())?;
         if recorded.is_some_and(|recorded| recorded != started) {
