@@ -5,11 +5,13 @@
 mod make;
 mod parts;
 mod sandbox;
+mod seed;
 mod warm;
 mod words;
 
 pub use make::ownership;
 pub use parts::{limit_name, limits, namespace_names, proc_is_masked};
+pub use seed::Seeds;
 pub use warm::{Pool, Warm};
 
 use make::{make_deliveries, make_streams};
@@ -129,6 +131,7 @@ impl Exec {
         order: Prepare,
         setting: &Setting,
         warm: &mut Pool,
+        seeds: &mut Seeds,
         prepared: impl FnOnce(BrokerEnds),
     ) -> Result<Self, Refusal> {
         let spec = Spec::of(&order);
@@ -136,7 +139,14 @@ impl Exec {
         let command = compile::command(&order, &compiled)?;
         let mut sandbox = match warm.take(&spec).and_then(|warm| warm.into_sandbox(&compiled)) {
             Some(sandbox) => sandbox,
-            None => Sandbox::build(&compiled, &order.exec_id, setting)?,
+            None => {
+                let mode = compiled.profile.network.mode;
+                let seed = match &compiled.network {
+                    Some(network) => seeds.take_joined(&order.exec_id, network, setting)?,
+                    None => seeds.take(&order.exec_id, mode, setting)?,
+                };
+                Sandbox::build(&compiled, seed, setting)?
+            }
         };
 
         let owner = sandbox.owner();
@@ -177,7 +187,7 @@ impl Exec {
     }
 
     pub fn socket(&self) -> BorrowedFd<'_> {
-        self.sandbox.socket.as_fd()
+        self.sandbox.child.socket.as_fd()
     }
 
     /// What its sandbox was made for, and another one may be. None in a container, whose mounts may be
@@ -187,7 +197,7 @@ impl Exec {
     }
 
     pub fn pidfd(&self) -> BorrowedFd<'_> {
-        self.sandbox.pidfd.as_fd()
+        self.sandbox.child.pidfd.as_fd()
     }
 
     /// The broker has filled the deliveries. They go in as soon as the child is ready.
@@ -338,7 +348,7 @@ impl Exec {
     /// Kills the tree, and wipes at once: a process that is stuck in the kernel delays nothing.
     pub fn kill(&mut self) {
         self.killed = true;
-        self.sandbox.kill();
+        self.sandbox.child.kill();
         self.wipe();
     }
 
@@ -418,11 +428,11 @@ impl Exec {
             }
         }
         self.wipe();
-        let init = process::wait_for(self.sandbox.pid);
-        self.sandbox.reaped = true;
+        let init = process::wait_for(self.sandbox.child.pid);
+        self.sandbox.child.reaped = true;
         let scrubbed = self.scrubbed();
-        self.sandbox.cgroup = None;
-        self.sandbox.uid_lock = None;
+        self.sandbox.child.cgroup = None;
+        self.sandbox.child.uid_lock = None;
         match (self.refusal.take(), self.wait_status) {
             (Some(refusal), _) => Err(refusal),
             (None, Some(wait_status)) => Ok((Ending::Command { wait_status }, scrubbed)),

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::into::InContainer;
 use super::into::program::Found;
-use crate::host::ProfileRef;
+use crate::host::{Places, ProfileRef};
 use crate::model::id::{ExecId, RunId};
 use crate::model::name::{AudienceName, Channel, SecretName, VariableName};
 use crate::model::report::Posture;
@@ -110,6 +110,9 @@ pub enum Order {
     Kill { exec: ExecNumber },
     /// Open a `file` source, or run a `command` source and give its standard output.
     OpenSource { secret: SecretName },
+    /// The first, and then no more: where this host keeps things. What the launcher reads, it reads there by
+    /// itself.
+    Settle(Places),
     /// Root session only: open a further session on the descriptor that comes along. It has execs of
     /// its own numbers, and they live no longer than it.
     Session,
