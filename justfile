@@ -24,6 +24,12 @@ bench SAMPLES="200":
     cargo bench --bench seccomp
     cargo bench --bench store
 
+# A tree of SIZE MiB, searched for managed values.
+
+# Measure the guard of containers.
+bench-guard SIZE="1024":
+    cargo bench --bench guard -- {{SIZE}}
+
 # One leased exec through the broker against the floor and runc; revocation; neighbours; 1,000 live execs;
 # 10,000 idle runs; growth over SOAK execs. As root, on an idle machine.
 

@@ -277,6 +277,7 @@ impl Served {
                 token: None,
             }],
             home: None,
+            into: sublet::launcher::into::InContainer::default(),
             agent: false,
         };
         let session = self.launcher.root();

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod account;
+pub mod container;
 pub mod keyfile;
 pub mod limit;
 mod owner;
@@ -174,6 +175,11 @@ impl Host {
     /// From now on takes only what `trust` allows.
     pub fn trust(&mut self, trust: Trust) {
         self.trust = trust;
+    }
+
+    /// What it takes.
+    pub fn trusts(&self) -> Trust {
+        self.trust
     }
 
     /// Why a workspace at this path, with every link resolved, is not taken.

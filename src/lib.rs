@@ -24,6 +24,8 @@ pub mod config;
 pub mod delivery;
 pub mod doctor;
 pub mod envelope;
+pub mod guard;
+pub mod hook;
 pub mod host;
 pub mod identity;
 pub mod launcher;

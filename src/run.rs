@@ -83,7 +83,7 @@ pub fn run(begun: Begun, asked: Asked) -> Result<Outcome, RunError> {
     let launcher = launcher.settle(&asked.places)?;
     memory::set_dumpable(false).map_err(RunError::Settle)?;
     memory::forbid_core_dumps().map_err(RunError::Settle)?;
-    let scene = scene::set(asked, exec_id)?;
+    let scene = scene::set(asked, exec_id, launcher.root())?;
     let ledger = || {
         let key = ledger::open_key(&scene.host)?;
         // The state may be a broker's: the launcher keeps what only root can do.
@@ -106,7 +106,7 @@ pub fn run_held(
     ledger: Ledger,
 ) -> Result<Outcome, RunError> {
     let mut watch = Stopwatch::start();
-    let scene = scene::of_run(host, asked)?;
+    let scene = scene::of_run(host, asked, session)?;
     tell(&scene, session, caller, || Ok(ledger), &mut watch)
 }
 

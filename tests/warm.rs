@@ -153,6 +153,7 @@ impl Place {
             terminal: None,
             deliveries: deliveries.to_vec(),
             home: None,
+            into: sublet::launcher::into::InContainer::default(),
             agent: false,
         };
         let launcher = self.launcher();

@@ -9,7 +9,7 @@
 //! - [`doctor`], [`init`]: what this machine can enforce; a first configuration
 //! - [`verify_envelope`]: `lease verify`
 //! - [`issuer`]: the workload identity of this host
-//! - [`git_credential`]: what git calls inside an exec
+//! - [`git_credential`]: what git calls inside an exec; [`hook`]: what a container runtime calls
 //! - [`mint`]: what the launcher calls for sources that mint
 //! - [`completions`], [`man`]: made from the definitions here
 #![forbid(unsafe_code)]
@@ -22,6 +22,7 @@ pub mod exec;
 pub mod explained;
 pub mod fail;
 pub mod git_credential;
+pub mod hook;
 pub mod init;
 pub mod issuer;
 pub mod lease;
@@ -115,6 +116,8 @@ pub enum Command {
     Issuer(issuer::IssuerArgs),
     /// Show what this machine can enforce, what each lack means, and how to mend it
     Doctor(doctor::DoctorArgs),
+    /// Be called by a container runtime: guard a container, start and end its run
+    Hook(hook::HookArgs),
     /// Answer git inside an exec with a git lease (git calls this itself)
     #[command(hide = true)]
     GitCredential(git_credential::GitCredentialArgs),
@@ -233,6 +236,7 @@ fn dispatch(cli: Cli, begun: Option<Result<Begun, RunError>>) -> Answer {
         Command::Audit(args) => audit::execute(globals, &args),
         Command::Issuer(args) => issuer::execute(globals, &args),
         Command::Doctor(args) => doctor::execute(globals, &args),
+        Command::Hook(args) => hook::execute(globals, &args),
         Command::GitCredential(args) => git_credential::execute(globals, &args),
         Command::Mint(args) => mint::execute(&args),
         Command::Completions(args) => completions::execute(globals, &args),

@@ -42,6 +42,18 @@ pub struct HostConfig {
     /// Without an entry a principal holds no permission.
     pub principals: BTreeMap<IdentityName, Vec<Permission>>,
     pub secrets: BTreeMap<SecretName, SecretEntry>,
+    pub hook: HookConfig,
+}
+
+/// `[hook]`: what the annotations of containers may ask for.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HookConfig {
+    /// Profiles that they may name; any that this host permits, without a list.
+    pub profiles: Option<Vec<String>>,
+    /// Principals that they may name; any, without a list.
+    pub principals: Option<Vec<String>>,
+    /// The binary that containers get; the hook's own, if it is not named.
+    pub binary: Option<PathBuf>,
 }
 
 impl HostConfig {

@@ -14,8 +14,8 @@ use toml::Spanned;
 use crate::config::place::{self, Located};
 use crate::config::source::raw::RawSecret;
 use crate::config::{
-    AllowPattern, BrokerWall, Ceilings, Host, HostConfig, Leases, SecretEntry, SecretSource, State,
-    UidPool, Warm,
+    AllowPattern, BrokerWall, Ceilings, HookConfig, Host, HostConfig, Leases, SecretEntry,
+    SecretSource, State, UidPool, Warm,
 };
 use crate::model::moment::Span;
 use crate::model::name::{IdentityName, Permission, SecretName};
@@ -37,6 +37,16 @@ struct RawConfig {
     principals: BTreeMap<IdentityName, RawPrincipal>,
     #[serde(default)]
     secrets: BTreeMap<SecretName, Spanned<RawSecret>>,
+    #[serde(default)]
+    hook: RawHook,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawHook {
+    profiles: Option<Vec<String>>,
+    principals: Option<Vec<IdentityName>>,
+    binary: Option<Spanned<PathBuf>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -127,6 +137,14 @@ pub(super) fn parse(text: &str, origin: &str) -> Result<HostConfig, Box<Located>
         issuer: at.issuer(raw.issuer)?,
         principals: raw.principals.into_iter().map(|(name, p)| (name, p.permissions)).collect(),
         secrets,
+        hook: HookConfig {
+            profiles: raw.hook.profiles,
+            principals: raw
+                .hook
+                .principals
+                .map(|names| names.into_iter().map(String::from).collect()),
+            binary: raw.hook.binary.map(|path| at.absolute(path, "hook.binary")).transpose()?,
+        },
     })
 }
 

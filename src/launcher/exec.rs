@@ -99,6 +99,8 @@ pub struct Exec {
     profile: Profile,
     /// Of the deliveries' memory, where there are any.
     never_swaps: Option<bool>,
+    is_in_container: bool,
+    joins_network: bool,
     /// The child has built everything and waits for the go.
     ready: bool,
     start: Option<(Vec<FilledSpec>, Option<Duration>)>,
@@ -152,8 +154,11 @@ impl Exec {
         let mut sandbox = match warm.take(&spec).and_then(|warm| warm.into_sandbox(&compiled)) {
             Some(sandbox) => sandbox,
             None => {
-                let network = compiled.profile.network.mode;
-                let seed = seeds.take(&order.exec_id, network, setting)?;
+                let mode = compiled.profile.network.mode;
+                let seed = match &compiled.network {
+                    Some(network) => seeds.take_joined(&order.exec_id, network, setting)?,
+                    None => seeds.take(&order.exec_id, mode, setting)?,
+                };
                 Sandbox::build(&compiled, seed, setting)?
             }
         };
@@ -187,6 +192,8 @@ impl Exec {
             },
             profile: compiled.profile,
             never_swaps: (!order.deliveries.is_empty()).then_some(!swaps),
+            is_in_container: compiled.is_in_container,
+            joins_network: compiled.network.is_some(),
             deliveries,
             tokens,
             ready: false,
@@ -204,9 +211,10 @@ impl Exec {
         self.sandbox.child.socket.as_fd()
     }
 
-    /// What its sandbox was made for, and another one may be.
-    pub fn spec(&self) -> &Spec {
-        &self.spec
+    /// What its sandbox was made for, and another one may be. None in a container, whose mounts may be
+    /// others by then.
+    pub fn spec(&self) -> Option<&Spec> {
+        (!self.is_in_container).then_some(&self.spec)
     }
 
     pub fn pidfd(&self) -> BorrowedFd<'_> {
@@ -306,6 +314,7 @@ impl Exec {
             ownership: self.sandbox.facts.ownership.clone(),
             cpus: setting.cpus,
             never_swaps: self.never_swaps,
+            joins_network: self.joins_network,
         }
     }
 

@@ -13,6 +13,8 @@ use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::into::InContainer;
+use super::into::program::Found;
 use crate::host::{Places, ProfileRef};
 use crate::model::id::{ExecId, RunId};
 use crate::model::name::{AudienceName, Channel, SecretName, VariableName};
@@ -95,6 +97,20 @@ pub struct Prepare {
     pub agent: bool,
     /// The invoker's home, for `~/` in profiles.
     pub home: Option<PathBuf>,
+    /// What is asked of an exec in a container.
+    pub into: InContainer,
+}
+
+/// Which file a command is in a container.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Find {
+    pub run_id: RunId,
+    pub profile: ProfileRef,
+    pub workspace: PathBuf,
+    pub home: Option<PathBuf>,
+    pub into: InContainer,
+    /// argv\[0\].
+    pub name: Vec<u8>,
 }
 
 /// How one delivery was filled.
@@ -142,6 +158,8 @@ pub enum Order {
     Replace { exec: ExecNumber, delivery: u32 },
     /// It is filled: put it there.
     Replaced { exec: ExecNumber, delivery: u32, bytes: u32 },
+    /// Say which file of the container a command is, before its plan is asked for.
+    Find(Box<Find>),
 }
 
 /// What failed, in words: the launcher knows the step, the path and the likely cause.
@@ -256,6 +274,10 @@ pub enum Notice {
         exec: ExecNumber,
         delivery: u32,
         refusal: Option<Refusal>,
+    },
+    /// Of a command in a container.
+    Found {
+        found: Result<Option<Found>, Refusal>,
     },
 }
 

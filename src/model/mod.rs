@@ -24,4 +24,5 @@ pub mod report;
 pub mod run;
 pub mod secret;
 pub mod ssh;
+pub mod user;
 pub mod verdict;

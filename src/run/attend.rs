@@ -338,6 +338,7 @@ impl Attendant<'_> {
             Notice::Unsettled { .. }
             | Notice::Prepared { .. }
             | Notice::Source { .. }
+            | Notice::Found { .. }
             | Notice::Explained { .. } => return Err(RunError::LauncherDied),
         }
         Ok(())

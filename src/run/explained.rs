@@ -39,7 +39,7 @@ pub struct Explained {
 pub fn explain(asked: Asked) -> Result<Explained, RunError> {
     let launcher = Launcher::fork(&asked.places, Trust::Invoker)?;
     let session = launcher.root();
-    let scene = scene::set(asked, ExecId::fresh())?;
+    let scene = scene::set(asked, ExecId::fresh(), session)?;
     session.order(&Order::Explain(Box::new(scene.prepare())))?;
     scene.host.become_state_owner()?;
 

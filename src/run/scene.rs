@@ -12,8 +12,10 @@ use std::time::Duration;
 use super::entries::{Leased, Who};
 use super::error::RunError;
 use super::ledger::Ledger;
-use crate::host::{self, Host, Places, ProfileRef, Program};
-use crate::launcher::wire::{DeliverySpec, GitSpec, Prepare, TokenSpec};
+use crate::host::{self, Host, Places, ProfileRef, Program, container};
+use crate::launcher::client::Session;
+use crate::launcher::into::InContainer;
+use crate::launcher::wire::{DeliverySpec, Find, GitSpec, Notice, Order, Prepare, TokenSpec};
 use crate::model::digest;
 use crate::model::id::{ExecId, LeaseId, RequestId, RunId};
 use crate::model::lease::LeaseRecord;
@@ -42,6 +44,8 @@ pub struct Asked {
     pub terminal: Option<(u16, u16)>,
     pub network: Option<NetworkMode>,
     pub command: Vec<OsString>,
+    /// `--into`, with what is asked of an exec in a container.
+    pub into: InContainer,
 }
 
 /// What a client of the broker asks for: an exec of its run, under leases that it has.
@@ -56,6 +60,8 @@ pub struct AskedOfRun {
     pub terminal: Option<(u16, u16)>,
     pub network: Option<NetworkMode>,
     pub command: Vec<OsString>,
+    /// What is asked of an exec in a container; whether it is in one, its run says.
+    pub into: InContainer,
 }
 
 /// Everything that the later stages read and none of them changes.
@@ -82,12 +88,13 @@ pub struct Scene {
     environment: BTreeMap<OsString, OsString>,
     given: Vec<(VariableName, OsString)>,
     home: PathBuf,
+    into: InContainer,
 }
 
 /// The exec among those of its session: there is one.
 pub const EXEC: u32 = 1;
 
-pub fn set(asked: Asked, exec_id: ExecId) -> Result<Scene, RunError> {
+pub fn set(asked: Asked, exec_id: ExecId, session: &Session) -> Result<Scene, RunError> {
     let now = crate::host::now().map_err(RunError::Clock)?;
     let host = Host::load(&asked.places)?;
     let run = Run {
@@ -122,13 +129,15 @@ pub fn set(asked: Asked, exec_id: ExecId) -> Result<Scene, RunError> {
         network: asked.network,
         command: asked.command,
         home: host::home(),
+        is_in_container: asked.into.pid.is_some(),
+        into: asked.into,
         now,
     };
-    parts.compose(|name| std::env::var_os(name.as_str()))
+    parts.compose(session, |name| std::env::var_os(name.as_str()))
 }
 
 /// The scene of an exec of the broker.
-pub fn of_run(host: &Arc<Host>, asked: AskedOfRun) -> Result<Scene, RunError> {
+pub fn of_run(host: &Arc<Host>, asked: AskedOfRun, session: &Session) -> Result<Scene, RunError> {
     let now = crate::host::now().map_err(RunError::Clock)?;
     let requests = asked.leases.iter().map(|lease| Request {
         request_id: lease.request_id.clone(),
@@ -157,6 +166,8 @@ pub fn of_run(host: &Arc<Host>, asked: AskedOfRun) -> Result<Scene, RunError> {
         host: Arc::clone(host),
         profile,
         profile_ref,
+        is_in_container: container::is_of_a_container(&asked.run.run_id),
+        into: asked.into,
         run: asked.run,
         is_new_run: false,
         exec_id: asked.exec_id,
@@ -169,7 +180,7 @@ pub fn of_run(host: &Arc<Host>, asked: AskedOfRun) -> Result<Scene, RunError> {
         home: host.home_for(None).to_owned(),
         now,
     };
-    parts.compose(|name| passed.iter().find(|g| g.name == *name).map(|g| g.value.clone()))
+    parts.compose(session, |name| passed.iter().find(|g| g.name == *name).map(|g| g.value.clone()))
 }
 
 /// What both have in common.
@@ -189,12 +200,15 @@ struct Parts {
     network: Option<NetworkMode>,
     command: Vec<OsString>,
     home: PathBuf,
+    is_in_container: bool,
+    into: InContainer,
     now: Moment,
 }
 
 impl Parts {
     fn compose(
         self,
+        session: &Session,
         invoker: impl Fn(&VariableName) -> Option<OsString>,
     ) -> Result<Scene, RunError> {
         let Parts { host, mut profile, profile_ref, run, requests, home, command, .. } = self;
@@ -219,6 +233,18 @@ impl Parts {
             environment::compose(&context, self.environment, invoker, &home)?
         };
         let program = match (requests.is_empty(), command.first()) {
+            (false, Some(name)) if self.is_in_container => {
+                let (workspace, into) = (run.workspace.clone(), self.into.clone());
+                let find = Find {
+                    run_id: run.run_id.clone(),
+                    profile: profile_ref.clone(),
+                    workspace,
+                    home: Some(home.clone()),
+                    into,
+                    name: name.as_bytes().to_vec(),
+                };
+                find_in_container(session, find)?
+            }
             (false, Some(name)) => Program::find(name, &profile, &run.workspace, &home),
             _ => None,
         };
@@ -248,8 +274,20 @@ impl Parts {
             environment,
             given,
             home,
+            into: self.into,
             profile,
         })
+    }
+}
+
+/// Which file a command is in a container: the launcher looks, for it alone can.
+fn find_in_container(session: &Session, find: Find) -> Result<Option<Program>, RunError> {
+    session.order(&Order::Find(Box::new(find)))?;
+    match session.notice_of(|notice| matches!(notice, Notice::Found { .. }))?.0 {
+        Notice::Found { found } => Ok(found?.map(|found| {
+            Program::in_container(found.path, found.found_on_path, found.can_be_changed)
+        })),
+        _ => Err(RunError::LauncherDied),
     }
 }
 
@@ -321,6 +359,7 @@ impl Scene {
             // A leased command has what it needs; it is the agent who asks.
             agent: self.requests.is_empty() && !self.is_new_run,
             home: Some(self.home.clone()),
+            into: self.into.clone(),
         }
     }
 

@@ -91,6 +91,10 @@ pub enum Entry {
         optional: bool,
         access: Access,
     },
+    /// A tree or a file of the container that the exec is in.
+    OfContainer {
+        is_directory: bool,
+    },
     /// The workspace: its tree comes later, mapped to the exec's user.
     Workspace {
         access: Access,
@@ -114,8 +118,13 @@ impl Layout {
     pub fn covering(&self, path: &Path) -> Option<(&Path, &Entry)> {
         path.ancestors().find_map(|above| {
             let (at, entry) = self.entries.get_key_value(above)?;
-            let is_mount =
-                matches!(entry, Entry::Bind { .. } | Entry::Workspace { .. } | Entry::Inner);
+            let is_mount = matches!(
+                entry,
+                Entry::Bind { .. }
+                    | Entry::OfContainer { .. }
+                    | Entry::Workspace { .. }
+                    | Entry::Inner
+            );
             is_mount.then_some((at.as_path(), entry))
         })
     }

@@ -10,6 +10,7 @@
 //! - [`servers`]: other programs that serve: from PyPI and npm, and `tests/servers`
 //! - [`broker`]: `sublet serve` for one test
 //! - [`far`]: the far side of a source, which answers as a test wants it
+//! - [`bundle`]: containers of a real `runc`
 //! - [`leak`]: descriptors that a command passes out of its sandbox, and what they show later
 //! - [`postgres`]: a database server of one test
 //! - [`venv`]: Python libraries of the tests
@@ -20,6 +21,7 @@
 #![forbid(unsafe_code)]
 
 pub mod broker;
+pub mod bundle;
 pub mod far;
 pub mod git_server;
 pub mod host;

@@ -122,8 +122,7 @@ pub fn ownership(
     let (Mode::Privileged, Some(workspace)) = (mode, workspace) else {
         return Ok(Ownership::Plain);
     };
-    let stat = rustix::fs::fstatfs(&workspace.directory).map_err(|e| refuse_error(&e, ""))?;
-    let kind = match stat.f_type as u64 {
+    let kind = match workspace.file_system {
         0x794c_7630 => "overlayfs",
         0x6969 => "nfs",
         0x0102_1997 => "9p",
@@ -163,8 +162,11 @@ pub(super) fn workspace_tree(
     ownership: &Ownership,
 ) -> Result<(OwnedFd, Option<Helper>), Refusal> {
     let shown = workspace.path.display();
-    let tree = root::clone_tree(workspace.directory.as_fd())
-        .map_err(|e| refuse(format!("could not show {shown} inside: {e}"), ""))?;
+    let tree = match workspace.is_clone {
+        true => rustix::io::fcntl_dupfd_cloexec(&workspace.directory, 0),
+        false => root::clone_tree(workspace.directory.as_fd()),
+    }
+    .map_err(|e| refuse(format!("could not show {shown} inside: {e}"), ""))?;
     let idmap = match ownership {
         Ownership::Plain | Ownership::AsOwner { .. } => None,
         Ownership::Idmapped => {

@@ -95,9 +95,10 @@ impl Sandbox {
         sandbox.write_maps()?;
         let size = compiled.profile.filesystem.tmp.0.saturating_add(SYNTHESISED);
         let root =
-            root::build(root, &compiled.layout, size, setting.mode, &identity).map_err(|e| {
-                refuse_error(&e, "correct the profile's [filesystem], or run `sublet doctor`")
-            })?;
+            root::build(root, &compiled.layout, &compiled.trees, size, setting.mode, &identity)
+                .map_err(|e| {
+                    refuse_error(&e, "correct the profile's [filesystem], or run `sublet doctor`")
+                })?;
         let Root { tmpfs, attachments, attachments_in_workspace, places } = root;
         sandbox.root = Some(tmpfs);
         sandbox.lay_out(compiled)?;
@@ -222,6 +223,7 @@ impl Sandbox {
             ruleset: built.ruleset.is_some(),
             workspace: tree.is_some(),
             secrets: secrets.is_some(),
+            foreign: compiled.is_in_container,
             filter: compiled.filter.number(),
         };
         tell(self.child.socket.as_fd(), told, &fds)?;

@@ -11,7 +11,7 @@ use rustix::event::epoll;
 use super::watched::{Key, ROOT, Token};
 use super::{Asked, HEAD_FILE, Launcher, LauncherError, Live, MAX_HELPERS, tell, watch};
 use crate::launcher::compile;
-use crate::launcher::exec::{BrokerEnds, Exec};
+use crate::launcher::exec::{BrokerEnds, Exec, Setting};
 use crate::launcher::explain;
 use crate::launcher::mint;
 use crate::launcher::source::{self, Helper};
@@ -69,6 +69,11 @@ impl Launcher {
             Order::Session | Order::KeepHead { .. } | Order::Settle(_) => {
                 eprintln!("sublet: launcher: a session ends: its orders are the root session's");
                 self.end_session(session)
+            }
+            Order::Find(find) => {
+                let Setting { host, profiles, mode, .. } = &self.setting;
+                let found = compile::find(&find, host, profiles, *mode);
+                self.notify(session, &Notice::Found { found }, &[])
             }
             Order::Explain(prepare) => {
                 let explanation = explain::explain(&prepare, &self.setting);
