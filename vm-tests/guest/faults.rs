@@ -1,0 +1,2 @@
+use super::say::Line;
+pub fn run(_line: &mut Line, _words: &[&str]) {}

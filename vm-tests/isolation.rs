@@ -1,0 +1,90 @@
+//! The isolation suite on a real kernel: the same integration tests that run on the host, as they are,
+//! at their own paths, with the static `sublet` in the place of the one they were built with.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::Result;
+use super::job::{Booted, Files, Outcome};
+use super::kernel::Kernel;
+use super::workshop::{self, Workshop};
+
+/// A test program, and its tests that cannot run in the guest, each with its reason.
+pub struct Suite {
+    pub name: &'static str,
+    /// Also without `--long`.
+    pub always: bool,
+    left_out: &'static [&'static str],
+}
+
+const fn suite(name: &'static str, always: bool, left_out: &'static [&'static str]) -> Suite {
+    Suite { name, always, left_out }
+}
+
+pub const SUITES: &[Suite] = &[
+    suite("siblings", true, &[]),
+    suite("sandbox", true, &[]),
+    suite("scrub", true, &[]),
+    suite("leases", true, &[]),
+    // No cargo and no node in the guest: whole tool chains.
+    suite("seccomp_filters", true, &["cargo_builds_a_crate", "node_runs"]),
+    suite("settle", true, &[]),
+    suite("warm", true, &[]),
+    suite("launcher_trust", true, &[]),
+    suite("awkward", false, &[]),
+    suite("bad_input", false, &[]),
+    suite("git", false, &[]),
+    suite("redaction", false, &[]),
+    suite("regressions", false, &[]),
+    suite("broker_leases", false, &[]),
+    suite("broker_memory", false, &[]),
+    suite("api_sockets", false, &[]),
+    suite("trail", false, &[]),
+    suite("lib", false, &[]),
+];
+
+/// What the guest's root holds of the build: (here, there).
+pub struct Built {
+    pub files: Vec<(PathBuf, PathBuf)>,
+    pub programs: Vec<(String, PathBuf)>,
+}
+
+pub fn built(sublet: &Path) -> Result<Built> {
+    let targets: Vec<&str> = SUITES.iter().map(|s| s.name).collect();
+    let programs = workshop::test_programs(&targets)?;
+    let mut files: Vec<(PathBuf, PathBuf)> =
+        programs.iter().map(|(_, path)| (path.clone(), path.clone())).collect();
+    // The paths that the tests were compiled with.
+    files.push((sublet.to_owned(), PathBuf::from(env!("CARGO_BIN_EXE_sublet"))));
+    Ok(Built { files, programs })
+}
+
+pub fn run(workshop: &Workshop, kernel: &Kernel, only: &[&str]) -> Result<Outcome> {
+    let mut list = String::new();
+    for suite in SUITES.iter().filter(|s| workshop.long || s.always) {
+        let program = workshop.programs.iter().find(|(name, _)| name == suite.name);
+        let (_, program) = program.ok_or(format!("no test program {}", suite.name))?;
+        list.push_str(&format!("{} {}", suite.name, program.display()));
+        for test in suite.left_out {
+            list.push_str(&format!(" {test}"));
+        }
+        list.push('\n');
+    }
+    let mut files = Files::default();
+    files.add("suites", 0o644, list.as_bytes());
+    let booted = Booted {
+        job: format!("isolation:{}", only.join(",")),
+        files,
+        patience: Duration::from_secs(if workshop.long { 5_400 } else { 900 }),
+        ..Booted::on(kernel)
+    };
+    booted.listen(workshop)
+}
+
+/// Somebody else's static program.
+pub fn program(workshop: &Workshop, kernel: &Kernel, program: &Path) -> Result<Outcome> {
+    let bytes = std::fs::read(program).map_err(|e| format!("{}: {e}", program.display()))?;
+    let mut files = Files::default();
+    files.add("program", 0o755, &bytes);
+    Booted { job: "program".to_owned(), files, ..Booted::on(kernel) }.listen(workshop)
+}
