@@ -89,6 +89,9 @@ pub fn root(dir: &Path, built: &Built, more: &[String]) -> Result<PathBuf> {
         let inside = stage.join(to.strip_prefix("/").map_err(|e| e.to_string())?);
         put(from, &inside)?;
     }
+    let place = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let inside = stage.join(place.strip_prefix("/").map_err(|e| e.to_string())?);
+    fs::create_dir_all(&inside).map_err(|e| format!("{}: {e}", inside.display()))?;
     let image = dir.join("root.ext4");
     let failed = |e: std::io::Error| format!("{}: {e}", image.display());
     let file = fs::File::create(&image).map_err(failed)?;
@@ -141,27 +144,30 @@ fn tools(dir: &Path, more: &[String]) -> Result<PathBuf> {
 /// With modes, owners and links, as they are here.
 fn copy(files: &[String], stage: &Path) -> Result<()> {
     let failed = |e: std::io::Error| format!("cannot copy packages' files: {e}");
+    let mut list: Vec<PathBuf> = files
+        .iter()
+        .filter_map(|file| {
+            // A link on the way, /bin → /usr/bin, is copied as a link, and what is behind it by its own name.
+            let path = Path::new(file);
+            Some(path.parent()?.canonicalize().ok()?.join(path.file_name()?))
+        })
+        // A package may list what its scripts have removed; that the tools work shows in the guest.
+        .filter(|path| path.symlink_metadata().is_ok())
+        .collect();
+    for dir in ["/etc/ssl/certs", "/etc/alternatives"] {
+        list.extend(fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()));
+    }
+    list.sort();
+    list.dedup();
     let mut pack = Command::new("tar")
-        .args([
-            "--no-recursion",
-            "--ignore-failed-read",
-            "--null",
-            "-T",
-            "-",
-            "-C",
-            "/",
-            "-cf",
-            "-",
-        ])
+        .current_dir("/")
+        .args(["--no-recursion", "--null", "-cf", "-", "-T", "-"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        // Names that a package lists and its scripts removed; that the tools work shows in the guest.
-        .stderr(Stdio::null())
         .spawn()
         .map_err(failed)?;
-    let (mut names, stream) = match (pack.stdin.take(), pack.stdout.take()) {
-        (Some(names), Some(stream)) => (names, stream),
-        _ => return Err("tar has no pipes".to_owned()),
+    let (Some(mut names), Some(stream)) = (pack.stdin.take(), pack.stdout.take()) else {
+        return Err("tar has no pipes".to_owned());
     };
     let mut lay = Command::new("tar")
         .args(["-xpf", "-", "-C"])
@@ -169,39 +175,17 @@ fn copy(files: &[String], stage: &Path) -> Result<()> {
         .stdin(stream)
         .spawn()
         .map_err(failed)?;
-    let real = files.iter().filter_map(|f| {
-        // A link on the way, /bin → /usr/bin, is copied as a link, and what is behind it by its own name.
-        let path = Path::new(f);
-        let parent = path.parent()?.canonicalize().ok()?;
-        Some(parent.join(path.file_name()?))
-    });
-    let mut list = Vec::new();
-    // Directories on the way, which a package may not list.
-    for path in real {
-        list.push(path.to_string_lossy().trim_start_matches('/').to_owned());
-        if path.is_dir() && !path.is_symlink() {
-            continue;
-        }
-    }
-    let recursive = ["etc/ssl/certs", "etc/alternatives"];
-    for dir in recursive {
-        for entry in fs::read_dir(Path::new("/").join(dir)).into_iter().flatten().flatten() {
-            list.push(format!("{dir}/{}", entry.file_name().to_string_lossy()));
-        }
-    }
-    list.sort();
-    list.dedup();
-    for name in list {
+    for path in list {
+        let name = path.to_string_lossy();
+        let name = name.trim_start_matches('/');
         names.write_all(name.as_bytes()).and_then(|()| names.write_all(&[0])).map_err(failed)?;
     }
     drop(names);
-    pack.wait().map_err(failed)?;
-    let laid = lay.wait().map_err(failed)?;
-    if laid.success() {
-        Ok(())
-    } else {
-        Err(format!("tar: {laid}, unpacking to {}", stage.display()))
+    let (packed, laid) = (pack.wait().map_err(failed)?, lay.wait().map_err(failed)?);
+    if packed.success() && laid.success() {
+        return Ok(());
     }
+    Err(format!("tar: {packed} and {laid}, copying packages' files to {}", stage.display()))
 }
 
 /// Without its symbols: a debug build carries ten times its code.

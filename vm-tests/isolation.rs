@@ -56,6 +56,15 @@ pub fn built(sublet: &Path) -> Result<Built> {
         programs.iter().map(|(_, path)| (path.clone(), path.clone())).collect();
     // The paths that the tests were compiled with.
     files.push((sublet.to_owned(), PathBuf::from(env!("CARGO_BIN_EXE_sublet"))));
+    // Their hostile programs, where an earlier run has compiled them; else the guest does.
+    let place = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    for entry in std::fs::read_dir(place).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let digest = name.strip_prefix("probe-").filter(|digest| digest.len() == 16);
+        if digest.is_some_and(|digest| digest.chars().all(|c| c.is_ascii_hexdigit())) {
+            files.push((entry.path(), entry.path()));
+        }
+    }
     Ok(Built { files, programs })
 }
 

@@ -10,8 +10,8 @@ use super::{Result, workshop};
 /// What a guest needs before it has a root file system, in the order of their needs. One that a kernel
 /// has built in has no file.
 const MODULES: [&str; 14] = [
-    "virtio",
     "virtio_ring",
+    "virtio",
     "virtio_pci_legacy_dev",
     "virtio_pci_modern_dev",
     "virtio_pci",
@@ -91,18 +91,32 @@ pub fn by_path(image: &Path) -> Result<Kernel> {
 fn modules_below(tree: &Path) -> Result<Vec<PathBuf>> {
     let output = Command::new("find")
         .arg(tree)
-        .args(["-name", "*.ko"])
+        .args(["-name", "*.ko", "-o", "-name", "*.ko.xz"])
         .output()
         .map_err(|e| format!("find: {e}"))?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let of = |name: &str| {
-        let path = text.lines().map(Path::new).find(|path| {
-            path.file_stem()
-                .is_some_and(|s| s.to_string_lossy().replace('-', "_") == name.replace('-', "_"))
-        });
-        path.map(Path::to_owned)
+    let plain = |path: &Path| {
+        let file = path.file_name().unwrap_or_default().to_string_lossy().replace('-', "_");
+        file.trim_end_matches(".xz").trim_end_matches(".ko").to_owned()
     };
-    Ok(MODULES.iter().filter_map(|name| of(name)).collect())
+    let mut found = Vec::new();
+    for name in MODULES {
+        let path = text.lines().map(PathBuf::from).find(|p| plain(p) == name.replace('-', "_"));
+        match path {
+            // The guest's insmod takes them as they are in memory.
+            Some(path) if path.extension().is_some_and(|e| e == "xz") => {
+                let bare = path.with_extension("");
+                if !bare.exists() {
+                    workshop::need("xz", "xz-utils")?;
+                    workshop::output(Command::new("xz").args(["--decompress", "--keep"]).arg(&path))?;
+                }
+                found.push(bare);
+            }
+            Some(path) => found.push(path),
+            None => {}
+        }
+    }
+    Ok(found)
 }
 
 fn find(dir: &Path, fits: impl Fn(&str) -> bool) -> Option<PathBuf> {

@@ -53,9 +53,11 @@ impl Machine {
             "-display",
             "none",
             "-machine",
-            "pc,accel=tcg",
+            "pc",
         ]);
-        qemu.args(["-accel", "tcg,thread=multi", "-cpu"]).arg(format!("max{}", spec.cpu_flags));
+        qemu.args(["-accel", "tcg,thread=multi", "-cpu"])
+            // This instruction leaves garbage in the flags in QEMU 7.2, and the kernel's allocator uses it.
+            .arg(format!("max,-cx16{}", spec.cpu_flags));
         qemu.args(["-smp", &spec.cpus.to_string(), "-m", &format!("{}M", spec.megabytes)]);
         if let Some(memory) = &spec.memory {
             qemu.arg("-object").arg(format!(

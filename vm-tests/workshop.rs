@@ -144,7 +144,7 @@ fn guest_program(dir: &Path) -> Result<PathBuf> {
     Ok(program)
 }
 
-fn need(tool: &str, package: &str) -> Result<()> {
+pub fn need(tool: &str, package: &str) -> Result<()> {
     which(tool).map(|_| ()).ok_or(format!("this test needs `{tool}`: apt-get install {package}"))
 }
 
