@@ -31,8 +31,9 @@ impl Archive {
 
     /// A host's directory, with what is below, as root's.
     pub fn tree(&mut self, name: &str, dir: &Path) -> super::Result<&mut Self> {
-        self.directory(name);
         let failed = |e| format!("cannot pack {}: {e}", dir.display());
+        let mode = fs::metadata(dir).map_err(failed)?.permissions().mode() & 0o7777;
+        self.entry(name, DIRECTORY | mode, (0, 0), &[]);
         let mut entries: Vec<_> =
             fs::read_dir(dir).map_err(failed)?.collect::<Result<_, _>>().map_err(failed)?;
         entries.sort_by_key(fs::DirEntry::file_name);

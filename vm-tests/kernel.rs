@@ -9,7 +9,7 @@ use super::{Result, workshop};
 
 /// What a guest needs before it has a root file system, in the order of their needs. One that a kernel
 /// has built in has no file.
-const MODULES: [&str; 14] = [
+const MODULES: [&str; 15] = [
     "virtio_ring",
     "virtio",
     "virtio_pci_legacy_dev",
@@ -19,6 +19,7 @@ const MODULES: [&str; 14] = [
     "rng-core",
     "virtio-rng",
     "overlay",
+    "vsock",
     "lzo_compress",
     "lzo-rle",
     "842_compress",

@@ -37,6 +37,8 @@ pub struct Machine {
     dir: PathBuf,
     deadline: Instant,
     partial: Vec<u8>,
+    /// All that the guest said, for whoever looks later.
+    heard: fs::File,
 }
 
 impl Machine {
@@ -46,7 +48,9 @@ impl Machine {
         let initrd = dir.join("initramfs");
         fs::write(&initrd, spec.initramfs).map_err(|e| format!("{}: {e}", initrd.display()))?;
         let (line, monitor) = (dir.join("line"), dir.join("qmp"));
-        let mut qemu = Command::new("qemu-system-x86_64");
+        // However the runner ends, its machines end with it.
+        let mut qemu = Command::new("setpriv");
+        qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
         qemu.args([
             "-nodefaults",
             "-no-user-config",
@@ -107,6 +111,7 @@ impl Machine {
             dir: dir.to_owned(),
             deadline: Instant::now() + spec.patience,
             partial: Vec::new(),
+            heard: fs::File::create(dir.join("heard")).map_err(|e| e.to_string())?,
         };
         machine.greeting()?;
         machine.resume()?;
@@ -130,6 +135,7 @@ impl Machine {
                 Ok(_) => {
                     let line = String::from_utf8_lossy(&self.partial).trim_end().to_owned();
                     self.partial.clear();
+                    writeln!(self.heard, "{line}").map_err(|e| format!("what was heard: {e}"))?;
                     return Ok(Some(line));
                 }
                 Err(e)

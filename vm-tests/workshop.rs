@@ -5,12 +5,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::Result;
 use super::cpio::Archive;
 use super::disk;
 use super::job::Files;
 use super::kernel::{self, Kernel};
 use super::options::Options;
-use super::{Result, isolation};
+use super::isolation::{self, Built};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
@@ -30,7 +31,8 @@ pub struct Workshop {
 }
 
 impl Workshop {
-    pub fn open(options: &Options) -> Result<Self> {
+    /// `isolated`: with the integration tests, which take long to build.
+    pub fn open(options: &Options, isolated: bool) -> Result<Self> {
         need("qemu-system-x86_64", "qemu-system-x86")?;
         need("busybox", "busybox-static")?;
         need("mke2fs", "e2fsprogs")?;
@@ -44,7 +46,7 @@ impl Workshop {
         }
         let sublet = static_sublet(&dir)?;
         let guest = guest_program(&dir)?;
-        let built = isolation::built(&sublet)?;
+        let built = if isolated { isolation::built(&sublet)? } else { Built::default() };
         let root_disk = disk::root(&dir, &built, &options.packages)?;
         let programs = built.programs;
         Ok(Self { dir, kernels, sublet, guest, root_disk, programs, long: options.long })
@@ -66,7 +68,13 @@ impl Workshop {
         for (place, module) in kernel.modules.iter().enumerate() {
             archive.file(&format!("modules/{place:02}.ko"), 0o644, &read(module)?);
         }
+        let mut made = std::collections::BTreeSet::new();
         for (name, mode, content) in &job.files {
+            if let Some((dir, _)) = name.rsplit_once('/')
+                && made.insert(dir)
+            {
+                archive.directory(&format!("vm/{dir}"));
+            }
             archive.file(&format!("vm/{name}"), *mode, content);
         }
         for (name, dir) in &job.trees {

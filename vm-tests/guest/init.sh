@@ -30,6 +30,10 @@ $b mount -t tmpfs -o mode=755 run /run
 $b mkdir -p /dev/pts /dev/shm
 $b mount -t devpts -o gid=5,mode=620,ptmxmode=666 pts /dev/pts
 $b mount -t tmpfs -o mode=1777 shm /dev/shm
+for link in fd:fd stdin:fd/0 stdout:fd/1 stderr:fd/2; do
+    $b ln -s "/proc/self/${link#*:}" "/dev/${link%:*}"
+done
+$b mount -t securityfs none /sys/kernel/security
 $b mount -t cgroup2 cgroup /sys/fs/cgroup
 echo '+memory +pids +cpu' >/sys/fs/cgroup/cgroup.subtree_control
 $b chmod 1777 /tmp /var/tmp

@@ -9,12 +9,26 @@ mod faults;
 mod isolation;
 mod residue;
 mod say;
+mod server;
 mod tools;
 mod variants;
 
 use say::Line;
 
 fn main() {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let called = match words.first().map(String::as_str) {
+        Some("hold") => Some(residue::hold(&words[1..])),
+        Some("reveal") => Some(residue::reveal(words.get(1).map_or("", String::as_str))),
+        _ => None,
+    };
+    if let Some(done) = called {
+        if let Err(why) = done {
+            eprintln!("{why}");
+            std::process::exit(1);
+        }
+        return;
+    }
     let mut line = Line::new();
     let told = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let job = told
