@@ -67,7 +67,9 @@ pub fn built(sublet: &Path) -> Result<Built> {
         programs.iter().map(|(_, path)| (path.clone(), path.clone())).collect();
     // The paths that the tests were compiled with.
     files.push((sublet.to_owned(), PathBuf::from(env!("CARGO_BIN_EXE_sublet"))));
-    for entry in std::fs::read_dir(workshop::checkout().join("seccomp")).into_iter().flatten().flatten() {
+    for entry in
+        std::fs::read_dir(workshop::checkout().join("seccomp")).into_iter().flatten().flatten()
+    {
         files.push((entry.path(), entry.path()));
     }
     // Their hostile programs, where an earlier run has compiled them; else the guest does.

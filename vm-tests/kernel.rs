@@ -109,7 +109,9 @@ fn modules_below(tree: &Path) -> Result<Vec<PathBuf>> {
                 let bare = path.with_extension("");
                 if !bare.exists() {
                     workshop::need("xz", "xz-utils")?;
-                    workshop::output(Command::new("xz").args(["--decompress", "--keep"]).arg(&path))?;
+                    workshop::output(
+                        Command::new("xz").args(["--decompress", "--keep"]).arg(&path),
+                    )?;
                 }
                 found.push(bare);
             }

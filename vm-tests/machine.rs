@@ -51,14 +51,7 @@ impl Machine {
         // However the runner ends, its machines end with it.
         let mut qemu = Command::new("setpriv");
         qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
-        qemu.args([
-            "-nodefaults",
-            "-no-user-config",
-            "-display",
-            "none",
-            "-machine",
-            "pc",
-        ]);
+        qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-machine", "pc"]);
         qemu.args(["-accel", "tcg,thread=multi", "-cpu"])
             // This instruction leaves garbage in the flags in QEMU 7.2, and the kernel's allocator uses it.
             .arg(format!("max,-cx16{}", spec.cpu_flags));

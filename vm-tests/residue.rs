@@ -41,8 +41,16 @@ const fn row(name: &'static str, what: &'static str, none: bool) -> Row {
 pub const ROWS: &[Row] = &[
     row("memfd-wiped", "`sublet`, memfd; the command reads it and wipes its own copy", true),
     row("file-wiped", "`sublet`, file; the same", true),
-    row("memfd-killed", "`sublet`, memfd; mapped, never copied, and the command is killed at the deadline", true),
-    row("file-killed", "`sublet`, file; mapped, never copied, and `sublet` is killed with -9", true),
+    row(
+        "memfd-killed",
+        "`sublet`, memfd; mapped, never copied, and the command is killed at the deadline",
+        true,
+    ),
+    row(
+        "file-killed",
+        "`sublet`, file; mapped, never copied, and `sublet` is killed with -9",
+        true,
+    ),
     row("denied", "`sublet`, a lease that is denied", true),
     row("memfd-unread", "`sublet`, memfd; `true`", true),
     row("env-unread", "`sublet`, env; `true`", false),
@@ -56,7 +64,11 @@ pub const ROWS: &[Row] = &[
     row("bwrap-printenv", "`bwrap --setenv`; `printenv`", false),
     row("bwrap-curl", "`bwrap --setenv`; `curl`", false),
     row("bwrap-git-push", "`bwrap --setenv`; `git push` with a helper that echoes it", false),
-    row("docker-printenv", "docker-style: `runc run`, `process.env` of its bundle; `printenv`", false),
+    row(
+        "docker-printenv",
+        "docker-style: `runc run`, `process.env` of its bundle; `printenv`",
+        false,
+    ),
     row("credential-wiped", "systemd-like: a 0400 file on ramfs, unmounted after; wiped", false),
     row("credential-cat", "the same; `cat`", false),
     row("credential-curl", "the same; `curl`", false),
@@ -66,16 +78,9 @@ pub fn run(workshop: &Workshop, kernel: &Kernel, table: &Table) -> Result<Outcom
     let place = workshop.dir.join(format!("residue/{}-{}", kernel.name, table.name));
     workshop::fresh_dir(&place)?;
     search::check_itself(&place)?;
-    let values = secrets(workshop, &place)?;
-    let mut files = Files::default();
-    files.tree("state", place.join("state"));
-    let mut list = String::new();
-    for (row, value) in ROWS.iter().zip(&values) {
-        list.push_str(row.name);
-        list.push('\n');
-        let masked: Vec<u8> = value.iter().map(|b| b ^ 0x5a).collect();
-        files.add(&format!("masked/{}", row.name), 0o600, &masked);
-    }
+    let names: Vec<&str> = ROWS.iter().map(|row| row.name).collect();
+    let (mut files, values) = sealed(workshop, &place, &names)?;
+    let list: String = ROWS.iter().map(|row| format!("{}\n", row.name)).collect();
     files.add("rows", 0o644, list.as_bytes());
     let ram = Ram::new(&place)?;
     let booted = Booted {
@@ -107,7 +112,8 @@ pub fn run(workshop: &Workshop, kernel: &Kernel, table: &Table) -> Result<Outcom
                 let (_, value) = of(name)?;
                 let found = stopped(machine, &ram.0, value)?;
                 outcome.fact(&format!("held.{name}"), found.count());
-                outcome.check(found.count() > 0, &format!("{name}: it is found while it is in use"));
+                outcome
+                    .check(found.count() > 0, &format!("{name}: it is found while it is in use"));
                 Ok("go".to_owned())
             }
             ["after", name] => {
@@ -122,7 +128,10 @@ pub fn run(workshop: &Workshop, kernel: &Kernel, table: &Table) -> Result<Outcom
                         .map_err(|e| e.to_string())?;
                 }
                 if row.none {
-                    outcome.check(found.hits.is_empty(), &format!("{name}: no copy and no piece stays"));
+                    outcome.check(
+                        found.hits.is_empty(),
+                        &format!("{name}: no copy and no piece stays"),
+                    );
                 }
                 let frames: Vec<String> =
                     found.hits.iter().take(60).map(|h| (h.offset / 4096).to_string()).collect();
@@ -153,7 +162,9 @@ impl Ram {
             false => place.join("ram"),
         };
         match fs::remove_file(&ram) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(format!("{}: {e}", ram.display())),
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(format!("{}: {e}", ram.display()))
+            }
             _ => Ok(Self(ram)),
         }
     }
@@ -166,17 +177,20 @@ impl Drop for Ram {
     }
 }
 
-/// A vault with a fresh value for each row, below `place/state`; and the values.
-fn secrets(workshop: &Workshop, place: &Path) -> Result<Vec<Vec<u8>>> {
+/// A fresh value for each name: sealed in a vault, which is `/vm/state` in the guest, and masked in
+/// `/vm/masked/NAME`. And the values.
+pub fn sealed(workshop: &Workshop, place: &Path, names: &[&str]) -> Result<(Files, Vec<Vec<u8>>)> {
     let config = place.join("sublet.toml");
-    fs::write(&config, configuration()).map_err(|e| format!("{}: {e}", config.display()))?;
-    let mut values = Vec::new();
-    for row in ROWS {
+    let secret = |name: &&str| format!("[secrets.{name}]\nsource = \"vault\"\nallow = [\"*@*\"]\n");
+    let text: String = names.iter().map(secret).collect();
+    fs::write(&config, text).map_err(|e| format!("{}: {e}", config.display()))?;
+    let (mut files, mut values) = (Files::default(), Vec::new());
+    for name in names {
         let value = fresh_value()?;
         let mut set = Command::new(&workshop.sublet);
         set.arg("--config").arg(&config).arg("--state-dir").arg(place.join("state"));
         let mut child = set
-            .args(["secret", "set", row.name])
+            .args(["secret", "set", name])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()
@@ -186,19 +200,14 @@ fn secrets(workshop: &Workshop, place: &Path) -> Result<Vec<Vec<u8>>> {
         drop(stdin);
         let status = child.wait().map_err(|e| e.to_string())?;
         if !status.success() {
-            return Err(format!("sublet secret set {}: {status}", row.name));
+            return Err(format!("sublet secret set {name}: {status}"));
         }
+        let masked: Vec<u8> = value.iter().map(|b| b ^ 0x5a).collect();
+        files.add(&format!("masked/{name}"), 0o600, &masked);
         values.push(value);
     }
-    Ok(values)
-}
-
-/// As the guest has it too.
-pub fn configuration() -> String {
-    let secret = |row: &Row| {
-        format!("[secrets.{}]\nsource = \"vault\"\nallow = [\"use.{}@127.0.0.1:8088\"]\n", row.name, row.name)
-    };
-    ROWS.iter().map(secret).collect()
+    files.tree("state", place.join("state"));
+    Ok((files, values))
 }
 
 /// 44 letters, of which some change in every encoding.

@@ -67,7 +67,8 @@ pub fn search(memory: &Path, value: &[u8]) -> Result<Found> {
             Err(rustix::io::Errno::NXIO) => break,
             Err(e) => return Err(failed(e.into())),
         };
-        let hole = rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(data)).map_err(|e| failed(e.into()))?;
+        let hole = rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(data))
+            .map_err(|e| failed(e.into()))?;
         let mut start = data;
         while start < hole {
             let len = ((hole - start) as usize).min(CHUNK + overlap);
@@ -111,7 +112,9 @@ pub fn forms(value: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     let percent: String = value
         .iter()
         .map(|b| match b {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => (*b as char).to_string(),
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                (*b as char).to_string()
+            }
             other => format!("%{other:02X}"),
         })
         .collect();
@@ -152,13 +155,18 @@ pub fn check_itself(dir: &Path) -> Result<()> {
     // Across the boundary of two chunks, too.
     let around = format!("x{}", String::from_utf8_lossy(value));
     let encoded = STANDARD_NO_PAD.encode(around);
-    for (at, what) in [(5, &value[..]), (CHUNK - 9, &value[..]), (2 * CHUNK - 3, encoded.as_bytes())] {
+    for (at, what) in
+        [(5, &value[..]), (CHUNK - 9, &value[..]), (2 * CHUNK - 3, encoded.as_bytes())]
+    {
         text[at..at + what.len()].copy_from_slice(what);
     }
     text[100..120].copy_from_slice(&value[8..28]);
     std::fs::write(&place, &text).map_err(|e| format!("{}: {e}", place.display()))?;
     let words = search(&place, value)?.words();
     std::fs::remove_file(&place).map_err(|e| format!("{}: {e}", place.display()))?;
-    if words == "base64=1 piece=1 plain=2" { Ok(()) } else { Err(format!("the search found {words}")) }
+    if words == "base64=1 piece=1 plain=2" {
+        Ok(())
+    } else {
+        Err(format!("the search found {words}"))
+    }
 }
-

@@ -8,10 +8,10 @@ use std::process::Command;
 use super::Result;
 use super::cpio::Archive;
 use super::disk;
+use super::isolation::{self, Built};
 use super::job::Files;
 use super::kernel::{self, Kernel};
 use super::options::Options;
-use super::isolation::{self, Built};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 

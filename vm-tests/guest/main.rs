@@ -19,6 +19,9 @@ fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let called = match words.first().map(String::as_str) {
         Some("hold") => Some(residue::hold(&words[1..])),
+        Some("core") => Some(variants::core(words.get(1).map_or("", String::as_str))),
+        Some("keep") => Some(variants::keep(words.get(1).map_or("", String::as_str))),
+        Some("press") => Some(variants::press(words.get(1).map_or("", String::as_str))),
         Some("reveal") => Some(residue::reveal(words.get(1).map_or("", String::as_str))),
         _ => None,
     };

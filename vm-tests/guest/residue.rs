@@ -12,7 +12,7 @@ use super::say::Line;
 use super::server::Server;
 use super::tools::{self, Ended};
 
-const WORK: &str = "/srv/work";
+pub const WORK: &str = "/srv/work";
 const USER: u32 = 1000;
 const AUDIENCE: &str = "127.0.0.1:8088";
 
@@ -50,28 +50,9 @@ pub fn run(line: &mut Line, _words: &[&str]) {
 }
 
 fn prepare(rows: &[String]) -> Result<(), String> {
-    let failed = |what: &'static str| move |e: std::io::Error| format!("{what}: {e}");
-    fs::create_dir_all(WORK).map_err(failed(WORK))?;
-    fs::copy("/vm/guest", format!("{WORK}/holder")).map_err(failed("holder"))?;
-    let mut config = String::new();
-    let mut profile = "extends = \"default\"\nnetwork.mode = \"host\"\n\
-        landlock.waive = [\"scope\", \"network\"]\n"
-        .to_owned();
-    for row in rows {
-        config.push_str(&format!(
-            "[secrets.{row}]\nsource = \"vault\"\nallow = [\"use.{row}@{AUDIENCE}\"]\n"
-        ));
-        let channel = if row == "git-push" { "git" } else { "memfd\", \"file\", \"env" };
-        // The one that is to be denied is not for the command that is run.
-        let command = if row == "denied" { "false" } else { "**" };
-        profile.push_str(&format!(
-            "[[capability]]\nname = \"use.{row}\"\nchannels = [\"{channel}\"]\ncommand = [[\"{command}\"]]\n\
-             [[capability.audience]]\nprotocol = \"http\"\nhost = \"{AUDIENCE}\"\nsecret = \"{row}\"\n\
-             username = \"x\"\nvariable = \"TOKEN\"\n"
-        ));
-    }
-    fs::write("/vm/sublet.toml", config).map_err(failed("configuration"))?;
-    fs::write("/vm/profile.toml", profile).map_err(failed("profile"))?;
+    let names: Vec<&str> = rows.iter().map(String::as_str).collect();
+    let network = "network.mode = \"host\"\nlandlock.waive = [\"scope\", \"network\"]\n";
+    configure(&names, network)?;
     let made = tools::sh(
         "set -e; git config --global safe.directory '*'; git config --global init.defaultBranch main
          git init -q --bare /srv/git/repo.git; git -C /srv/git/repo.git config http.receivepack true
@@ -85,7 +66,33 @@ fn prepare(rows: &[String]) -> Result<(), String> {
     if !made.ok() {
         return Err(made.both());
     }
-    chown(WORK, Some(USER), Some(USER)).map_err(failed(WORK))
+    Ok(())
+}
+
+/// A workspace with the holder in it, and for each name a secret and a capability `use.NAME` for any
+/// command, in a configuration and a profile that begins with `head`.
+pub fn configure(names: &[&str], head: &str) -> Result<(), String> {
+    let failed = |what: &'static str| move |e: std::io::Error| format!("{what}: {e}");
+    fs::create_dir_all(WORK).map_err(failed(WORK))?;
+    chown(WORK, Some(USER), Some(USER)).map_err(failed(WORK))?;
+    fs::copy("/vm/guest", format!("{WORK}/holder")).map_err(failed("holder"))?;
+    let mut config = "[host]\nworkspaces = [\"/srv/work\"]\n".to_owned();
+    let mut profile = format!("extends = \"default\"\n{head}");
+    for name in names {
+        config.push_str(&format!(
+            "[secrets.{name}]\nsource = \"vault\"\nallow = [\"use.{name}@{AUDIENCE}\"]\n"
+        ));
+        let channel = if *name == "git-push" { "git" } else { "memfd\", \"file\", \"env" };
+        // The one that is to be denied is not for the command that is run.
+        let command = if *name == "denied" { "false" } else { "**" };
+        profile.push_str(&format!(
+            "[[capability]]\nname = \"use.{name}\"\nchannels = [\"{channel}\"]\ncommand = [[\"{command}\"]]\nuses = 50\n\
+             [[capability.audience]]\nprotocol = \"http\"\nhost = \"{AUDIENCE}\"\nsecret = \"{name}\"\n\
+             username = \"x\"\nvariable = \"TOKEN\"\n"
+        ));
+    }
+    fs::write("/vm/sublet.toml", config).map_err(failed("configuration"))?;
+    fs::write("/vm/profile.toml", profile).map_err(failed("profile"))
 }
 
 /// Done as the row says, or why not.
@@ -156,7 +163,7 @@ fn printed(ended: Ended) -> Result<(), String> {
     }
 }
 
-fn sublet(row: &str, channel: &str, more: &[&str]) -> Command {
+pub fn sublet(row: &str, channel: &str, more: &[&str]) -> Command {
     let mut command = Command::new("/vm/sublet");
     command.args(["--config", "/vm/sublet.toml", "--state-dir", "/vm/state", "run"]);
     command.args(["--profile", "/vm/profile.toml", "--workspace", WORK]).args(more);
@@ -257,7 +264,7 @@ pub fn wipe(bytes: &mut [u8]) {
     black_box(bytes);
 }
 
-fn masked(row: &str) -> Vec<u8> {
+pub fn masked(row: &str) -> Vec<u8> {
     fs::read(format!("/vm/masked/{row}")).unwrap_or_default()
 }
 
