@@ -100,6 +100,7 @@ pub fn run(workshop: &Workshop, kernel: &Kernel, only: &[&str]) -> Result<Outcom
     let booted = Booted {
         job: format!("isolation:{}", only.join(",")),
         files,
+        cpus: 2,
         // Since 6.2 this is off; the tests' controls type into their own terminal.
         append: "sysctl.dev.tty.legacy_tiocsti=1".to_owned(),
         patience: Duration::from_secs(if workshop.long { 5_400 } else { 900 }),

@@ -158,6 +158,8 @@ pub struct Booted<'a> {
     pub cpus: u32,
     pub cpu_flags: &'a str,
     pub drives: Vec<String>,
+    /// QEMU's own words.
+    pub more: Vec<String>,
     pub memory: Option<PathBuf>,
     pub patience: Duration,
 }
@@ -172,9 +174,10 @@ impl<'a> Booted<'a> {
             append: String::new(),
             files: Files::default(),
             megabytes: 1024,
-            cpus: 2,
+            cpus: 1,
             cpu_flags: "",
             drives: Vec::new(),
+            more: Vec::new(),
             memory: None,
             patience: Duration::from_secs(600),
         }
@@ -191,12 +194,25 @@ impl<'a> Booted<'a> {
             cpu_flags: self.cpu_flags,
             root_disk: &workshop.root_disk,
             drives: self.drives.clone(),
-            more: Vec::new(),
+            more: self.more.clone(),
             memory: self.memory.clone(),
             patience: self.patience,
         };
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         Machine::boot(&spec, &workshop.dir.join(format!("machines/{number}")))
+    }
+
+    /// A machine whose guest has said its first word, which is then the next line. Emulated kernels of
+    /// several processors now and then die in their first seconds, long before anything of ours is there:
+    /// such a boot is made again.
+    fn begun(&self, workshop: &Workshop) -> Result<Machine> {
+        for _ in 0..3 {
+            let mut machine = self.boot(workshop)?;
+            if machine.has_begun()? {
+                return Ok(machine);
+            }
+        }
+        self.boot(workshop)
     }
 
     /// Boots, and takes all that the guest says, to its plan.
@@ -210,7 +226,7 @@ impl<'a> Booted<'a> {
         workshop: &Workshop,
         mut asked: impl FnMut(&mut Machine, &[String], &mut Outcome) -> Result<String>,
     ) -> Result<Outcome> {
-        let mut machine = self.boot(workshop)?;
+        let mut machine = self.begun(workshop)?;
         let mut outcome = Outcome::default();
         let planned = loop {
             let Some(line) = machine.line()? else { break None };

@@ -142,6 +142,29 @@ impl Machine {
         }
     }
 
+    /// As [`Machine::line`], until this moment: then there is none.
+    pub fn line_until(&mut self, at: Instant) -> Result<Option<String>> {
+        let deadline = std::mem::replace(&mut self.deadline, at);
+        let line = self.line();
+        self.deadline = deadline;
+        match line {
+            Err(_) if Instant::now() >= at => Ok(None),
+            other => other,
+        }
+    }
+
+    /// Whether the guest says anything before it ends. What it says is still to be read.
+    pub fn has_begun(&mut self) -> Result<bool> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        let set = self.line.get_ref().set_read_timeout(Some(left.max(Duration::from_millis(1))));
+        set.map_err(|e| e.to_string())?;
+        match self.line.fill_buf() {
+            Ok(bytes) => Ok(!bytes.is_empty()),
+            Err(e) if e.kind() == ErrorKind::ConnectionReset => Ok(false),
+            Err(e) => Err(format!("the guest says nothing: {e}\n{}", self.console_end())),
+        }
+    }
+
     /// Answers a guest that asked.
     pub fn answer(&mut self, text: &str) -> Result<()> {
         let bytes = format!("{text}\n");

@@ -24,6 +24,7 @@ mod search;
 mod tap;
 mod variants;
 mod workshop;
+mod writes;
 
 use std::process::ExitCode;
 use std::sync::Mutex;
