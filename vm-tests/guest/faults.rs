@@ -29,8 +29,8 @@ pub fn run(line: &mut Line, words: &[&str]) {
         "trouble" => {
             full_disk(line);
             clock_steps(line);
-            scarce(line, "process ids", pids);
-            scarce(line, "descriptors", descriptors);
+            scarce(line, "process ids", &[1, 2, 3, 4, 5, 6, 8, 10, 15, 30], pids);
+            scarce(line, "descriptors", &[3, 4, 6, 9, 14, 20, 28, 40, 60, 90, 150], descriptors);
         }
         "entropy" => entropy(line),
         other => line.check(false, &format!("there is a fault {other}")),
@@ -322,10 +322,10 @@ fn clock_steps(line: &mut Line) {
 }
 
 /// With less and less of something: sublet does its work or refuses whole, and leaves nothing.
-fn scarce(line: &mut Line, what: &str, attempt: fn(usize) -> Ended) {
+fn scarce(line: &mut Line, what: &str, amounts: &[usize], attempt: fn(usize) -> Ended) {
     let (mut did, mut refused, mut other) = (0, 0, Vec::new());
-    for left in (1..=40).step_by(3) {
-        let ended = attempt(left);
+    for left in amounts {
+        let ended = attempt(*left);
         match ended.status {
             Some(0) => did += 1,
             Some(125) if !ended.err.trim().is_empty() => refused += 1,
