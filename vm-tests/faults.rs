@@ -223,12 +223,15 @@ fn no_entropy(workshop: &Workshop, kernel: &Kernel, place: &Path) -> Result<Outc
     let mut outcome = Outcome::default();
     let mut keys = Vec::new();
     for boot in 0..2 {
+        let mut files = files.clone();
+        files.add("seed", 0o600, &residue::fresh_value()?);
         let booted = Booted {
             job: "faults:entropy".to_owned(),
             append: "random.trust_cpu=off random.trust_bootloader=off".to_owned(),
             cpu_flags: ",-rdrand,-rdseed",
-            files: files.clone(),
+            files,
             megabytes: 512,
+            patience: Duration::from_secs(200),
             ..Booted::on(kernel)
         };
         let found = booted.listen(workshop)?;

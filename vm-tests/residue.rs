@@ -211,7 +211,7 @@ pub fn sealed(workshop: &Workshop, place: &Path, names: &[&str]) -> Result<(File
 }
 
 /// 44 letters, of which some change in every encoding.
-fn fresh_value() -> Result<Vec<u8>> {
+pub fn fresh_value() -> Result<Vec<u8>> {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut random = [0; 44];
     fs::File::open("/dev/urandom")
