@@ -9,22 +9,15 @@ use super::{Result, workshop};
 
 /// What a guest needs before it has a root file system, in the order of their needs. One that a kernel
 /// has built in has no file.
-const MODULES: [&str; 15] = [
+const MODULES: [&str; 8] = [
     "virtio_ring",
     "virtio",
     "virtio_pci_legacy_dev",
     "virtio_pci_modern_dev",
     "virtio_pci",
     "virtio_blk",
-    "rng-core",
-    "virtio-rng",
     "overlay",
     "vsock",
-    "lzo_compress",
-    "lzo-rle",
-    "842_compress",
-    "zsmalloc",
-    "zram",
 ];
 
 #[derive(Debug, Clone)]
