@@ -1,7 +1,7 @@
 //! What a session orders, and what is done for it.
 #![forbid(unsafe_code)]
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
@@ -217,7 +217,8 @@ impl Launcher {
     }
 
     /// Written in place: the encoding tells a torn write from a rollback. Not synced: it is for tampering,
-    /// and what a power cut may take from the trail it may take from here.
+    /// and what a power cut may take from the trail it may take from here. But for the first time: else
+    /// the cut leaves a file without content, which is no older head but none.
     fn keep_head(&self, head: &[u8]) -> io::Result<()> {
         let path = self.setting.host.state_dir.join(HEAD_FILE);
         let mut file = OpenOptions::new()
@@ -228,6 +229,12 @@ impl Launcher {
             .mode(0o644)
             .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
             .open(path)?;
-        file.write_all(head)
+        let is_fresh = file.metadata()?.len() == 0;
+        file.write_all(head)?;
+        if is_fresh {
+            file.sync_all()?;
+            File::open(&self.setting.host.state_dir)?.sync_all()?;
+        }
+        Ok(())
     }
 }
