@@ -43,6 +43,16 @@ pub fn check(config: &HostConfig) {
                 assert!(Path::new(&command[0]).is_absolute());
                 assert!(command.iter().all(|word| !word.contains('\0')));
             }
+            SecretSource::Minted(minted) => {
+                for url in minted.kind.urls() {
+                    assert!(
+                        url.tls
+                            || url.host == "localhost"
+                            || url.host.parse::<std::net::IpAddr>().is_ok_and(|a| a.is_loopback())
+                    );
+                    assert_eq!(url.to_string().parse().as_ref(), Ok(url));
+                }
+            }
         }
     }
 }
