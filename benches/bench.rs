@@ -274,6 +274,7 @@ impl Served {
                 channel: Channel::Memfd,
                 variable: "TOKEN".parse().unwrap(),
                 git: None,
+                endpoint: false,
             }],
             home: None,
             agent: false,

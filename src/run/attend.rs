@@ -10,6 +10,7 @@ mod listen;
 pub use exited::Exited;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
@@ -26,6 +27,7 @@ use super::error::RunError;
 use super::ledger::Ledger;
 use super::mint::renew::Renewal;
 use super::scene::{EXEC, Scene};
+use crate::delivery::aws_endpoint::Endpoint;
 use crate::launcher::client::Session;
 use crate::launcher::wire::{Ending, Notice, Order};
 use crate::model::report::Posture;
@@ -54,6 +56,9 @@ struct Attendant<'a> {
     input: Option<Input<'a>>,
     outputs: Vec<Output<'a>>,
     git: Option<UnixListener>,
+    /// Of the lease of this index, and where it is asked for.
+    endpoint: Option<(usize, Endpoint)>,
+    asked_at: Option<TcpListener>,
     /// What this exec was given, for the mask.
     given: Vec<Given>,
     unmasked: u64,
@@ -85,7 +90,7 @@ pub fn attend(
     delivered: Delivered,
     watch: &mut Stopwatch,
 ) -> Result<Exited, RunError> {
-    let Delivered { mut streams, deliveries, masked, uid } = delivered;
+    let Delivered { mut streams, deliveries, masked, endpoint, uid } = delivered;
     let parent = caller.parent();
     let caller: &Caller = caller;
     let (mut input, mut outputs) = (None, Vec::new());
@@ -116,6 +121,8 @@ pub fn attend(
         input,
         outputs,
         git,
+        endpoint,
+        asked_at: None,
         given: masked.into_iter().map(|secret| Given { secret, redact: true }).collect(),
         unmasked: 0,
         raw_mode: None,
@@ -182,6 +189,7 @@ impl Attendant<'_> {
                 }
                 Woken::Client => self.listen()?,
                 Woken::Git => self.answer_git()?,
+                Woken::Endpoint => self.answer_endpoint()?,
                 Woken::Streams => {}
             }
         }
@@ -208,6 +216,9 @@ impl Attendant<'_> {
         }
         if let Some(git) = &self.git {
             watched.push((git.as_fd(), PollFlags::IN, Of::Woken(Woken::Git)));
+        }
+        if let Some(listener) = &self.asked_at {
+            watched.push((listener.as_fd(), PollFlags::IN, Of::Woken(Woken::Endpoint)));
         }
         if let Some((fd, flags)) = self.input.as_ref().and_then(Input::interest) {
             watched.push((fd, flags, Of::Input));
@@ -266,8 +277,11 @@ impl Attendant<'_> {
     fn hear(&mut self, watch: &mut Stopwatch) -> Result<(), RunError> {
         let (notice, mut fds) = self.session.notice()?;
         match notice {
-            Notice::Ready { posture, .. } => {
+            Notice::Ready { posture, endpoint, .. } => {
                 self.posture = posture;
+                if endpoint {
+                    self.asked_at = fds.pop().map(TcpListener::from);
+                }
                 if let Some(master) = fds.pop() {
                     self.take_terminal(master)?;
                 }
@@ -289,6 +303,7 @@ impl Attendant<'_> {
                 if let Some(Delivery::Held(held)) = self.deliveries.get(delivery as usize) {
                     held.wipe();
                 }
+                self.close_endpoint(delivery as usize);
             }
             Notice::TimedOut { .. } => self.timed_out = true,
             Notice::Ending { ending, deliveries, .. } => self.end(ending, deliveries),
@@ -323,6 +338,8 @@ impl Attendant<'_> {
             }
         }
         self.git = None;
+        self.asked_at = None;
+        self.endpoint = None;
         self.input = None;
         self.ended = Some((ending, deliveries));
     }
@@ -369,6 +386,7 @@ enum Woken {
     Parent,
     Client,
     Git,
+    Endpoint,
     Streams,
 }
 

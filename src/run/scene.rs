@@ -22,7 +22,7 @@ use crate::model::name::{Channel, IdentityName, VariableName};
 use crate::model::run::{Run, RunState};
 use crate::policy::environment::{self, Context, Given};
 use crate::policy::{LeaseFlag, Reason, Request, ResolvedCommand};
-use crate::profile::{Capability, NetworkMode, Profile};
+use crate::profile::{Capability, Format, NetworkMode, Profile};
 
 /// What the caller of `sublet run` asks for, parsed.
 pub struct Asked {
@@ -282,7 +282,8 @@ impl Scene {
                 protocol: audience.protocol.as_ref().map_or("https", |p| p.as_str()).to_owned(),
                 host: audience.host.clone(),
             });
-            Some(DeliverySpec { channel, variable: audience.delivery_name()?, git })
+            let endpoint = audience.format == Some(Format::AwsEndpoint);
+            Some(DeliverySpec { channel, variable: audience.delivery_name()?, git, endpoint })
         });
         let pinned = self
             .requests

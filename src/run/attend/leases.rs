@@ -25,6 +25,7 @@ impl Attendant<'_> {
         if let Some(Delivery::Held(held)) = self.deliveries.get(index) {
             held.wipe();
         }
+        self.close_endpoint(index);
         self.revoked.insert(index as u32);
         self.session.order(&Order::Revoke { exec: EXEC, delivery: index as u32 })?;
         Ok(())
