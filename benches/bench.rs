@@ -275,6 +275,7 @@ impl Served {
                 variable: "TOKEN".parse().unwrap(),
                 git: None,
                 token: None,
+                endpoint: false,
             }],
             home: None,
             into: sublet::launcher::into::InContainer::default(),

@@ -101,6 +101,56 @@ fn the_real_clients_use_a_session_whose_name_is_the_lease() {
 }
 
 #[test]
+fn the_real_clients_ask_at_an_address_of_the_execs_own_loopback() {
+    let scene = scene("access_key");
+    let text = std::fs::read_to_string(&scene.profile).unwrap();
+    let own = text
+        .replace("mode = \"host\"", "mode = \"none\"")
+        .replace("channels = [\"env\", \"file\"]", "channels = [\"file\"]")
+        .replace("format = \"aws\"", "format = \"aws-endpoint\"");
+    let profile = scene.world.profile("endpoint", &own);
+    let lease = "--lease=deploy.read@s3.test,channel=file";
+    let bin = &scene.bin;
+    let python = "import boto3, os, urllib.request as u, urllib.error\n\
+        c = boto3.Session().get_credentials(); f = c.get_frozen_credentials()\n\
+        print(c.method, len(f.access_key), len(f.secret_key) > 20, len(f.token) > 20)\n\
+        print(f.secret_key)\n\
+        print(os.environ['AWS_CONTAINER_CREDENTIALS_FULL_URI'])\n\
+        for token in ['', 'wrong']:\n\
+        \x20   try: u.urlopen(u.Request(os.environ['AWS_CONTAINER_CREDENTIALS_FULL_URI'], headers={'Authorization': token}))\n\
+        \x20   except urllib.error.HTTPError as e: print(e.code)\n";
+    let file = scene.world.file("ask.py", python, 0o644);
+    let file = file.display().to_string();
+    let outcome = scene
+        .world
+        .run(&["--profile", &profile, lease, "--", &format!("{bin}/python"), &file])
+        .ok();
+    let lines: Vec<String> = outcome.out().lines().map(str::to_owned).collect();
+    assert_eq!(lines[0], "container-role 20 True True", "{outcome}");
+    assert_eq!(lines[1], "***", "{outcome}");
+    assert_eq!(lines[2], "http://127.0.0.1:8127/credentials");
+    assert_eq!(lines[3..], ["401", "401"], "{outcome}");
+    // The aws command resolves it by the same provider.
+    let script = format!("{bin}/aws configure list");
+    let outcome = scene.world.run(&["--profile", &profile, lease, "--", "sh", "-c", &script]).ok();
+    assert!(outcome.out().contains("container-role"), "{outcome}");
+
+    // Two at once: each has an address of its own.
+    let twice = [0, 1].map(|_| {
+        scene.world.spawn(&["--profile", &profile, lease, "--", &format!("{bin}/python"), &file])
+    });
+    for mut running in twice {
+        running.finish().ok().says("container-role");
+    }
+
+    // Where the network is the host's, the address would be everyone's.
+    let host = own.replace("mode = \"none\"", "mode = \"host\"");
+    let profile = scene.world.profile("on-host", &host);
+    let outcome = scene.world.run(&["--profile", &profile, lease, "--", "true"]).exits(125);
+    assert!(outcome.err().contains("a network of the exec's own"), "{outcome}");
+}
+
+#[test]
 fn a_web_identity_token_assumes_the_role() {
     let scene = scene("web_identity_token");
     let bin = &scene.bin;

@@ -312,7 +312,7 @@ fn a_minter_has_less_than_any_other_process_of_sublet() {
         let id: u32 = ids[0].parse().unwrap();
         assert!(id >= 0x7000_0000 && ids.iter().all(|i| *i == ids[0]), "{name}: {ids:?}");
     }
-    assert_eq!(field("Groups"), [String::new(); 0]);
+    assert_eq!(field("Groups"), Vec::<String>::new());
     for name in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
         assert_eq!(field(name), ["0000000000000000"], "{name}");
     }

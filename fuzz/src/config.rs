@@ -58,10 +58,14 @@ pub fn check(config: &HostConfig) {
                 assert!(ca.principals.iter().all(|p| !p.is_empty() && !p.contains(',')));
             }
             SecretSource::Minted(minted) => {
-                // Plain HTTP is for this machine itself.
-                let is_local =
-                    |host: &str| host == "localhost" || host == "::1" || host.starts_with("127.");
-                assert!(minted.kind.urls().iter().all(|url| url.tls || is_local(&url.host)));
+                for url in minted.kind.urls() {
+                    assert!(
+                        url.tls
+                            || url.host == "localhost"
+                            || url.host.parse::<std::net::IpAddr>().is_ok_and(|a| a.is_loopback())
+                    );
+                    assert_eq!(url.to_string().parse().as_ref(), Ok(url));
+                }
             }
         }
     }

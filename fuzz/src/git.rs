@@ -102,7 +102,7 @@ fn asked(input: &[u8], parsed: &Result<Request, Malformed>) {
             );
             match (request.operation, destination) {
                 (Operation::Get, Some(destination)) => {
-                    asked.answer(&destination.username, b"the-value").expect("it is written");
+                    asked.answer(&destination.username, b"the-value", None).expect("it is written");
                     assert_eq!(heard(&mut client), "username=x-access-token\npassword=the-value\n");
                 }
                 (Operation::Get, None) => {

@@ -26,7 +26,7 @@ fn the_starter_says_the_defaults_and_its_examples_parse() {
     assert_eq!(config.ceilings, Ceilings::default());
     assert_eq!(config.leases, Leases::default());
     assert_eq!(config.host.uid_pool, UidPool::default());
-    assert_eq!(config.secrets.len(), 3);
+    assert_eq!(config.secrets.len(), 5);
     assert_eq!(config.permissions_of(&"alice".parse().unwrap())[0].as_str(), "repo:write");
     assert!(config.permissions_of(&"bob".parse().unwrap()).is_empty());
 }
@@ -167,7 +167,10 @@ fn sources_that_mint_are_typed() {
     }
     bad(OAUTH.to_owned(), &["client_secret"]);
     bad(format!("{OAUTH}client_secret = \"nobody\""), &["there is no [secrets.nobody]"]);
-    bad(format!("{OAUTH}client_secret = \"k\"\npath = \"/k\""), &["sublet.toml:9:8", "no meaning"]);
+    bad(
+        format!("{OAUTH}client_secret = \"k\"\npath = \"/k\""),
+        &["sublet.toml:10:8", "no meaning"],
+    );
     bad(format!("{OAUTH}client_secret = \"k\"\ntimeout = \"1h\""), &["at most 2m"]);
     bad(format!("{OAUTH}client_secret = \"a\""), &["whose source is `oauth`"]);
     bad(OAUTH.replace("https://l.test", "http://l.test"), &["must be `https`"]);

@@ -113,6 +113,10 @@ pub fn refused() -> Vec<u8> {
     vec![FAILURE]
 }
 
+/// What has come cannot be the beginning of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NoMessage;
+
 /// One client's connection, for as long as it likes.
 pub struct Connection {
     stream: UnixStream,
@@ -164,13 +168,13 @@ impl Connection {
     }
 
     /// The next whole message, without its length. An error where there cannot be one.
-    pub fn next(&mut self) -> Result<Option<Vec<u8>>, ()> {
+    pub fn next_message(&mut self) -> Result<Option<Vec<u8>>, NoMessage> {
         let Some(len) = self.received.first_chunk().map(|len| u32::from_be_bytes(*len)) else {
             return Ok(None);
         };
         let len = len as usize;
         if len == 0 || len > MAX_MESSAGE {
-            return Err(());
+            return Err(NoMessage);
         }
         if self.received.len() < 4 + len {
             return Ok(None);
@@ -260,14 +264,14 @@ mod tests {
         let mut connection = Connection { stream: server, received: Vec::new() };
         client.write_all(&[0, 0, 0, 1, 11, 0, 0, 0, 2, 9]).unwrap();
         assert!(connection.receive());
-        assert_eq!(connection.next(), Ok(Some(vec![11])));
-        assert_eq!(connection.next(), Ok(None));
+        assert_eq!(connection.next_message(), Ok(Some(vec![11])));
+        assert_eq!(connection.next_message(), Ok(None));
         client.write_all(&[8]).unwrap();
         assert!(connection.receive());
-        assert_eq!(connection.next(), Ok(Some(vec![9, 8])));
+        assert_eq!(connection.next_message(), Ok(Some(vec![9, 8])));
         client.write_all(&[0xff; 4]).unwrap();
         assert!(connection.receive());
-        assert_eq!(connection.next(), Err(()));
+        assert_eq!(connection.next_message(), Err(NoMessage));
         drop(client);
         assert!(!connection.receive());
     }

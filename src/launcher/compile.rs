@@ -20,12 +20,12 @@ use std::path::{Path, PathBuf};
 
 use super::guard::Guard;
 use super::into::InContainer;
-use super::wire::{DeliverySpec, Prepare, Refusal, RefusalKind};
-use crate::delivery::{git, ssh};
+use super::wire::{DeliverySpec, ENDPOINT_PORT, Prepare, Refusal, RefusalKind};
+use crate::delivery::{aws_endpoint, git, ssh};
 use crate::host::{Host, HostError, KnownProfile, ProfileRef};
 use crate::model::id::RunId;
 use crate::model::name::Channel;
-use crate::profile::{NetworkMode, Profile, WorkspaceAccess};
+use crate::profile::{AWS_ENDPOINT_TOKEN, AWS_ENDPOINT_URI, NetworkMode, Profile, WorkspaceAccess};
 use crate::sandbox::cgroup::CgroupLimits;
 use crate::sandbox::identity::{Mode, ORDINARY_UID};
 use crate::sandbox::layout::{self, Access, Entry, HostPath, Layout, View};
@@ -407,7 +407,13 @@ fn environment(prepare: &Prepare, sandbox: &Compiled) -> Result<(Vec<i64>, Vec<C
 
     let mut handed = Vec::new();
     let mut number = FIRST_DELIVERY;
-    for DeliverySpec { channel, variable, git: _, token } in &prepare.deliveries {
+    if prepare.deliveries.iter().filter(|d| d.endpoint).count() > 1 {
+        return Err(invalid(
+            "an exec has one address for credentials, and two leases want it".into(),
+            "lease one, or use `format = \"aws\"`",
+        ));
+    }
+    for DeliverySpec { channel, variable, git: _, token, endpoint } in &prepare.deliveries {
         match channel {
             Channel::Memfd => {
                 set(&format!("{variable}_FD"), number.to_string().as_bytes());
@@ -416,7 +422,21 @@ fn environment(prepare: &Prepare, sandbox: &Compiled) -> Result<(Vec<i64>, Vec<C
             }
             Channel::File => {
                 let path = format!("{}/{variable}", layout::SECRETS);
-                set(&format!("{variable}_FILE"), path.as_bytes());
+                if *endpoint {
+                    // Where the network is the host's, the address would be everyone's.
+                    if profile.network.mode == NetworkMode::Host {
+                        return Err(invalid(
+                            "an address for credentials needs a network of the exec's own, and this is the host's"
+                                .into(),
+                            "use `format = \"aws\"`, or `[network] mode = \"none\"`",
+                        ));
+                    }
+                    let uri = format!("http://127.0.0.1:{ENDPOINT_PORT}{}", aws_endpoint::PATH);
+                    set(AWS_ENDPOINT_URI, uri.as_bytes());
+                    set(AWS_ENDPOINT_TOKEN, path.as_bytes());
+                } else {
+                    set(&format!("{variable}_FILE"), path.as_bytes());
+                }
                 set("CREDENTIALS_DIRECTORY", layout::SECRETS.as_bytes());
             }
             Channel::Env => handed.push(lists::ENVIRONMENT),

@@ -26,7 +26,9 @@ use rustix::io::Errno;
 
 use super::compile::{self, Profiles, Spec};
 use super::posture::{self, Facts};
-use super::wire::{DeliverySpec, Ending, ExecNumber, FilledSpec, Prepare, Refusal, RefusalKind};
+use super::wire::{
+    DeliverySpec, ENDPOINT_PORT, Ending, ExecNumber, FilledSpec, Prepare, Refusal, RefusalKind,
+};
 use crate::delivery::container::{ContainerError, Empty, Filled, SecretsMount};
 use crate::host::Host;
 use crate::model::name::Channel;
@@ -36,7 +38,7 @@ use crate::profile::identity::IdentityKind;
 use crate::sandbox::cgroup::Cgroups;
 use crate::sandbox::identity::Mode;
 use crate::sandbox::step::{self, Said, Told};
-use crate::sys::{clock, process};
+use crate::sys::{clock, net, process};
 
 /// Between SIGTERM at the deadline and SIGKILL.
 pub const KILL_AFTER: Duration = Duration::from_secs(2);
@@ -96,6 +98,7 @@ pub struct Exec {
     /// Where the next version of a token is made.
     tokens: Option<SecretsMount>,
     names: Names,
+    has_endpoint: bool,
     profile: Profile,
     /// Of the deliveries' memory, where there are any.
     never_swaps: Option<bool>,
@@ -126,11 +129,18 @@ fn refuse_error(error: &dyn std::error::Error, hint: &str) -> Refusal {
     refuse(compile::chain(error), hint)
 }
 
+/// The child stands behind its walls.
+pub struct Ready {
+    pub posture: Posture,
+    pub terminal: Option<OwnedFd>,
+    /// Listens on the exec's own loopback.
+    pub endpoint: Option<OwnedFd>,
+}
+
 /// What became known by some event.
 pub enum Happened {
     Nothing,
-    /// Descriptor: the terminal's master.
-    Ready(Posture, Option<OwnedFd>),
+    Ready(Ready),
     Started,
     /// The command has ended, and its deliveries are wiped.
     Ending(Ending, Vec<(u64, bool)>),
@@ -190,6 +200,7 @@ impl Exec {
                 command: String::from_utf8_lossy(&order.argv[0]).into_owned(),
                 path: path.collect::<Vec<_>>().join(":"),
             },
+            has_endpoint: order.deliveries.iter().any(|delivery| delivery.endpoint),
             profile: compiled.profile,
             never_swaps: (!order.deliveries.is_empty()).then_some(!swaps),
             is_in_container: compiled.is_in_container,
@@ -282,8 +293,16 @@ impl Exec {
             Some(Said::Ready) => {
                 self.ready = true;
                 let posture = posture::posture(&self.facts(setting))?;
+                // Before there is a command that could have taken the port.
+                let endpoint = match self.has_endpoint {
+                    true => Some(
+                        net::listen_in(self.sandbox.child.pid, ENDPOINT_PORT)
+                            .map_err(|e| delivery_unavailable(&e))?,
+                    ),
+                    false => None,
+                };
                 self.go()?;
-                Ok(Happened::Ready(posture, fds.pop()))
+                Ok(Happened::Ready(Ready { posture, terminal: fds.pop(), endpoint }))
             }
             Some(Said::Started) => {
                 self.started = true;

@@ -17,7 +17,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use super::compile::{self, Profiles};
-use super::exec::{Exec, Happened, Pool, Seeds, Setting};
+use super::exec::{Exec, Happened, Pool, Ready, Seeds, Setting};
 use super::mint;
 use super::source::Helper;
 use super::wire::{self, ExecNumber, Notice, Order, Refusal, RefusalKind, Ticket, WireError};
@@ -407,9 +407,10 @@ impl Launcher {
         self.reschedule(key);
         match happened {
             Ok(Happened::Nothing | Happened::Silence) | Err(_) => Ok(()),
-            Ok(Happened::Ready(posture, terminal)) => {
-                let fds: Vec<_> = terminal.iter().map(AsFd::as_fd).collect();
-                self.notify(session, &Notice::Ready { exec: number, posture }, &fds)
+            Ok(Happened::Ready(Ready { posture, terminal, endpoint })) => {
+                let fds: Vec<_> = terminal.iter().chain(&endpoint).map(AsFd::as_fd).collect();
+                let endpoint = endpoint.is_some();
+                self.notify(session, &Notice::Ready { exec: number, posture, endpoint }, &fds)
             }
             Ok(Happened::Ending(ending, deliveries)) => {
                 self.notify(session, &Notice::Ending { exec: number, ending, deliveries }, &[])

@@ -43,6 +43,9 @@ pub struct DeliverySpec {
     pub git: Option<GitSpec>,
     /// On the `token` channel: how it is presented.
     pub token: Option<TokenSpec>,
+    /// On `file`: the value is asked for at an address of the exec's own loopback, where the broker answers;
+    /// the file holds what it is asked with.
+    pub endpoint: bool,
 }
 
 /// A workload identity: whose libraries read it, and what they are told.
@@ -68,6 +71,9 @@ impl TokenSpec {
         }
     }
 }
+
+/// Where an exec asks for its credential: its network namespace is new, and nobody else's.
+pub const ENDPOINT_PORT: u16 = 8127;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GitSpec {
@@ -219,10 +225,12 @@ pub enum Notice {
         exec: ExecNumber,
         refusal: Refusal,
     },
-    /// Everything stands but the deliveries. Descriptor: the terminal's master, where there is one.
+    /// Everything stands but the deliveries. Descriptors: the terminal's master, where there is one; then,
+    /// with `endpoint`, a socket that listens on the exec's own loopback.
     Ready {
         exec: ExecNumber,
         posture: Posture,
+        endpoint: bool,
     },
     Started {
         exec: ExecNumber,

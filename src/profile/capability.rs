@@ -125,7 +125,15 @@ pub enum Format {
     /// An AWS credential: on `env` the three variables that every SDK knows, on `file` the object that
     /// `credential_process` prints.
     Aws,
+    /// An AWS credential that the command asks for: at an address of its own loopback, with the token in a file.
+    /// On `file` alone.
+    #[serde(rename = "aws-endpoint")]
+    AwsEndpoint,
 }
+
+/// What the container-credentials provider of AWS's SDKs reads.
+pub const AWS_ENDPOINT_TOKEN: &str = "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE";
+pub const AWS_ENDPOINT_URI: &str = "AWS_CONTAINER_CREDENTIALS_FULL_URI";
 
 /// What an AWS credential is on `env`, and the parts that these variables carry.
 pub const AWS_VARIABLES: [(&str, &str); 3] = [
@@ -166,6 +174,7 @@ impl Audience {
         match channel {
             Channel::Env => match self.format {
                 None => Some(Place::Env { variable: self.delivery_name()? }),
+                Some(Format::AwsEndpoint) => None,
                 Some(Format::Aws) => {
                     Some(Place::Env { variable: AWS_VARIABLES[0].0.parse().ok()? })
                 }
@@ -174,10 +183,14 @@ impl Audience {
                 let name = self.delivery_name()?;
                 Some(Place::File {
                     path: Path::new(SECRETS_DIRECTORY).join(name.as_str()),
-                    variable: suffixed(&name, "_FILE")?,
+                    variable: match self.format {
+                        Some(Format::AwsEndpoint) => AWS_ENDPOINT_TOKEN.parse().ok()?,
+                        None | Some(Format::Aws) => suffixed(&name, "_FILE")?,
+                    },
                     name,
                 })
             }
+            Channel::Memfd | Channel::Git if self.format == Some(Format::AwsEndpoint) => None,
             Channel::Memfd => {
                 Some(Place::Memfd { variable: suffixed(&self.delivery_name()?, "_FD")? })
             }

@@ -13,7 +13,7 @@ use toml::Spanned;
 
 use crate::config::place::{self, Located};
 use crate::model::name::{CapabilityName, Channel, VariableName};
-use crate::profile::capability::{Audience, Capability, ISSUER};
+use crate::profile::capability::{Audience, Capability, Format, ISSUER};
 use crate::profile::command::CommandPattern;
 use crate::profile::kinds::NetworkMode;
 use crate::profile::names::{self, NameClass};
@@ -322,6 +322,14 @@ impl At<'_> {
             identity,
             format: raw.format,
         };
+        let is_endpoint = audience.format == Some(Format::AwsEndpoint);
+        if is_endpoint && channels != [Channel::File] {
+            return Err(self.error(
+                at_name,
+                "`format = \"aws-endpoint\"` is for the channel `file` alone: its file is what the address \
+                 is asked with",
+            ));
+        }
         for &channel in channels {
             let Some(place) = audience.place(channel) else {
                 return Err(self.error(
@@ -333,7 +341,7 @@ impl At<'_> {
                     ),
                 ));
             };
-            if let Some(variable) = place.variable() {
+            if let Some(variable) = place.variable().filter(|_| !is_endpoint) {
                 let class = names::class(variable.as_str());
                 if !matches!(class, NameClass::Free | NameClass::OnlyByLease)
                     && let Some(why) = names::why(class)

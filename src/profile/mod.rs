@@ -20,7 +20,10 @@ pub mod path;
 mod raw;
 mod resolve;
 
-pub use capability::{AWS_VARIABLES, Audience, Capability, Format, OnRevoke, Place, Protocol};
+pub use capability::{
+    AWS_ENDPOINT_TOKEN, AWS_ENDPOINT_URI, AWS_VARIABLES, Audience, Capability, Format, OnRevoke,
+    Place, Protocol,
+};
 pub use command::{CommandPattern, PatternElement};
 pub use kinds::{
     CpuQuota, Enforcement, Environment, Filesystem, Landlock, Limits, Network, NetworkMode,

@@ -13,6 +13,7 @@ pub use exited::Exited;
 pub use tokens::Token;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
@@ -30,6 +31,7 @@ use super::ledger::Ledger;
 use super::mint::renew::Renewal;
 use super::scene::{EXEC, Scene};
 use super::ssh::SshIdentity;
+use crate::delivery::aws_endpoint::Endpoint;
 use crate::delivery::ssh;
 use crate::launcher::client::Session;
 use crate::launcher::wire::{Ending, Notice, Order};
@@ -64,6 +66,9 @@ struct Attendant<'a> {
     ssh_clients: Vec<ssh::Connection>,
     /// By lease.
     identities: BTreeMap<usize, SshIdentity>,
+    /// Of the lease of this index, and where it is asked for.
+    endpoint: Option<(usize, Endpoint)>,
+    asked_at: Option<TcpListener>,
     /// What this exec was given, for the mask.
     given: Vec<Given>,
     unmasked: u64,
@@ -95,7 +100,8 @@ pub fn attend(
     delivered: Delivered,
     watch: &mut Stopwatch,
 ) -> Result<Exited, RunError> {
-    let Delivered { mut streams, deliveries, tokens, identities, masked, uid } = delivered;
+    let Delivered { mut streams, deliveries, tokens, identities, masked, endpoint, uid } =
+        delivered;
     let parent = caller.parent();
     let caller: &Caller = caller;
     let (mut input, mut outputs) = (None, Vec::new());
@@ -131,6 +137,8 @@ pub fn attend(
         ssh,
         ssh_clients: Vec::new(),
         identities,
+        endpoint,
+        asked_at: None,
         given: masked.into_iter().map(|secret| Given { secret, redact: true }).collect(),
         unmasked: 0,
         raw_mode: None,
@@ -200,6 +208,7 @@ impl Attendant<'_> {
                 Woken::Git => self.answer_git()?,
                 Woken::Ssh => self.accept_ssh()?,
                 Woken::SshClient(which) => self.answer_ssh(which)?,
+                Woken::Endpoint => self.answer_endpoint()?,
                 Woken::Streams => {}
             }
         }
@@ -234,6 +243,9 @@ impl Attendant<'_> {
         }
         for (which, client) in self.ssh_clients.iter().enumerate() {
             watched.push((client.fd(), PollFlags::IN, Of::Woken(Woken::SshClient(which))));
+        }
+        if let Some(listener) = &self.asked_at {
+            watched.push((listener.as_fd(), PollFlags::IN, Of::Woken(Woken::Endpoint)));
         }
         if let Some((fd, flags)) = self.input.as_ref().and_then(Input::interest) {
             watched.push((fd, flags, Of::Input));
@@ -292,8 +304,11 @@ impl Attendant<'_> {
     fn hear(&mut self, watch: &mut Stopwatch) -> Result<(), RunError> {
         let (notice, mut fds) = self.session.notice()?;
         match notice {
-            Notice::Ready { posture, .. } => {
+            Notice::Ready { posture, endpoint, .. } => {
                 self.posture = posture;
+                if endpoint {
+                    self.asked_at = fds.pop().map(TcpListener::from);
+                }
                 if let Some(master) = fds.pop() {
                     self.take_terminal(master)?;
                 }
@@ -313,6 +328,7 @@ impl Attendant<'_> {
             Notice::Expired { delivery, .. } => {
                 self.expired.insert(delivery);
                 self.wipe(delivery as usize);
+                self.close_endpoint(delivery as usize);
             }
             Notice::Replacement { delivery, refusal, .. } => {
                 self.take_replacement(delivery, refusal, fds.pop())?;
@@ -351,6 +367,8 @@ impl Attendant<'_> {
         self.ssh = None;
         self.ssh_clients.clear();
         self.identities.clear();
+        self.asked_at = None;
+        self.endpoint = None;
         self.input = None;
         self.ended = Some((ending, deliveries));
     }
@@ -403,6 +421,7 @@ enum Woken {
     Git,
     Ssh,
     SshClient(usize),
+    Endpoint,
     Streams,
 }
 

@@ -12,6 +12,7 @@ use super::ledger::Ledger;
 use super::scene::{EXEC, Scene};
 use super::ssh::SshIdentity;
 use super::value::{self, Material, Piece, Value};
+use crate::delivery::aws_endpoint::Endpoint;
 use crate::delivery::fill::{self, Content, Held};
 use crate::launcher::client::Session;
 use crate::launcher::wire::{FilledSpec, Notice, Order, Refusal, RefusalKind};
@@ -49,6 +50,8 @@ pub struct Delivered {
     /// What is masked in the output. A copy of its own: the containers are wiped as soon as the command
     /// has ended, and its last words are still on their way then.
     pub masked: Vec<Secret>,
+    /// Of the lease of this index: asked for at an address of the exec's.
+    pub endpoint: Option<(usize, Endpoint)>,
     pub uid: u32,
 }
 
@@ -107,6 +110,7 @@ pub fn fill(
         }
     }
     let mut deliveries = Vec::with_capacity(leased.len());
+    let mut endpoint = None;
     let (mut pieces, mut tokens, mut identities) = (Vec::new(), Vec::new(), BTreeMap::new());
     let each = leased.iter().zip(values).zip(containers).enumerate();
     for (index, ((lease, material), container)) in each {
@@ -125,6 +129,18 @@ pub fn fill(
         if let (Value::Token(minted), Channel::Token) = (&value, lease.record.channel) {
             tokens.push(Token::new(index, minted));
         }
+        if lease.grant.audience().format == Some(Format::AwsEndpoint) {
+            let token = random_token()?;
+            let held = fill::write(container, &[token.expose()])?;
+            let body = aws_container_object(&of_value, lease.value_expires())?;
+            endpoint = Some((deliveries.len(), Endpoint::new(token, body)));
+            deliveries.push(Delivery::Held(held));
+            if lease.grant.redact() {
+                let secret = of_value.into_iter().filter(|piece| piece.is_secret);
+                pieces.extend(secret.map(|piece| piece.value));
+            }
+            continue;
+        }
         let held = match (lease.grant.place(), lease.grant.audience().format) {
             (Place::Env { .. }, Some(Format::Aws)) => fill_aws_variables(container, &of_value)?,
             (Place::Env { variable }, None) => {
@@ -140,7 +156,7 @@ pub fn fill(
     }
     let mut masked = masked(leased, &deliveries)?;
     masked.extend(pieces);
-    Ok(Delivered { streams, deliveries, tokens, identities, masked, uid })
+    Ok(Delivered { streams, deliveries, tokens, identities, masked, endpoint, uid })
 }
 
 fn masked(leased: &[Leased], deliveries: &[Delivery]) -> Result<Vec<Secret>, RunError> {
@@ -198,6 +214,69 @@ fn fill_environment(container: OwnedFd, name: &str, value: &Value) -> Result<Hel
         }
         Ok(())
     })
+}
+
+/// What the exec asks its address with: 256 random bits.
+fn random_token() -> Result<Secret, RunError> {
+    let mut bytes = Secret::zeroed(32)?;
+    getrandom::fill(bytes.expose_mut())
+        .map_err(|e| RunError::Delivery(std::io::Error::other(e)))?;
+    let mut token = Secret::zeroed(64)?;
+    for (digits, byte) in token.expose_mut().chunks_mut(2).zip(bytes.expose()) {
+        const HEX: &[u8; 16] = b"0123456789abcdef";
+        digits.copy_from_slice(&[HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
+    }
+    Ok(token)
+}
+
+/// The object that a container's credentials are given as, in locked memory. Its parts are plain words: what a
+/// JSON string would have to escape is refused.
+fn aws_container_object(
+    pieces: &[Piece],
+    expires: Option<jiff::Timestamp>,
+) -> Result<Secret, RunError> {
+    let refuse = |why: &str| {
+        RunError::Refused(Refusal {
+            kind: RefusalKind::DeliveryUnavailable,
+            message: format!("the value cannot be given at an address for AWS credentials: {why}"),
+            hint: "`format = \"aws-endpoint\"` is for `aws-sts`, and `command` that prints the credential_process object"
+                .to_owned(),
+        })
+    };
+    let expiration = expires.map(|at| at.to_string());
+    let mut parts: Vec<&[u8]> = Vec::new();
+    for (key, name) in [
+        ("AccessKeyId", "AccessKeyId"),
+        ("SecretAccessKey", "SecretAccessKey"),
+        ("Token", "SessionToken"),
+    ] {
+        let Some(piece) = pieces.iter().find(|piece| piece.name == name) else {
+            return Err(refuse(&format!("it has no {name}")));
+        };
+        let value = piece.value.expose();
+        if !value.iter().all(|b| b.is_ascii_graphic() && !matches!(b, b'"' | b'\\')) {
+            return Err(refuse(&format!("its {name} is no plain word")));
+        }
+        parts.extend([
+            if parts.is_empty() { &b"{\""[..] } else { b",\"" },
+            key.as_bytes(),
+            b"\":\"",
+            value,
+            b"\"",
+        ]);
+    }
+    if let Some(expiration) = &expiration {
+        parts.extend([&b",\"Expiration\":\""[..], expiration.as_bytes(), b"\""]);
+    }
+    parts.push(b"}");
+    let mut object = Secret::zeroed(parts.iter().map(|part| part.len()).sum())?;
+    let mut rest = object.expose_mut();
+    for part in parts {
+        let (now, later) = rest.split_at_mut(part.len());
+        now.copy_from_slice(part);
+        rest = later;
+    }
+    Ok(object)
 }
 
 /// The three variables of an AWS credential, each with its NUL; two where there is no session token.

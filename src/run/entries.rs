@@ -52,6 +52,13 @@ impl Leased {
         self.value_until.map_or(expires, |until| until.min(expires))
     }
 
+    /// The wall clock's time at which the value ends at its source, where that is known.
+    pub fn value_expires(&self) -> Option<jiff::Timestamp> {
+        let now = crate::host::now().ok()?;
+        let left = self.value_until?.saturating_sub(now.boot);
+        now.wall.checked_add(jiff::SignedDuration::try_from(left).ok()?).ok()
+    }
+
     /// It was given more time.
     pub fn extend(&mut self, expires_at: jiff::Timestamp, expires_boot: Duration, scene: &Scene) {
         // At the most that it may ever be, there is no next time.

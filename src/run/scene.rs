@@ -24,7 +24,7 @@ use crate::model::name::{Channel, IdentityName, VariableName};
 use crate::model::run::{Run, RunState};
 use crate::policy::environment::{self, Context, Given};
 use crate::policy::{LeaseFlag, Reason, Request, ResolvedCommand};
-use crate::profile::{Capability, NetworkMode, Profile};
+use crate::profile::{Capability, Format, NetworkMode, Profile};
 
 /// What the caller of `sublet run` asks for, parsed.
 pub struct Asked {
@@ -330,7 +330,14 @@ impl Scene {
             let token = (channel == Channel::Token).then(|| {
                 TokenSpec::of(&audience.identity.clone().unwrap_or_default(), id.as_str())
             });
-            Some(DeliverySpec { channel, variable: audience.delivery_name()?, git, token })
+            let endpoint = audience.format == Some(Format::AwsEndpoint);
+            Some(DeliverySpec {
+                channel,
+                variable: audience.delivery_name()?,
+                git,
+                token,
+                endpoint,
+            })
         });
         let pinned = self
             .requests

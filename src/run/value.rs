@@ -130,7 +130,8 @@ pub fn resolve(
     for (begun, lease) in begun.into_iter().zip(leases) {
         match begun {
             Begun::Resolved(material) => kept.push(Some(material)),
-            Begun::Made(material, made) => {
+            Begun::Made(both) => {
+                let (material, made) = *both;
                 kept.push(Some(material));
                 fresh.push(made);
             }
@@ -163,7 +164,7 @@ pub fn resolve(
 enum Begun {
     Resolved(Material),
     /// By ourselves.
-    Made(Material, Fresh),
+    Made(Box<(Material, Fresh)>),
     Asked(Question),
     Failed(RunError),
 }
@@ -175,8 +176,9 @@ fn begin(ledger: &Ledger, scene: &Scene, session: &Session, lease: &Leased, now:
         Err(why) => Begun::Failed(why),
     };
     // What it says of its own end is between it and who takes it: a delivery may outlast it.
-    let made =
-        |value, fresh| Begun::Made(Material { value, pieces: Vec::new(), until: None }, fresh);
+    let made = |value, fresh| {
+        Begun::Made(Box::new((Material { value, pieces: Vec::new(), until: None }, fresh)))
+    };
     match lease.grant.source() {
         SecretSource::Vault => match sealed(ledger, name) {
             Ok(value) => Begun::Resolved(Material { value, pieces: Vec::new(), until: None }),

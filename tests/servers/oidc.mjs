@@ -30,7 +30,7 @@ const server = createServer().listen(0, '127.0.0.1', () => {
       },
     },
   });
-  provider.on('client_credentials.issued', (token) => say({ issued: token.jti, scope: token.scope, aud: token.aud }));
+  provider.on('client_credentials.saved', (token) => say({ issued: token.jti, scope: token.scope, aud: token.aud }));
   provider.on('client_credentials.destroyed', (token) => say({ revoked: token.jti }));
   provider.on('grant.error', (_, error) => say({ error: error.message }));
   server.on('request', provider.callback());

@@ -3,7 +3,7 @@
 
 use super::{Attendant, TOLD_REFUSALS};
 use crate::config::SecretSource;
-use crate::delivery::ssh::{self, Asked, Connection};
+use crate::delivery::ssh::{self, Asked, Connection, NoMessage};
 use crate::run::error::RunError;
 use crate::run::mint;
 use crate::run::ssh::issue;
@@ -27,13 +27,13 @@ impl Attendant<'_> {
         let mut client = self.ssh_clients.swap_remove(which);
         let stays = client.receive();
         loop {
-            match client.next() {
+            match client.next_message() {
                 Ok(None) if stays => {
                     self.ssh_clients.push(client);
                     return Ok(());
                 }
                 // It is gone, or speaks no sense: it is not spoken with any more.
-                Ok(None) | Err(()) => return Ok(()),
+                Ok(None) | Err(NoMessage) => return Ok(()),
                 Ok(Some(message)) => {
                     let answer = self.ssh_answer(&message)?;
                     if !client.send(&answer) {

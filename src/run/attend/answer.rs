@@ -59,6 +59,27 @@ impl Attendant<'_> {
         Ok(())
     }
 
+    /// Somebody in the exec asks for its AWS credential.
+    pub(super) fn answer_endpoint(&mut self) -> Result<(), RunError> {
+        let (Some(listener), Some((index, endpoint))) = (&self.asked_at, &mut self.endpoint) else {
+            return Ok(());
+        };
+        // Wiped by whoever revoked it, perhaps while this thread was busy.
+        if self.caller.is_revoked(&self.leased[*index].record.lease_id) {
+            endpoint.close();
+        }
+        endpoint.serve(listener).map_err(RunError::Relay)
+    }
+
+    /// The lease of this index is over.
+    pub(super) fn close_endpoint(&mut self, index: usize) {
+        if let Some((of, endpoint)) = &mut self.endpoint
+            && *of == index
+        {
+            endpoint.close();
+        }
+    }
+
     fn lease_for(&self, request: &Request) -> Option<usize> {
         let is_for = |lease: &Leased| {
             let audience = lease.grant.audience();
@@ -140,13 +161,6 @@ fn give(asked: Asked, lease: &Leased, value: Option<&[u8]>) {
     let username = lease.grant.audience().git_username();
     let value = value.unwrap_or_default();
     // The use is taken: a helper that left without waiting has spent it.
-    let expires = value_expires(lease);
+    let expires = lease.value_expires().map(|at| at.as_second());
     drop(asked.answer(username, value, expires));
-}
-
-/// The wall clock's second at which the value ends at its source, where that is known.
-fn value_expires(lease: &Leased) -> Option<i64> {
-    let now = crate::host::now().ok()?;
-    let left = lease.value_until?.saturating_sub(now.boot);
-    Some(now.wall.as_second().saturating_add_unsigned(left.as_secs()))
 }

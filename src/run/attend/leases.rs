@@ -22,6 +22,7 @@ impl Attendant<'_> {
     /// Wiped by us at once, and by the launcher, which kills the exec if the capability says so.
     pub(super) fn revoke(&mut self, index: usize) -> Result<(), RunError> {
         self.wipe(index);
+        self.close_endpoint(index);
         self.revoked.insert(index as u32);
         self.session.order(&Order::Revoke { exec: EXEC, delivery: index as u32 })?;
         Ok(())
