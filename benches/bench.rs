@@ -274,6 +274,7 @@ impl Served {
                 channel: Channel::Memfd,
                 variable: "TOKEN".parse().unwrap(),
                 git: None,
+                token: None,
             }],
             home: None,
             into: sublet::launcher::into::InContainer::default(),

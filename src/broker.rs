@@ -15,6 +15,7 @@ mod late;
 mod leases;
 pub mod listeners;
 pub mod metrics;
+mod revoker;
 mod runs;
 mod sweeper;
 

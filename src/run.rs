@@ -11,9 +11,14 @@ mod deliver;
 pub mod entries;
 mod error;
 mod explained;
+mod identity;
 pub mod ledger;
 pub mod mailbox;
+pub mod mint;
+mod printed;
 mod scene;
+mod sources;
+mod ssh;
 mod value;
 
 use std::sync::Arc;
@@ -30,6 +35,8 @@ pub use explained::{Explained, LeaseVerdict, explain};
 pub use scene::{Asked, AskedOfRun};
 
 use caller::Caller;
+use deliver::Prepared;
+use entries::Leased;
 use ledger::Ledger;
 use scene::Scene;
 
@@ -123,15 +130,34 @@ fn tell(
     // to share two CPUs.
     let prepared = deliver::prepared(session);
     // Decided and durable before any value moves: granted, and the use taken.
-    let mut leased = ledger.grant(scene)?;
+    let leased = ledger.grant(scene)?;
     let kept = ledger.keep_head(session);
     caller.accepted();
     watch.lap(|t| &mut t.record);
 
     // A launcher that could not prepare has said why; one that is gone keeps no head either.
+    let prepared = prepared.and_then(|prepared| kept.map(|()| prepared));
+    let told = perform(scene, session, caller, &mut ledger, leased, prepared, watch);
+    // Whatever became of it: what was minted for it ends with it.
+    mint::end_all(&mut ledger, scene, session);
+    if scene.is_one_shot() {
+        ledger.leave_open();
+    }
+    told
+}
+
+/// From the grant to the scrub.
+fn perform(
+    scene: &Scene,
+    session: &Session,
+    caller: &mut Caller,
+    ledger: &mut Ledger,
+    mut leased: Vec<Leased>,
+    prepared: Result<Prepared, RunError>,
+    watch: &mut Stopwatch,
+) -> Result<Outcome, RunError> {
     let prepared = prepared.map_err(|e| ledger.abandon(scene, &leased, e))?;
-    kept?;
-    let values = deliver::resolve(&ledger, session, caller, &leased)
+    let values = deliver::resolve(ledger, scene, session, caller, &mut leased)
         .map_err(|e| ledger.abandon(scene, &leased, e))?;
     watch.lap(|t| &mut t.resolve);
 
@@ -144,17 +170,13 @@ fn tell(
     watch.lap(|t| &mut t.deliver);
 
     ledger.tidy();
-    let attended =
-        attend::attend(scene, &mut ledger, session, caller, &mut leased, delivered, watch);
+    let attended = attend::attend(scene, ledger, session, caller, &mut leased, delivered, watch);
     let mut exited = attended.map_err(|e| ledger.abandon(scene, &leased, e))?;
     watch.lap(|t| &mut t.run);
 
     // The kernel takes the namespaces down meanwhile.
     let recorded = ledger.close(scene, &leased, &exited).and_then(|()| ledger.keep_head(session));
     exited.wait_until_gone(scene, session)?;
-    if scene.is_one_shot() {
-        ledger.leave_open();
-    }
     watch.lap(|t| &mut t.scrub);
     let outcome = exited.outcome(scene, &leased, std::mem::take(&mut watch.timings));
     match recorded {

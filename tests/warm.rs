@@ -312,8 +312,12 @@ fn a_warm_sandbox_has_every_wall() {
 
 fn deliveries_reach_a_warm_exec_and_are_wiped() {
     let mut place = Place::new(1);
-    let spec =
-        |channel, name: &str| DeliverySpec { channel, variable: name.parse().unwrap(), git: None };
+    let spec = |channel, name: &str| DeliverySpec {
+        channel,
+        variable: name.parse().unwrap(),
+        git: None,
+        token: None,
+    };
     let specs = [spec(Channel::Memfd, "A"), spec(Channel::Env, "B"), spec(Channel::File, "C")];
     let values: [&[u8]; 3] = [b"value-a", b"B=value-b\0", b"value-c"];
     let show =

@@ -83,11 +83,18 @@ fn activity(kind: EventType) -> Coded {
         | EventType::LeaseExpired
         | EventType::LeaseRevoked
         | EventType::LeaseInterrupted => own,
-        EventType::RunStarted | EventType::ExecStarted | EventType::SecretSet => (1, "Create"),
-        EventType::OutputRedacted | EventType::SecretRotated => (3, "Update"),
-        EventType::ExecScrubbed | EventType::SecretRemoved | EventType::TrailRotated => {
-            (4, "Delete")
+        EventType::RunStarted
+        | EventType::ExecStarted
+        | EventType::SecretSet
+        | EventType::MintIssued => (1, "Create"),
+        EventType::OutputRedacted | EventType::SecretRotated | EventType::MintRenewed => {
+            (3, "Update")
         }
+        EventType::ExecScrubbed
+        | EventType::SecretRemoved
+        | EventType::TrailRotated
+        | EventType::MintRevoked => (4, "Delete"),
+        EventType::MintExpired | EventType::MintRevocationFailed => own,
         EventType::RunEnded
         | EventType::ExecExited
         | EventType::BrokerStarted
@@ -101,7 +108,9 @@ fn status(event: &Event) -> Coded {
     match event.kind {
         // Whether it is granted is the next event.
         EventType::LeaseRequested => UNKNOWN,
-        EventType::LeaseDenied | EventType::LeaseInterrupted => FAILURE,
+        EventType::LeaseDenied | EventType::LeaseInterrupted | EventType::MintRevocationFailed => {
+            FAILURE
+        }
         EventType::ExecExited if event.detail.get("exit_status") == Some(&json!(0)) => {
             is_outcome("exited")
         }
@@ -117,6 +126,10 @@ fn status(event: &Event) -> Coded {
         | EventType::LeaseRevoked
         | EventType::ExecStarted
         | EventType::OutputRedacted
+        | EventType::MintIssued
+        | EventType::MintRenewed
+        | EventType::MintRevoked
+        | EventType::MintExpired
         | EventType::SecretSet
         | EventType::SecretRotated
         | EventType::SecretRemoved
@@ -131,7 +144,9 @@ fn severity(event: &Event) -> Coded {
     match event.kind {
         // A value may be left somewhere.
         EventType::ExecScrubbed if event.outcome.as_deref() != Some("wiped") => HIGH,
-        EventType::LeaseDenied | EventType::LeaseInterrupted => MEDIUM,
+        EventType::LeaseDenied | EventType::LeaseInterrupted | EventType::MintRevocationFailed => {
+            MEDIUM
+        }
         EventType::ExecExited if event.outcome.as_deref() == Some("interrupted") => MEDIUM,
         EventType::LeaseRevoked | EventType::SecretRemoved | EventType::TrailRotated => LOW,
         _ => INFORMATIONAL,

@@ -8,7 +8,9 @@
 //! - [`secret`], [`profile`], [`policy`], [`audit`]: what the host holds, permits and has recorded
 //! - [`doctor`], [`init`]: what this machine can enforce; a first configuration
 //! - [`verify_envelope`]: `lease verify`
+//! - [`issuer`]: the workload identity of this host
 //! - [`git_credential`]: what git calls inside an exec; [`hook`]: what a container runtime calls
+//! - [`mint`]: what the launcher calls for sources that mint
 //! - [`completions`], [`man`]: made from the definitions here
 #![forbid(unsafe_code)]
 
@@ -22,9 +24,11 @@ pub mod fail;
 pub mod git_credential;
 pub mod hook;
 pub mod init;
+pub mod issuer;
 pub mod lease;
 pub mod load;
 pub mod man;
+pub mod mint;
 pub mod output;
 pub mod policy;
 pub mod principal;
@@ -108,6 +112,8 @@ pub enum Command {
     Policy(policy::PolicyArgs),
     /// List the audit trail, tell the life of a lease, verify that nothing was changed
     Audit(audit::AuditArgs),
+    /// Make, rotate and publish the workload identity of this host
+    Issuer(issuer::IssuerArgs),
     /// Show what this machine can enforce, what each lack means, and how to mend it
     Doctor(doctor::DoctorArgs),
     /// Be called by a container runtime: guard a container, start and end its run
@@ -115,6 +121,9 @@ pub enum Command {
     /// Answer git inside an exec with a git lease (git calls this itself)
     #[command(hide = true)]
     GitCredential(git_credential::GitCredentialArgs),
+    /// Ask a source for a fresh value (the launcher calls this itself)
+    #[command(hide = true)]
+    Mint(mint::MintArgs),
     /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),
     /// Print a manual page, or write all of them
@@ -225,9 +234,11 @@ fn dispatch(cli: Cli, begun: Option<Result<Begun, RunError>>) -> Answer {
         Command::Profile(args) => profile::execute(globals, &args),
         Command::Policy(args) => policy::execute(globals, &args),
         Command::Audit(args) => audit::execute(globals, &args),
+        Command::Issuer(args) => issuer::execute(globals, &args),
         Command::Doctor(args) => doctor::execute(globals, &args),
         Command::Hook(args) => hook::execute(globals, &args),
         Command::GitCredential(args) => git_credential::execute(globals, &args),
+        Command::Mint(args) => mint::execute(&args),
         Command::Completions(args) => completions::execute(globals, &args),
         Command::Man(args) => man::execute(globals, &args),
     }

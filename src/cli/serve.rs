@@ -112,6 +112,8 @@ pub fn execute(globals: &Globals, args: ServeArgs) -> Answer {
     thread("keeper", keeper)?;
     let sweeper = Arc::clone(&broker);
     let sweeping = thread("sweeper", move || sweeper.sweep())?;
+    let revoker = Arc::clone(&broker);
+    let revoking = thread("revoker", move || revoker.revoke_minted())?;
     tracing::info!(control = %settled.control_path.display(), uid = settled.posture.uid, "serving");
 
     let patience = args.drain.0;
@@ -126,6 +128,7 @@ pub fn execute(globals: &Globals, args: ServeArgs) -> Answer {
     })?;
     let stopped = broker.stop();
     sweeping.thread().unpark();
+    revoking.thread().unpark();
     if lost {
         return Err(Failure::new(
             "run",

@@ -3,15 +3,18 @@
 //! nothing is read or looked up here. Also the room of [`place`], where TOML errors get line and column.
 //!
 //! - [`allow`]: which capability and audience may draw on a secret
+//! - [`source`]: where a value comes from, one file a kind
 //! - [`place`]: line, column and excerpt of an error
 #![forbid(unsafe_code)]
 
 pub mod allow;
 mod parse;
 pub mod place;
+pub mod source;
 
 pub use allow::{AllowPattern, InvalidAllow};
 pub use place::Located;
+pub use source::{Jwt, MintKind, Minted, SOURCE_TIMEOUT, SecretSource, Settings, SshCa};
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -26,9 +29,6 @@ use crate::model::name::{AudienceName, CapabilityName, IdentityName, Permission,
 /// What `sublet init` writes. All of it is commented out, so that it says the defaults.
 pub const STARTER: &str = include_str!("starter.toml");
 
-/// How long a `command` source may take, unless it says otherwise.
-pub const SOURCE_TIMEOUT: Span = Span::seconds(10);
-
 /// `sublet.toml`, with defaults for what it does not say.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HostConfig {
@@ -38,6 +38,7 @@ pub struct HostConfig {
     pub host: Host,
     pub ceilings: Ceilings,
     pub leases: Leases,
+    pub issuer: Issuer,
     /// Without an entry a principal holds no permission.
     pub principals: BTreeMap<IdentityName, Vec<Permission>>,
     pub secrets: BTreeMap<SecretName, SecretEntry>,
@@ -232,11 +233,41 @@ impl Default for Leases {
     }
 }
 
+/// `[issuer]`: what the tokens of this host's issuer are like. Whether there is one, the state says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Issuer {
+    /// The audience of a token where neither profile nor source says another.
+    pub audience: String,
+    /// How long a token lives; never longer than its lease.
+    pub token_ttl: Span,
+    /// Which capabilities and audiences may have a token without a secret's entry. Empty: none.
+    pub allow: Vec<AllowPattern>,
+}
+
+impl Issuer {
+    /// Below it no relying party is asked in time; above it, keys would have to stay published for longer.
+    pub const TOKEN_TTL: std::ops::RangeInclusive<Span> = Span::seconds(10)..=Span::seconds(3600);
+
+    pub fn allows(&self, capability: &CapabilityName, audience: &AudienceName) -> bool {
+        self.allow.iter().any(|pattern| pattern.matches(capability, audience))
+    }
+}
+
+impl Default for Issuer {
+    fn default() -> Self {
+        Self {
+            audience: "api://AzureADTokenExchange".to_owned(),
+            token_ttl: Span::seconds(900),
+            allow: Vec::new(),
+        }
+    }
+}
+
 /// One `[secrets.NAME]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SecretEntry {
     pub source: SecretSource,
-    /// Never empty.
+    /// Empty only for what other secrets alone draw on.
     pub allow: Vec<AllowPattern>,
 }
 
@@ -244,17 +275,6 @@ impl SecretEntry {
     pub fn allows(&self, capability: &CapabilityName, audience: &AudienceName) -> bool {
         self.allow.iter().any(|pattern| pattern.matches(capability, audience))
     }
-}
-
-/// Where a value comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SecretSource {
-    /// Set once with `sublet secret set`.
-    Vault,
-    /// Absolute.
-    File { path: PathBuf },
-    /// `command[0]` is an absolute path; no shell is involved.
-    Command { command: Vec<String>, timeout: Span },
 }
 
 #[cfg(test)]

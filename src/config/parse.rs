@@ -1,17 +1,21 @@
 //! `sublet.toml` as written, and the way to [`HostConfig`].
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+mod identity;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
-use std::path::{Component, Path, PathBuf};
+use std::ops::Range;
+use std::path::{Component, PathBuf};
 
 use serde::Deserialize;
 use toml::Spanned;
 
 use crate::config::place::{self, Located};
+use crate::config::source::raw::RawSecret;
 use crate::config::{
-    AllowPattern, BrokerWall, Ceilings, HookConfig, Host, HostConfig, Leases, SOURCE_TIMEOUT,
-    SecretEntry, SecretSource, State, UidPool, Warm,
+    AllowPattern, BrokerWall, Ceilings, HookConfig, Host, HostConfig, Leases, SecretEntry,
+    SecretSource, State, UidPool, Warm,
 };
 use crate::model::moment::Span;
 use crate::model::name::{IdentityName, Permission, SecretName};
@@ -27,6 +31,8 @@ struct RawConfig {
     ceilings: RawCeilings,
     #[serde(default)]
     leases: RawLeases,
+    #[serde(default)]
+    issuer: identity::RawIssuer,
     #[serde(default)]
     principals: BTreeMap<IdentityName, RawPrincipal>,
     #[serde(default)]
@@ -86,35 +92,19 @@ struct RawPrincipal {
     permissions: Vec<Permission>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum RawSource {
-    Vault,
-    File,
-    Command,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawSecret {
-    source: RawSource,
-    path: Option<Spanned<PathBuf>>,
-    command: Option<Spanned<Vec<String>>>,
-    timeout: Option<Spanned<Span>>,
-    allow: Option<Vec<Spanned<String>>>,
-}
-
 pub(super) fn parse(text: &str, origin: &str) -> Result<HostConfig, Box<Located>> {
     let raw: RawConfig = place::parse(origin, text)?;
     let at = At { origin, text };
     if let Some(url) = &raw.state.url {
         return Err(at.url(url));
     }
+    let spans = raw.secrets.iter().map(|(name, secret)| (name.clone(), secret.span())).collect();
     let secrets = raw
         .secrets
         .into_iter()
         .map(|(name, secret)| at.secret(&name, secret).map(|secret| (name, secret)))
         .collect::<Result<_, _>>()?;
+    at.references(&secrets, &spans)?;
     Ok(HostConfig {
         origin: Some(origin.to_owned()),
         state: State { dir: raw.state.dir.map(|dir| at.absolute(dir, "state.dir")).transpose()? },
@@ -144,6 +134,7 @@ pub(super) fn parse(text: &str, origin: &str) -> Result<HostConfig, Box<Located>
             }
         },
         leases: at.leases(raw.leases)?,
+        issuer: at.issuer(raw.issuer)?,
         principals: raw.principals.into_iter().map(|(name, p)| (name, p.permissions)).collect(),
         secrets,
         hook: HookConfig {
@@ -157,16 +148,27 @@ pub(super) fn parse(text: &str, origin: &str) -> Result<HostConfig, Box<Located>
     })
 }
 
-struct At<'a> {
+pub(super) struct At<'a> {
     origin: &'a str,
     text: &'a str,
 }
 
-type Checked<T> = Result<T, Box<Located>>;
+pub(super) type Checked<T> = Result<T, Box<Located>>;
 
 impl At<'_> {
     fn error<T>(&self, at: &Spanned<T>, message: impl Into<String>) -> Box<Located> {
-        Box::new(Located::new(self.origin, self.text, at.span(), message))
+        self.at(at.span(), message)
+    }
+
+    pub(super) fn at(&self, span: Range<usize>, message: impl Into<String>) -> Box<Located> {
+        Box::new(Located::new(self.origin, self.text, span, message))
+    }
+
+    /// The same for a value that may carry a password: the line is shown up to it.
+    pub(super) fn hiding(&self, span: Range<usize>, message: impl Into<String>) -> Box<Located> {
+        let mut located = self.at(span, message);
+        located.excerpt = located.excerpt.chars().take(located.column - 1).collect();
+        located
     }
 
     /// A URL may carry a password, so the error does not show the line.
@@ -179,12 +181,10 @@ impl At<'_> {
             "`state.url` is for a PostgreSQL server, which this version cannot use; remove it to use the \
              embedded store in `state.dir`"
         };
-        let mut located = self.error(url, message);
-        located.excerpt = located.excerpt.chars().take(located.column - 1).collect();
-        located
+        self.hiding(url.span(), message)
     }
 
-    fn absolute(&self, path: Spanned<PathBuf>, key: &str) -> Checked<PathBuf> {
+    pub(super) fn absolute(&self, path: Spanned<PathBuf>, key: &str) -> Checked<PathBuf> {
         let p = path.get_ref();
         let plain = p.is_absolute()
             && p.components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)))
@@ -235,80 +235,70 @@ impl At<'_> {
     }
 
     fn secret(&self, name: &SecretName, raw: Spanned<RawSecret>) -> Checked<SecretEntry> {
-        let allow = raw.get_ref().allow.as_deref().unwrap_or_default();
-        if allow.is_empty() {
-            return Err(self.error(
-                &raw,
+        let whole = raw.span();
+        let mut raw = raw.into_inner();
+        let Some(allow) = raw.allow.take() else {
+            return Err(self.at(
+                whole,
                 format!(
                     "secret `{name}` has no `allow`: name the capability and audience that may draw on it, \
                      as `allow = [\"repo.push@github.com\"]`"
                 ),
             ));
-        }
-        let allow = allow
-            .iter()
-            .map(|text| {
-                text.get_ref().parse::<AllowPattern>().map_err(|e| self.error(text, e.to_string()))
-            })
-            .collect::<Result<_, _>>()?;
-        Ok(SecretEntry { source: self.source(name, &raw)?, allow })
+        };
+        let allow = self.allow(allow.get_ref())?;
+        Ok(SecretEntry { source: self.source(name, &mut raw, &whole)?, allow })
     }
 
-    fn source(&self, name: &SecretName, whole: &Spanned<RawSecret>) -> Checked<SecretSource> {
-        let raw = whole.get_ref();
-        let stray =
-            |key: &str, source: &str| format!("`{key}` has no meaning for source `{source}`");
-        if let Some(path) = &raw.path
-            && raw.source != RawSource::File
-        {
-            return Err(self.error(path, stray("path", raw.source.as_str())));
-        }
-        if raw.source != RawSource::Command {
-            if let Some(command) = &raw.command {
-                return Err(self.error(command, stray("command", raw.source.as_str())));
-            }
-            if let Some(timeout) = &raw.timeout {
-                return Err(self.error(timeout, stray("timeout", raw.source.as_str())));
-            }
-        }
-        match raw.source {
-            RawSource::Vault => Ok(SecretSource::Vault),
-            RawSource::File => match &raw.path {
-                Some(path) => {
-                    let path = self.absolute(path.clone(), &format!("secrets.{name}.path"))?;
-                    Ok(SecretSource::File { path })
-                }
-                None => Err(self.error(whole, format!("secret `{name}` needs `path = \"/…\"`"))),
-            },
-            RawSource::Command => {
-                let Some(command) = &raw.command else {
-                    let message =
-                        format!("secret `{name}` needs `command = [\"/path/to/program\", …]`");
-                    return Err(self.error(whole, message));
-                };
-                let words = command.get_ref();
-                if !words.first().is_some_and(|program| Path::new(program).is_absolute()) {
-                    return Err(self.error(
-                        command,
-                        format!("`secrets.{name}.command` must begin with an absolute path; there is no shell"),
-                    ));
-                }
-                if words.iter().any(|word| word.contains('\0')) {
-                    return Err(self.error(command, "an argument cannot hold a NUL"));
-                }
-                let timeout = raw.timeout.as_ref().map_or(SOURCE_TIMEOUT, |t| *t.get_ref());
-                Ok(SecretSource::Command { command: words.clone(), timeout })
-            }
-        }
+    fn allow(&self, allow: &[Spanned<String>]) -> Checked<Vec<AllowPattern>> {
+        let parse = |text: &Spanned<String>| {
+            text.get_ref().parse::<AllowPattern>().map_err(|e| self.error(text, e.to_string()))
+        };
+        allow.iter().map(parse).collect()
     }
-}
 
-impl RawSource {
-    fn as_str(self) -> &'static str {
-        match self {
-            RawSource::Vault => "vault",
-            RawSource::File => "file",
-            RawSource::Command => "command",
+    /// What names other secrets names such as can be read, and a secret is for leases, for other secrets, or
+    /// for both.
+    fn references(
+        &self,
+        secrets: &BTreeMap<SecretName, SecretEntry>,
+        spans: &BTreeMap<SecretName, Range<usize>>,
+    ) -> Checked<()> {
+        let span = |name: &SecretName| spans.get(name).cloned().unwrap_or_default();
+        let mut named = BTreeSet::new();
+        for (name, entry) in secrets {
+            for (role, other) in entry.source.credentials() {
+                match secrets.get(other).map(|other| &other.source) {
+                    Some(SecretSource::Vault | SecretSource::File { .. }) => {}
+                    Some(SecretSource::Jwt(_)) if role.is_token() => {}
+                    Some(source) => {
+                        let kind = source.as_str();
+                        let message = format!(
+                            "secret `{name}` takes its {role} from `{other}`, whose source is `{kind}`; it must \
+                             be `vault` or `file`{}",
+                            if role.is_token() { ", or `jwt`" } else { "" }
+                        );
+                        return Err(self.at(span(name), message));
+                    }
+                    None => {
+                        let message = format!(
+                            "secret `{name}` takes its {role} from `{other}`, and there is no [secrets.{other}]"
+                        );
+                        return Err(self.at(span(name), message));
+                    }
+                }
+                named.insert(other);
+            }
+        }
+        match secrets.iter().find(|(name, entry)| entry.allow.is_empty() && !named.contains(name)) {
+            None => Ok(()),
+            Some((name, _)) => Err(self.at(
+                span(name),
+                format!(
+                    "secret `{name}` has an empty `allow`, which is for what other secrets prove themselves \
+                     with, and none names it: name the capability and audience that may draw on it"
+                ),
+            )),
         }
     }
 }

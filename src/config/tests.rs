@@ -49,7 +49,7 @@ fn sources_are_typed_and_allow_is_mandatory() {
         "[secrets.a]\nsource = \"vault\"",
         &["sublet.toml:1:1", "no `allow`", "repo.push@github.com"],
     );
-    refused("[secrets.a]\nsource = \"vault\"\nallow = []", &["no `allow`"]);
+    refused("[secrets.a]\nsource = \"vault\"\nallow = []", &["empty `allow`", "none names it"]);
     refused(
         "[secrets.a]\nsource = \"vault\"\nallow = [\"a@h\", \"nonsense\"]",
         &["sublet.toml:3:17", "capability@audience"],
@@ -137,6 +137,49 @@ fn pools_of_uids() {
     let pool: UidPool = "1000:2".parse().unwrap();
     assert_eq!((pool.exec_uids(), pool.broker_uid()), (1, 1001));
     assert!(!pool.contains(999) && pool.contains(1001) && !pool.contains(1002));
+}
+
+/// A source of each kind that mints, drawing on the secret `k`.
+fn minted(kind: &str) -> String {
+    format!("[secrets.k]\nsource = \"vault\"\nallow = []\n[secrets.a]\nallow = [\"a@h\"]\n{kind}")
+}
+
+#[test]
+fn sources_that_mint_are_typed() {
+    const OAUTH: &str = "source = \"oauth\"\ntoken_url = \"https://l.test/t\"\nclient_id = \"c\"\n";
+    const GITHUB: &str = "source = \"github-app\"\napp_id = 7\nprivate_key = \"k\"\n";
+    const VAULT: &str = "source = \"vault-server\"\nurl = \"https://v.test\"\nauth = \"token\"\ntoken = \"k\"\nmount = \"m\"\n";
+    const STS: &str = "source = \"aws-sts\"\nregion = \"eu-1\"\nrole_arn = \"arn:x\"\n";
+    let good = |kind: String| from(&minted(&kind)).unwrap_or_else(|e| panic!("{kind}: {e}"));
+    let config = good(format!("{OAUTH}client_secret = \"k\"\ntimeout = \"3s\""));
+    let SecretSource::Minted(minted_source) = &config.secrets[&"a".parse().unwrap()].source else {
+        panic!()
+    };
+    assert_eq!(minted_source.timeout, std::time::Duration::from_secs(3));
+    assert_eq!(minted_source.kind.urls()[0].to_string(), "https://l.test/t");
+    good(format!("{GITHUB}permissions = {{ contents = \"read\" }}"));
+    good(format!("{VAULT}engine = \"kv-v2\"\npath = \"a/b\""));
+    good(format!("{STS}access_key = \"k\"\npolicy = '{{}}'"));
+
+    #[track_caller]
+    fn bad(kind: String, words: &[&str]) {
+        refused(&minted(&kind), words);
+    }
+    bad(OAUTH.to_owned(), &["client_secret"]);
+    bad(format!("{OAUTH}client_secret = \"nobody\""), &["there is no [secrets.nobody]"]);
+    bad(format!("{OAUTH}client_secret = \"k\"\npath = \"/k\""), &["sublet.toml:9:8", "no meaning"]);
+    bad(format!("{OAUTH}client_secret = \"k\"\ntimeout = \"1h\""), &["at most 2m"]);
+    bad(format!("{OAUTH}client_secret = \"a\""), &["whose source is `oauth`"]);
+    bad(OAUTH.replace("https://l.test", "http://l.test"), &["must be `https`"]);
+    bad(GITHUB.to_owned(), &["needs `permissions"]);
+    bad(format!("{GITHUB}permissions = {{ contents = \"all\" }}"), &["read, write or admin"]);
+    bad(format!("{VAULT}engine = \"kv-v2\"\npath = \"a/../b\""), &["`path`"]);
+    bad(format!("{VAULT}engine = \"kv\"\npath = \"a\""), &["`kv-v1`"]);
+    bad(format!("{STS}policy = '{{}}'"), &["`access_key` or `web_identity_token`"]);
+    bad(format!("{STS}access_key = \"k\"\npolicy = 'x'"), &["no JSON"]);
+    let leak = OAUTH.replace("https://", "https://u:hunter2@");
+    let e = from(&minted(&leak)).unwrap_err().to_string();
+    assert!(e.contains("no user name") && !e.contains("hunter2"), "{e}");
 }
 
 #[test]

@@ -50,8 +50,17 @@ pub fn environment(urls: impl IntoIterator<Item = String>) -> Vec<(String, Strin
 
 /// Launcher's side: binds the socket in the exec's detached root, for the exec's user alone.
 pub fn listen(root: BorrowedFd<'_>, owner: (u32, u32)) -> io::Result<OwnedFd> {
+    listen_at(root, SOCKET, owner)
+}
+
+/// The same for a socket at another place of the root.
+pub(super) fn listen_at(
+    root: BorrowedFd<'_>,
+    socket: &str,
+    owner: (u32, u32),
+) -> io::Result<OwnedFd> {
     // Through the descriptor: the root is not attached anywhere.
-    let inside = SOCKET.trim_start_matches('/');
+    let inside = socket.trim_start_matches('/');
     let path = PathBuf::from(format!("/proc/self/fd/{}/{inside}", root.as_raw_fd()));
     let listener = UnixListener::bind(&path)?;
     std::fs::set_permissions(&path, Permissions::from_mode(0o600))?;
@@ -228,8 +237,17 @@ fn write_within(mut stream: &UnixStream, parts: &[&[u8]]) -> io::Result<()> {
 
 impl Asked {
     /// Hands the value over.
-    pub fn answer(self, username: &str, password: &[u8]) -> io::Result<()> {
-        let parts = [b"username=", username.as_bytes(), b"\npassword=", password, b"\n"];
+    /// With the time at which it ends, where that is known: seconds since 1970, gitcredentials(7).
+    pub fn answer(self, username: &str, password: &[u8], expires: Option<i64>) -> io::Result<()> {
+        let expires = expires.map(|at| format!("password_expiry_utc={at}\n")).unwrap_or_default();
+        let parts = [
+            b"username=",
+            username.as_bytes(),
+            b"\npassword=",
+            password,
+            b"\n",
+            expires.as_bytes(),
+        ];
         write_within(&self.stream, &parts)
     }
 

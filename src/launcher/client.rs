@@ -12,7 +12,7 @@ use rustix::net::Shutdown;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::serve;
-use super::wire::{self, Notice, Order, WireError};
+use super::wire::{self, Notice, Order, Ticket, WireError};
 use crate::host::{Places, Trust};
 use crate::model::id::ExecId;
 use crate::sys::process::{self, Forked};
@@ -33,6 +33,7 @@ pub struct Session {
     socket: OwnedFd,
     /// Execs that were ordered and have not ended.
     live: Cell<u32>,
+    tickets: Cell<Ticket>,
     passed_over: RefCell<VecDeque<(Notice, Vec<OwnedFd>)>>,
 }
 
@@ -124,14 +125,24 @@ impl Door {
 
 impl Session {
     fn new(socket: OwnedFd) -> Self {
-        Self { socket, live: Cell::default(), passed_over: RefCell::default() }
+        Self {
+            socket,
+            live: Cell::default(),
+            tickets: Cell::default(),
+            passed_over: RefCell::default(),
+        }
     }
 
     pub fn order(&self, order: &Order) -> Result<(), WireError> {
+        self.order_with(order, &[])
+    }
+
+    /// An order with descriptors beside it.
+    pub fn order_with(&self, order: &Order, fds: &[BorrowedFd<'_>]) -> Result<(), WireError> {
         if matches!(order, Order::Prepare(_)) {
             self.live.set(self.live.get() + 1);
         }
-        match wire::send(self.socket.as_fd(), order, &[]) {
+        match wire::send(self.socket.as_fd(), order, fds) {
             // Perhaps it has said why.
             Err(WireError::Gone) => match self.receive() {
                 Err(unsettled @ WireError::Unsettled(_)) => Err(unsettled),
@@ -144,6 +155,37 @@ impl Session {
     /// What gives orders on this session from another thread.
     pub fn hand(&self) -> io::Result<Hand> {
         Ok(Hand(self.socket.try_clone()?))
+    }
+
+    /// A number that no question on this session has had, and none has for long.
+    pub fn ticket(&self) -> Ticket {
+        let ticket = self.tickets.get().wrapping_add(1).max(1);
+        self.tickets.set(ticket);
+        ticket
+    }
+
+    /// A notice that is wanted, if one was passed over or is the next on the socket, which must be readable
+    /// else: another is passed over.
+    pub fn try_notice_of(
+        &self,
+        wanted: impl Fn(&Notice) -> bool,
+    ) -> Result<Option<(Notice, Vec<OwnedFd>)>, WireError> {
+        let mut passed_over = self.passed_over.borrow_mut();
+        if let Some(index) = passed_over.iter().position(|(notice, _)| wanted(notice)) {
+            return Ok(passed_over.remove(index));
+        }
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        match poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&now)) {
+            Ok(0) | Err(Errno::INTR) => return Ok(None),
+            Ok(_) => {}
+            Err(e) => return Err(WireError::Receive(e.into())),
+        }
+        let received = self.receive()?;
+        if wanted(&received.0) {
+            return Ok(Some(received));
+        }
+        passed_over.push_back(received);
+        Ok(None)
     }
 
     /// The next notice, however long it takes: an earlier one that was passed over, else a new one.

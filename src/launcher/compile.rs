@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use super::guard::Guard;
 use super::into::InContainer;
 use super::wire::{DeliverySpec, Prepare, Refusal, RefusalKind};
-use crate::delivery::git;
+use crate::delivery::{git, ssh};
 use crate::host::{Host, HostError, KnownProfile, ProfileRef};
 use crate::model::id::RunId;
 use crate::model::name::Channel;
@@ -191,6 +191,9 @@ pub fn sandbox(
     show_agent(&mut view, spec, host);
     let layout = layout::layout(&view);
     refuse_guarded(&layout, &guard)?;
+    if view.identities {
+        refuse_hidden_identities(&layout, &BTreeMap::new())?;
+    }
     let working_directory = workspace
         .as_ref()
         .map_or_else(|| profile.filesystem.home.resolve(&home), |w| w.path.clone());
@@ -257,6 +260,36 @@ pub fn builtin_filter(name: &str) -> Result<BuiltIn, Refusal> {
     BuiltIn::named(name).ok_or_else(|| {
         invalid(format!("there is no seccomp filter `{name}`"), "name one of `seccomp/`")
     })
+}
+
+/// Where the profile shows a `/var` of its own, tokens are found by that one's link to `/run`.
+/// Of a container's it is looked for in its tree.
+fn refuse_hidden_identities(
+    layout: &Layout,
+    trees: &BTreeMap<PathBuf, OwnedFd>,
+) -> Result<(), Refusal> {
+    let Some((at, entry)) = layout.covering(Path::new(layout::VAR_RUN)) else { return Ok(()) };
+    let below = Path::new(layout::VAR_RUN).strip_prefix(at).unwrap_or(Path::new(""));
+    let link = match entry {
+        Entry::Bind { source, .. } => std::fs::read_link(source.join(below)).ok(),
+        Entry::OfContainer { is_directory: true } => trees.get(at).and_then(|tree| {
+            let to = rustix::fs::readlinkat(tree, below, Vec::new()).ok()?;
+            Some(PathBuf::from(std::ffi::OsStr::from_bytes(to.as_bytes())))
+        }),
+        _ => None,
+    };
+    if link.is_some_and(|to| to == Path::new("/run") || to == Path::new("../run")) {
+        return Ok(());
+    }
+    Err(invalid(
+        format!(
+            "the profile shows {} over the place of workload identities, {}, and it has no link there to \
+             /run",
+            at.display(),
+            layout::VAR_RUN
+        ),
+        "make /var/run of the image a link to /run, or do not show it",
+    ))
 }
 
 /// A profile shows nothing that may not be a workspace's either.
@@ -340,7 +373,13 @@ fn view(
         resolver,
         binary: spec.binary,
         agent: None,
+        identities: has_identities(profile),
     })
+}
+
+/// Whether some capability of the profile is delivered as a workload identity.
+pub fn has_identities(profile: &Profile) -> bool {
+    profile.capabilities.iter().any(|c| c.channels.contains(&Channel::Token))
 }
 
 /// The environment but for values, and what the child does with each delivery.
@@ -368,7 +407,7 @@ fn environment(prepare: &Prepare, sandbox: &Compiled) -> Result<(Vec<i64>, Vec<C
 
     let mut handed = Vec::new();
     let mut number = FIRST_DELIVERY;
-    for DeliverySpec { channel, variable, git: _ } in &prepare.deliveries {
+    for DeliverySpec { channel, variable, git: _, token } in &prepare.deliveries {
         match channel {
             Channel::Memfd => {
                 set(&format!("{variable}_FD"), number.to_string().as_bytes());
@@ -382,11 +421,18 @@ fn environment(prepare: &Prepare, sandbox: &Compiled) -> Result<(Vec<i64>, Vec<C
             }
             Channel::Env => handed.push(lists::ENVIRONMENT),
             Channel::Git => {}
+            Channel::Ssh => set(ssh::VARIABLE, ssh::SOCKET.as_bytes()),
             Channel::Token => {
-                return Err(invalid(
-                    "the `token` channel needs an issuer, which this version does not have".into(),
-                    "use another channel",
-                ));
+                let Some(token) = token else {
+                    return Err(invalid("a token's delivery is not described".into(), ""));
+                };
+                for (name, value) in &token.variables {
+                    // The broker's word is taken for what an identity sets, and for nothing else.
+                    if !token.kind.variables().contains(&name.as_str()) {
+                        return Err(invalid(format!("no token sets `{name}`"), ""));
+                    }
+                    set(name, value.as_bytes());
+                }
             }
         }
     }

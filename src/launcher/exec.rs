@@ -14,7 +14,7 @@ pub use parts::{limit_name, limits, namespace_names, proc_is_masked};
 pub use seed::Seeds;
 pub use warm::{Pool, Warm};
 
-use make::{make_deliveries, make_streams};
+use make::{delivery_unavailable, make_deliveries, make_streams};
 use sandbox::Sandbox;
 use words::end_text;
 
@@ -26,12 +26,13 @@ use rustix::io::Errno;
 
 use super::compile::{self, Profiles, Spec};
 use super::posture::{self, Facts};
-use super::wire::{Ending, ExecNumber, FilledSpec, Prepare, Refusal, RefusalKind};
-use crate::delivery::container::{Empty, Filled};
+use super::wire::{DeliverySpec, Ending, ExecNumber, FilledSpec, Prepare, Refusal, RefusalKind};
+use crate::delivery::container::{ContainerError, Empty, Filled, SecretsMount};
 use crate::host::Host;
 use crate::model::name::Channel;
 use crate::model::report::Posture;
 use crate::profile::Profile;
+use crate::profile::identity::IdentityKind;
 use crate::sandbox::cgroup::Cgroups;
 use crate::sandbox::identity::Mode;
 use crate::sandbox::step::{self, Said, Told};
@@ -62,18 +63,29 @@ pub struct BrokerEnds {
 
 /// One delivery in the launcher.
 enum Delivery {
-    Empty(Empty),
+    /// Of a token, whose libraries read it.
+    Empty(Empty, Option<IdentityKind>),
     Filled {
         filled: Filled,
         expires: Duration,
         kill: bool,
+        token: Option<Versions>,
     },
-    /// The value stays with the broker, which answers on the socket.
-    Git {
+    /// The value stays with the broker, which answers on the socket of git's helper or of an SSH agent.
+    Socket {
         expires: Option<Duration>,
         kill: bool,
     },
     Gone,
+}
+
+/// Of a token that is replaced while the exec lives.
+struct Versions {
+    kind: IdentityKind,
+    /// What the broker is filling.
+    next: Option<Empty>,
+    /// What stood there before: whoever was reading it may go on until the one after it comes.
+    previous: Option<Filled>,
 }
 
 pub struct Exec {
@@ -81,6 +93,8 @@ pub struct Exec {
     spec: Spec,
     sandbox: Sandbox,
     deliveries: Vec<Delivery>,
+    /// Where the next version of a token is made.
+    tokens: Option<SecretsMount>,
     names: Names,
     profile: Profile,
     /// Of the deliveries' memory, where there are any.
@@ -154,8 +168,14 @@ impl Exec {
         let secrets = sandbox.secrets.as_ref();
         let (deliveries, delivery_ends) =
             make_deliveries(&order.deliveries, owner, sandbox.root()?, secrets)?;
-        let swaps = secrets.is_some_and(|s| !s.never_swaps)
-            && order.deliveries.iter().any(|d| d.channel == Channel::File);
+        let is_file = |d: &DeliverySpec| matches!(d.channel, Channel::File | Channel::Token);
+        let swaps = secrets.is_some_and(|s| !s.never_swaps) && order.deliveries.iter().any(is_file);
+        let tokens = match secrets {
+            Some(secrets) if order.deliveries.iter().any(|d| d.token.is_some()) => {
+                Some(secrets.again().map_err(|e| delivery_unavailable(&e))?)
+            }
+            _ => None,
+        };
         let mut fds = std::mem::take(&mut streams.outside);
         fds.extend(delivery_ends);
         prepared(BrokerEnds { fds, uid: owner.uid });
@@ -175,6 +195,7 @@ impl Exec {
             is_in_container: compiled.is_in_container,
             joins_network: compiled.network.is_some(),
             deliveries,
+            tokens,
             ready: false,
             start: None,
             started: false,
@@ -232,14 +253,15 @@ impl Exec {
         let mut readers = Vec::new();
         for (delivery, spec) in self.deliveries.iter_mut().zip(&specs) {
             *delivery = match std::mem::replace(delivery, Delivery::Gone) {
-                Delivery::Empty(empty) => {
+                Delivery::Empty(empty, kind) => {
                     let (filled, reader) =
                         empty.close(spec.bytes as usize).map_err(|e| failed(&e))?;
                     readers.extend(reader);
-                    Delivery::Filled { filled, expires: spec.expires, kill: spec.kill }
+                    let token = kind.map(|kind| Versions { kind, next: None, previous: None });
+                    Delivery::Filled { filled, expires: spec.expires, kill: spec.kill, token }
                 }
-                Delivery::Git { .. } => {
-                    Delivery::Git { expires: Some(spec.expires), kill: spec.kill }
+                Delivery::Socket { .. } => {
+                    Delivery::Socket { expires: Some(spec.expires), kill: spec.kill }
                 }
                 other => other,
             };
@@ -307,7 +329,7 @@ impl Exec {
             Some(Delivery::Filled { filled, expires, .. }) if !filled.is_wiped() => {
                 *expires = until.max(*expires);
             }
-            Some(Delivery::Git { expires: Some(expires), .. }) => *expires = until.max(*expires),
+            Some(Delivery::Socket { expires: Some(expires), .. }) => *expires = until.max(*expires),
             Some(_) | None => {}
         }
     }
@@ -324,15 +346,16 @@ impl Exec {
             return;
         }
         let kill = match self.deliveries.get_mut(delivery) {
-            Some(Delivery::Filled { filled, kill, .. }) => {
+            Some(Delivery::Filled { filled, kill, token, .. }) => {
                 filled.wipe();
+                wipe_previous(token);
                 *kill
             }
-            Some(Delivery::Git { kill, expires }) => {
+            Some(Delivery::Socket { kill, expires }) => {
                 *expires = None;
                 *kill
             }
-            Some(Delivery::Empty(_) | Delivery::Gone) | None => false,
+            Some(Delivery::Empty(..) | Delivery::Gone) | None => false,
         };
         if kill {
             self.kill();
@@ -356,24 +379,73 @@ impl Exec {
     fn scrubbed(&self) -> Vec<(u64, bool)> {
         let told = |delivery: &Delivery| match delivery {
             Delivery::Filled { filled, .. } => (filled.bytes(), filled.is_wiped()),
-            Delivery::Empty(_) | Delivery::Git { .. } | Delivery::Gone => (0, true),
+            Delivery::Empty(..) | Delivery::Socket { .. } | Delivery::Gone => (0, true),
         };
         self.deliveries.iter().map(told).collect()
     }
 
     fn wipe(&mut self) {
         for delivery in &mut self.deliveries {
-            if let Delivery::Filled { filled, .. } = delivery {
+            if let Delivery::Filled { filled, token, .. } = delivery {
                 filled.wipe();
+                wipe_previous(token);
             }
         }
+    }
+
+    /// An empty file for the next version of a token; its descriptor is the broker's to fill.
+    pub fn replace(&mut self, delivery: usize) -> Result<OwnedFd, Refusal> {
+        let over = || Refusal {
+            kind: RefusalKind::DeliveryUnavailable,
+            message: "there is no token to replace any more".to_owned(),
+            hint: String::new(),
+        };
+        let owner = self.sandbox.owner();
+        match (self.deliveries.get_mut(delivery), &self.tokens) {
+            (Some(Delivery::Filled { filled, token: Some(token), .. }), Some(mount))
+                if !filled.is_wiped() =>
+            {
+                let next =
+                    mount.next_token(token.kind, owner).map_err(|e| delivery_unavailable(&e))?;
+                let fd = next.fd().try_clone_to_owned().map_err(|e| delivery_unavailable(&e))?;
+                token.next = Some(next);
+                Ok(fd)
+            }
+            _ => Err(over()),
+        }
+    }
+
+    /// The next version is filled: it takes the token's place. Where that cannot be, the one that stands
+    /// there stays, and the new one is wiped.
+    pub fn put_replacement(&mut self, delivery: usize, bytes: usize) -> Result<(), ContainerError> {
+        let Some(Delivery::Filled { filled, token: Some(token), .. }) =
+            self.deliveries.get_mut(delivery)
+        else {
+            return Ok(());
+        };
+        let (Some(next), Some(mount)) = (token.next.take(), &self.tokens) else { return Ok(()) };
+        let (mut next, _) = next.close(bytes)?;
+        // It may have been revoked, or have expired, while the broker filled.
+        if filled.is_wiped() {
+            next.wipe();
+            return Ok(());
+        }
+        if let Err(e) = mount.put_token(token.kind) {
+            next.wipe();
+            return Err(e);
+        }
+        let mut before = token.previous.replace(std::mem::replace(filled, next));
+        if let Some(before) = &mut before {
+            before.wipe();
+        }
+        Ok(())
     }
 
     /// The next moment at which [`Exec::on_time`] has something to do.
     pub fn next_time(&self) -> Option<Duration> {
         let expiries = self.deliveries.iter().filter_map(|d| match d {
             Delivery::Filled { filled, expires, .. } if !filled.is_wiped() => Some(*expires),
-            Delivery::Git { expires, .. } => *expires,
+            Delivery::Socket { expires, .. } => *expires,
             _ => None,
         });
         if self.wait_status.is_some() {
@@ -390,7 +462,7 @@ impl Exec {
             .enumerate()
             .filter(|(_, d)| match d {
                 Delivery::Filled { filled, expires, .. } => !filled.is_wiped() && *expires <= now,
-                Delivery::Git { expires, .. } => expires.is_some_and(|e| e <= now),
+                Delivery::Socket { expires, .. } => expires.is_some_and(|e| e <= now),
                 _ => false,
             })
             .map(|(i, _)| i)
@@ -449,6 +521,12 @@ impl Exec {
                 "look for the kernel's out-of-memory killer, or run `sublet doctor`",
             )),
         }
+    }
+}
+
+fn wipe_previous(token: &mut Option<Versions>) {
+    if let Some(Versions { previous: Some(previous), .. }) = token {
+        previous.wipe();
     }
 }
 

@@ -10,7 +10,7 @@
 //! - [`into`]: a running container as the place of an exec
 //! - [`posture`]: what is enforced, by what
 //! - [`explain`]: the plan in words
-//! - [`source`]: `file` and `command` sources, opened and run here
+//! - [`source`]: `file` and `command` sources, opened and run here; [`mint`]: minters, started here
 #![forbid(unsafe_code)]
 
 pub mod client;
@@ -19,6 +19,7 @@ pub mod exec;
 pub mod explain;
 pub mod guard;
 pub mod into;
+pub mod mint;
 pub mod posture;
 pub mod serve;
 pub mod source;

@@ -18,8 +18,9 @@ use std::time::Duration;
 
 use super::compile::{self, Profiles};
 use super::exec::{Exec, Happened, Pool, Seeds, Setting};
+use super::mint;
 use super::source::Helper;
-use super::wire::{self, ExecNumber, Notice, Order, Refusal, RefusalKind, WireError};
+use super::wire::{self, ExecNumber, Notice, Order, Refusal, RefusalKind, Ticket, WireError};
 use crate::host::{Host, Trust};
 use crate::model::id::ExecId;
 use crate::sandbox::cgroup::Cgroups;
@@ -45,6 +46,16 @@ pub const HEAD_FILE: &str = "trail.head";
 
 /// The most sessions at once: one a live exec. Beyond it is a broker that leaks.
 const MAX_SESSIONS: usize = 8192;
+
+/// The most sources that are being asked at once, by all sessions.
+const MAX_HELPERS: usize = 512;
+
+/// A source that is being asked, and who waits for its end.
+struct Asked {
+    helper: Helper,
+    session: Key,
+    ticket: Ticket,
+}
 
 /// An exec, and the session that ordered it.
 struct Live {
@@ -124,7 +135,9 @@ struct Launcher {
     epoll: OwnedFd,
     setting: Setting,
     execs: BTreeMap<Key, Live>,
-    helpers: BTreeMap<Key, (Helper, Key)>,
+    helpers: BTreeMap<Key, Asked>,
+    /// What minters are started from.
+    program: mint::Program,
     /// Sandboxes without a command yet.
     warm: Pool,
     /// What the next exec's sandbox begins with.
@@ -169,6 +182,7 @@ impl Launcher {
             identity::enter_own_namespaces()?;
         }
         memory::set_dumpable(false).map_err(failed("become undumpable"))?;
+        let program = mint::Program::own().map_err(failed("open this program"))?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         // Not std's count, which walks the cgroup hierarchy for it.
         let cpus = rustix::thread::sched_getaffinity(None)?.count() as usize;
@@ -193,6 +207,7 @@ impl Launcher {
             setting,
             execs: BTreeMap::new(),
             helpers: BTreeMap::new(),
+            program,
             warm,
             seeds: Seeds::default(),
             is_for_many: trust == Trust::Host,
@@ -305,7 +320,7 @@ impl Launcher {
     }
 
     fn next_time(&self) -> Option<Duration> {
-        let helpers = self.helpers.values().map(|(helper, _)| helper.deadline);
+        let helpers = self.helpers.values().map(|asked| asked.helper.deadline);
         let sweep = self.sweep.map(|(at, _)| at);
         helpers.chain(self.agenda.next()).chain(self.warm.next_time()).chain(sweep).min()
     }
@@ -336,10 +351,8 @@ impl Launcher {
             }
             self.reschedule(key);
         }
-        for (helper, of) in self.helpers.values() {
-            if *of == session {
-                helper.kill()?;
-            }
+        for asked in self.helpers.values().filter(|asked| asked.session == session) {
+            asked.helper.kill()?;
         }
         Ok(())
     }
@@ -430,8 +443,8 @@ impl Launcher {
         let now = clock::boottime();
         self.warm.on_time(now);
         self.sweep(now);
-        for (helper, _) in self.helpers.values().filter(|(h, _)| h.deadline <= now) {
-            helper.kill()?;
+        for asked in self.helpers.values().filter(|asked| asked.helper.deadline <= now) {
+            asked.helper.kill()?;
         }
         let mut notices = Vec::new();
         for key in self.agenda.due(now) {
@@ -462,8 +475,8 @@ impl Launcher {
         for live in self.execs.values_mut() {
             live.exec.kill();
         }
-        for (helper, _) in self.helpers.values() {
-            if let Err(e) = helper.kill() {
+        for asked in self.helpers.values() {
+            if let Err(e) = asked.helper.kill() {
                 eprintln!("sublet: launcher: could not kill a source's command: {e}");
             }
         }

@@ -27,16 +27,24 @@ pub struct Opened {
     pub helper: Option<Helper>,
 }
 
-/// The running command of a `command` source.
+/// The running command of a `command` source, or a minter.
 pub struct Helper {
     pub secret: SecretName,
     pub pidfd: OwnedFd,
     pub pid: i32,
     /// `CLOCK_BOOTTIME` at which it is killed.
     pub deadline: Duration,
+    pub kind: HelperKind,
 }
 
-fn refusal(secret: &SecretName, why: String, hint: &str) -> Refusal {
+pub enum HelperKind {
+    /// Of a `command` source.
+    Command,
+    /// With its uid, where it has one of its own: nobody else's until it is reaped.
+    Minter { _slot: Option<OwnedFd> },
+}
+
+pub(super) fn refusal(secret: &SecretName, why: String, hint: &str) -> Refusal {
     Refusal {
         kind: RefusalKind::SourceUnavailable,
         message: format!("the source of secret `{secret}` is not available: {why}"),
@@ -57,6 +65,14 @@ pub fn open(config: &HostConfig, secret: &SecretName) -> Result<Opened, Refusal>
             secret,
             "it lies in the vault".into(),
             "the broker opens the vault by itself",
+        )),
+        SecretSource::Jwt(_) | SecretSource::SshCa(_) => {
+            Err(refusal(secret, "the broker makes it".into(), "the broker signs by itself"))
+        }
+        SecretSource::Minted(_) => Err(refusal(
+            secret,
+            "its values are minted, and nothing of it can be opened".into(),
+            "the configuration has changed: start what reads it again",
         )),
         SecretSource::File { path } => open_file(secret, path),
         SecretSource::Command { command, timeout } => {
@@ -132,6 +148,7 @@ fn run(secret: &SecretName, command: &[String], timeout: Duration) -> io::Result
                 pidfd,
                 pid,
                 deadline: crate::sys::clock::boottime() + timeout,
+                kind: HelperKind::Command,
             }),
         }),
     }
@@ -151,20 +168,28 @@ impl Helper {
 
     /// Reaps it, after its pidfd became readable.
     pub fn reap(&self, now: Duration) -> HelperEnd {
+        let (what, hint) = match self.kind {
+            HelperKind::Command => {
+                ("its command", "run the command by hand as the host's administrator")
+            }
+            HelperKind::Minter { .. } => {
+                ("its minter", "see that what it asks answers within `timeout`; docs/sources.md")
+            }
+        };
         let why = match process::wait_for(self.pid) {
-            Err(e) => format!("its end could not be learnt: {e}"),
+            Err(e) => format!("the end of {what} could not be learnt: {e}"),
             Ok(status) => match (status.code(), status.signal()) {
                 (Some(0), _) => return None,
                 (_, Some(libc::SIGKILL)) if now >= self.deadline => {
-                    "its command took too long and was killed".to_owned()
+                    format!("{what} took too long and was killed")
                 }
-                (Some(127), _) => "its command could not be executed".to_owned(),
-                (Some(code), _) => format!("its command exited with status {code}"),
+                (Some(127), _) => format!("{what} could not be executed"),
+                (Some(code), _) => format!("{what} exited with status {code}"),
                 (None, signal) => {
-                    format!("its command was killed by signal {}", signal.unwrap_or(0))
+                    format!("{what} was killed by signal {}", signal.unwrap_or(0))
                 }
             },
         };
-        Some(refusal(&self.secret, why, "run the command by hand as the host's administrator"))
+        Some(refusal(&self.secret, why, hint))
     }
 }

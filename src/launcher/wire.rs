@@ -19,6 +19,7 @@ use crate::host::{Places, ProfileRef};
 use crate::model::id::{ExecId, RunId};
 use crate::model::name::{AudienceName, Channel, SecretName, VariableName};
 use crate::model::report::Posture;
+use crate::profile::identity::{Identity, IdentityKind};
 use crate::sys::socket;
 
 /// The largest message, in a memfd: argv and environment together may reach 2 MiB (execve(2)).
@@ -29,6 +30,9 @@ const MAX_PACKET: usize = 4 << 10;
 /// The exec, among those of one launcher.
 pub type ExecNumber = u32;
 
+/// A question to a source, among those of one session.
+pub type Ticket = u32;
+
 /// One delivery that the exec shall have.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeliverySpec {
@@ -37,6 +41,32 @@ pub struct DeliverySpec {
     pub variable: VariableName,
     /// On the `git` channel: what the helper is named for.
     pub git: Option<GitSpec>,
+    /// On the `token` channel: how it is presented.
+    pub token: Option<TokenSpec>,
+}
+
+/// A workload identity: whose libraries read it, and what they are told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenSpec {
+    pub kind: IdentityKind,
+    /// Of [`IdentityKind::variables`].
+    pub variables: Vec<(String, String)>,
+    /// The content of the file beside it, where the kind has one.
+    pub document: Option<String>,
+}
+
+impl TokenSpec {
+    pub fn of(identity: &Identity, session: &str) -> Self {
+        let variables = identity.variables(session);
+        Self {
+            kind: identity.kind,
+            variables: variables
+                .into_iter()
+                .map(|(name, value)| (name.to_owned(), value))
+                .collect(),
+            document: identity.document().map(|(_, content)| content),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,8 +138,12 @@ pub enum Order {
     Revoke { exec: ExecNumber, delivery: u32 },
     /// Kill the exec, whatever it is at.
     Kill { exec: ExecNumber },
-    /// Open a `file` source, or run a `command` source and give its standard output.
-    OpenSource { secret: SecretName },
+    /// Open a `file` source, or run a `command` source and give its standard output. The ticket is on
+    /// every notice that answers.
+    OpenSource { secret: SecretName, ticket: Ticket },
+    /// Start a minter for this source. Descriptors: the request's memory and the answer's, which are the
+    /// broker's business and the minter's. Answered by `SourceEnded`, or `SourceRefused`.
+    Mint { secret: SecretName, ticket: Ticket },
     /// The first, and then no more: where this host keeps things. What the launcher reads, it reads there by
     /// itself.
     Settle(Places),
@@ -120,6 +154,10 @@ pub enum Order {
     KeepHead { head: Vec<u8> },
     /// Compile the plan and describe it; build and run nothing.
     Explain(Box<Prepare>),
+    /// Make an empty file that shall stand in the place of a `token` delivery.
+    Replace { exec: ExecNumber, delivery: u32 },
+    /// It is filled: put it there.
+    Replaced { exec: ExecNumber, delivery: u32, bytes: u32 },
     /// Say which file of the container a command is, before its plan is asked for.
     Find(Box<Find>),
 }
@@ -213,13 +251,16 @@ pub enum Notice {
     },
     /// Descriptor: the source's bytes to read. With `helper`, its end is told afterwards.
     Source {
+        ticket: Ticket,
         helper: bool,
     },
     SourceRefused {
+        ticket: Ticket,
         refusal: Refusal,
     },
-    /// The command of a `command` source is gone; a refusal if its output is not to be used.
+    /// The command of a `command` source, or a minter, is gone; a refusal if its output is not to be used.
     SourceEnded {
+        ticket: Ticket,
         refusal: Option<Refusal>,
     },
     HeadKept {
@@ -227,6 +268,12 @@ pub enum Notice {
     },
     Explained {
         explanation: Result<Explanation, Refusal>,
+    },
+    /// Descriptor: the file for a token's next version, unless it was refused.
+    Replacement {
+        exec: ExecNumber,
+        delivery: u32,
+        refusal: Option<Refusal>,
     },
     /// Of a command in a container.
     Found {

@@ -99,6 +99,12 @@ generated_id!(
     "exe_"
 );
 generated_id!(
+    /// One value that another party minted for a lease.
+    MintId,
+    "mint",
+    "mnt_"
+);
+generated_id!(
     /// One line of the audit trail.
     EventId,
     "event",

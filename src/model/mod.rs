@@ -4,6 +4,7 @@
 //! - [`name`]: capability, audience, channel, secret and variable names, parsed once
 //! - [`event`]: one line of the audit trail, sealed and linked; the trail's head
 //! - [`digest`]: the keyed digest of a managed value
+//! - [`mint`]: what a minter is asked for and what it answers
 //! - [`moment`]: the two clocks, durations and sizes as users write them
 //! - [`run`], [`lease`], [`exec`]: as they are recorded
 //! - [`secret`]: a value in locked memory
@@ -16,10 +17,12 @@ pub mod event;
 pub mod exec;
 pub mod id;
 pub mod lease;
+pub mod mint;
 pub mod moment;
 pub mod name;
 pub mod report;
 pub mod run;
 pub mod secret;
+pub mod ssh;
 pub mod user;
 pub mod verdict;

@@ -33,26 +33,9 @@ impl Secret {
     /// # Errors
     /// `FileTooLarge` past [`MAX_VALUE`], else what the reader or the lock budget says.
     pub fn read_from(mut reader: impl Read) -> io::Result<Self> {
-        let mut secret = Self::zeroed(4096)?;
-        secret.len = 0;
-        loop {
-            if secret.len == secret.region.bytes().len() {
-                if secret.len > MAX_VALUE {
-                    return Err(io::ErrorKind::FileTooLarge.into());
-                }
-                let mut larger = Self::zeroed(secret.len * 4)?;
-                larger.region.bytes_mut()[..secret.len].copy_from_slice(secret.expose());
-                larger.len = secret.len;
-                secret = larger;
-            }
-            match reader.read(&mut secret.region.bytes_mut()[secret.len..]) {
-                Ok(0) if secret.len > MAX_VALUE => return Err(io::ErrorKind::FileTooLarge.into()),
-                Ok(0) => return Ok(secret),
-                Ok(n) => secret.len += n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        }
+        let mut growing = Growing::new()?;
+        while growing.read_once(&mut reader)? {}
+        Ok(growing.into_secret())
     }
 
     pub fn expose(&self) -> &[u8] {
@@ -77,6 +60,48 @@ impl Secret {
 
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+}
+
+/// A value that is being read, piece by piece.
+pub struct Growing(Secret);
+
+impl Growing {
+    pub fn new() -> io::Result<Self> {
+        let mut secret = Secret::zeroed(4096)?;
+        secret.len = 0;
+        Ok(Self(secret))
+    }
+
+    /// Reads once, into memory that grows as needed. False at the end.
+    ///
+    /// # Errors
+    /// As [`Secret::read_from`].
+    pub fn read_once(&mut self, reader: &mut impl Read) -> io::Result<bool> {
+        let secret = &mut self.0;
+        if secret.len == secret.region.bytes().len() {
+            if secret.len > MAX_VALUE {
+                return Err(io::ErrorKind::FileTooLarge.into());
+            }
+            let mut larger = Secret::zeroed(secret.len * 4)?;
+            larger.region.bytes_mut()[..secret.len].copy_from_slice(secret.expose());
+            larger.len = secret.len;
+            *secret = larger;
+        }
+        match reader.read(&mut secret.region.bytes_mut()[secret.len..]) {
+            Ok(0) if secret.len > MAX_VALUE => Err(io::ErrorKind::FileTooLarge.into()),
+            Ok(0) => Ok(false),
+            Ok(n) => {
+                secret.len += n;
+                Ok(true)
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(true),
+            Err(e) => Err(e),
+        }
+    }
+
+    pub fn into_secret(self) -> Secret {
+        self.0
     }
 }
 

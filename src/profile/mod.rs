@@ -12,6 +12,7 @@
 
 pub mod capability;
 pub mod command;
+pub mod identity;
 pub mod kinds;
 mod layer;
 pub mod names;
@@ -19,7 +20,7 @@ pub mod path;
 mod raw;
 mod resolve;
 
-pub use capability::{Audience, Capability, OnRevoke, Place, Protocol};
+pub use capability::{AWS_VARIABLES, Audience, Capability, Format, OnRevoke, Place, Protocol};
 pub use command::{CommandPattern, PatternElement};
 pub use kinds::{
     CpuQuota, Enforcement, Environment, Filesystem, Landlock, Limits, Network, NetworkMode,

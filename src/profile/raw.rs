@@ -16,7 +16,8 @@ use crate::model::moment::{Size, Span};
 use crate::model::name::{
     AudienceName, CapabilityName, Channel, Permission, SecretName, VariableName,
 };
-use crate::profile::capability::{OnRevoke, Protocol, RepositoryPath, Username};
+use crate::profile::capability::{Format, OnRevoke, Protocol, RepositoryPath, Username};
+use crate::profile::identity::RawIdentity;
 use crate::profile::kinds::{
     CpuQuota, Enforcement, NetworkMode, SeccompFilter, Waiver, WorkspaceAccess,
 };
@@ -119,9 +120,11 @@ pub(super) struct RawAudience {
     pub protocol: Option<Spanned<Protocol>>,
     pub host: Spanned<AudienceName>,
     pub path: Option<RepositoryPath>,
-    pub secret: Spanned<SecretName>,
+    pub secret: Option<Spanned<SecretName>>,
     pub username: Option<Username>,
     pub variable: Option<Spanned<VariableName>>,
+    pub identity: Option<Spanned<RawIdentity>>,
+    pub format: Option<Format>,
 }
 
 /// A list of texts whose elements are parsed one by one, so that an error points at the element.

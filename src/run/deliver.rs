@@ -1,21 +1,23 @@
 //! Filling the containers that the launcher made, and saying so.
 #![forbid(unsafe_code)]
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;
 
+use super::attend::Token;
 use super::caller::Caller;
 use super::entries::Leased;
 use super::error::RunError;
 use super::ledger::Ledger;
 use super::scene::{EXEC, Scene};
-use super::value::{self, Value};
+use super::ssh::SshIdentity;
+use super::value::{self, Material, Piece, Value};
 use crate::delivery::fill::{self, Content, Held};
 use crate::launcher::client::Session;
 use crate::launcher::wire::{FilledSpec, Notice, Order, Refusal, RefusalKind};
 use crate::model::name::Channel;
 use crate::model::secret::Secret;
-use crate::profile::{OnRevoke, Place};
+use crate::profile::{AWS_VARIABLES, Format, OnRevoke, Place};
 use crate::sys::clock;
 
 /// The longest `NAME=value` that execve takes in one string, with its NUL: MAX_ARG_STRLEN of execve(2).
@@ -33,12 +35,17 @@ pub enum Delivery {
     Held(Held),
     /// Answered on this socket, one `get` a use.
     Git(OwnedFd),
+    /// An agent's socket, one signature a use.
+    Ssh(OwnedFd),
 }
 
 /// Every value is where only the exec can reach it.
 pub struct Delivered {
     pub streams: Vec<OwnedFd>,
     pub deliveries: Vec<Delivery>,
+    pub tokens: Vec<Token>,
+    /// By lease: what the agent's socket is answered with.
+    pub identities: BTreeMap<usize, SshIdentity>,
     /// What is masked in the output. A copy of its own: the containers are wiped as soon as the command
     /// has ended, and its last words are still on their way then.
     pub masked: Vec<Secret>,
@@ -63,24 +70,33 @@ pub fn prepared(session: &Session) -> Result<Prepared, RunError> {
 
 /// Every value but those of `git`, which are resolved at their `get`.
 pub fn resolve(
-    ledger: &Ledger,
+    ledger: &mut Ledger,
+    scene: &Scene,
     session: &Session,
     caller: &Caller,
-    leased: &[Leased],
-) -> Result<Vec<Option<Value>>, RunError> {
-    leased
-        .iter()
-        .map(|lease| match lease.record.channel {
-            Channel::Git => Ok(None),
-            _ => value::resolve(ledger, session, Some(caller), &lease.grant).map(Some),
+    leased: &mut [Leased],
+) -> Result<Vec<Option<Material>>, RunError> {
+    let is_now = |lease: &Leased| lease.record.channel != Channel::Git;
+    let now: Vec<&Leased> = leased.iter().filter(|lease| is_now(lease)).collect();
+    let mut resolved = match now.is_empty() {
+        true => Vec::new(),
+        false => value::resolve(ledger, scene, session, Some(caller), &now)?,
+    }
+    .into_iter();
+    Ok(leased
+        .iter_mut()
+        .map(|lease| {
+            let material = if is_now(lease) { resolved.next() } else { None };
+            lease.value_until = material.as_ref().and_then(|material| material.until);
+            material
         })
-        .collect()
+        .collect())
 }
 
 pub fn fill(
     prepared: Prepared,
     leased: &[Leased],
-    values: Vec<Option<Value>>,
+    values: Vec<Option<Material>>,
 ) -> Result<Delivered, RunError> {
     let Prepared { mut streams, mut containers, uid } = prepared;
     // With a terminal there are no streams: what came first were containers.
@@ -90,23 +106,41 @@ pub fn fill(
             None => return Err(RunError::LauncherDied),
         }
     }
-    let deliveries: Vec<Delivery> = leased
-        .iter()
-        .zip(values)
-        .zip(containers)
-        .map(|((lease, value), container)| match (value, lease.grant.place()) {
-            (None, _) => Ok(Delivery::Git(container)),
-            (Some(value), Place::Env { variable }) => {
-                fill_environment(container, variable.as_str(), &value).map(Delivery::Held)
+    let mut deliveries = Vec::with_capacity(leased.len());
+    let (mut pieces, mut tokens, mut identities) = (Vec::new(), Vec::new(), BTreeMap::new());
+    let each = leased.iter().zip(values).zip(containers).enumerate();
+    for (index, ((lease, material), container)) in each {
+        let Some(Material { value, pieces: of_value, .. }) = material else {
+            deliveries.push(Delivery::Git(container));
+            continue;
+        };
+        let value = match value {
+            Value::Ssh(identity) => {
+                identities.insert(index, identity);
+                deliveries.push(Delivery::Ssh(container));
+                continue;
             }
-            (Some(value), _) => {
-                let len = value.len();
-                fill::with(container, len, |bytes| value.write_to(bytes)).map(Delivery::Held)
+            other => other,
+        };
+        if let (Value::Token(minted), Channel::Token) = (&value, lease.record.channel) {
+            tokens.push(Token::new(index, minted));
+        }
+        let held = match (lease.grant.place(), lease.grant.audience().format) {
+            (Place::Env { .. }, Some(Format::Aws)) => fill_aws_variables(container, &of_value)?,
+            (Place::Env { variable }, None) => {
+                fill_environment(container, variable.as_str(), &value)?
             }
-        })
-        .collect::<Result<_, _>>()?;
-    let masked = masked(leased, &deliveries)?;
-    Ok(Delivered { streams, deliveries, masked, uid })
+            _ => fill::with(container, value.len(), |bytes| value.write_to(bytes))?,
+        };
+        deliveries.push(Delivery::Held(held));
+        if lease.grant.redact() {
+            let secret = of_value.into_iter().filter(|piece| piece.is_secret);
+            pieces.extend(secret.map(|piece| piece.value));
+        }
+    }
+    let mut masked = masked(leased, &deliveries)?;
+    masked.extend(pieces);
+    Ok(Delivered { streams, deliveries, tokens, identities, masked, uid })
 }
 
 fn masked(leased: &[Leased], deliveries: &[Delivery]) -> Result<Vec<Secret>, RunError> {
@@ -127,6 +161,8 @@ fn masked(leased: &[Leased], deliveries: &[Delivery]) -> Result<Vec<Secret>, Run
 fn value_of<'a>(lease: &Leased, content: &'a Content<'_>) -> &'a [u8] {
     let bytes = content.bytes();
     match lease.grant.place() {
+        // Its parts are masked, each by itself.
+        Place::Env { .. } if lease.grant.audience().format == Some(Format::Aws) => &[],
         Place::Env { variable } => {
             let start = variable.as_str().len() + 1;
             bytes.get(start..bytes.len().saturating_sub(1)).unwrap_or_default()
@@ -164,6 +200,38 @@ fn fill_environment(container: OwnedFd, name: &str, value: &Value) -> Result<Hel
     })
 }
 
+/// The three variables of an AWS credential, each with its NUL; two where there is no session token.
+fn fill_aws_variables(container: OwnedFd, pieces: &[Piece]) -> Result<Held, RunError> {
+    let refuse = |why: &str| {
+        RunError::Refused(Refusal {
+            kind: RefusalKind::DeliveryUnavailable,
+            message: format!("the value cannot be an AWS credential's variables: {why}"),
+            hint: "`format = \"aws\"` is for `aws-sts`, and `command` that prints the credential_process object"
+                .to_owned(),
+        })
+    };
+    let of = |name: &str| pieces.iter().find(|piece| piece.name == name);
+    let strings: Vec<(&str, &Secret)> = AWS_VARIABLES
+        .iter()
+        .filter_map(|(variable, part)| Some((*variable, &of(part)?.value)))
+        .collect();
+    if of("AccessKeyId").is_none() || of("SecretAccessKey").is_none() {
+        return Err(refuse("it has no access key"));
+    }
+    if strings.iter().any(|(_, value)| value.expose().contains(&0)) {
+        return Err(refuse("it has a NUL byte in it"));
+    }
+    let size: usize = strings.iter().map(|(name, value)| name.len() + value.len() + 2).sum();
+    if size > MAX_ENVIRONMENT_STRING {
+        return Err(refuse("it is too long"));
+    }
+    let parts: Vec<&[u8]> = strings
+        .iter()
+        .flat_map(|(name, value)| [name.as_bytes(), b"=", value.expose(), b"\0"])
+        .collect();
+    fill::write(container, &parts).map_err(RunError::Delivery)
+}
+
 impl From<std::io::Error> for RunError {
     fn from(error: std::io::Error) -> Self {
         RunError::Delivery(error)
@@ -179,9 +247,9 @@ impl Delivered {
             .map(|(lease, delivery)| FilledSpec {
                 bytes: match delivery {
                     Delivery::Held(held) => held.len() as u32,
-                    Delivery::Git(_) => 0,
+                    Delivery::Git(_) | Delivery::Ssh(_) => 0,
                 },
-                expires: lease.record.expires_boot,
+                expires: lease.until(),
                 kill: lease.grant.on_revoke() == OnRevoke::Kill,
             })
             .collect();

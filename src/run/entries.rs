@@ -34,13 +34,22 @@ pub struct Leased {
     pub ttl: Duration,
     /// `CLOCK_BOOTTIME` at which it is renewed by itself while its exec lives.
     pub renew_at: Option<Duration>,
+    /// `CLOCK_BOOTTIME` at which the value itself ends, where its source has said: no renewal of the lease
+    /// changes that.
+    pub value_until: Option<Duration>,
 }
 
 impl Leased {
     pub fn of(grant: Grant, record: LeaseRecord) -> Self {
         // Both clocks were read once, at the grant.
         let ttl = record.expires_at.duration_since(record.issued_at).unsigned_abs();
-        Self { grant, record, ttl, renew_at: None }
+        Self { grant, record, ttl, renew_at: None, value_until: None }
+    }
+
+    /// `CLOCK_BOOTTIME` at which what was delivered is wiped: the lease's end, or the value's own before.
+    pub fn until(&self) -> Duration {
+        let expires = self.record.expires_boot;
+        self.value_until.map_or(expires, |until| until.min(expires))
     }
 
     /// It was given more time.
@@ -107,15 +116,16 @@ pub fn record_denial(
     Ok(())
 }
 
-/// Requests counted, leases made.
+/// Requests counted, leases made, under these ids.
 pub fn record_grants(
     tx: &mut Tx<'_>,
     who: Who<'_>,
     grants: Vec<Grant>,
+    ids: &[LeaseId],
 ) -> Result<Vec<Leased>, StoreError> {
     let mut leased = Vec::with_capacity(grants.len());
-    for grant in grants {
-        let record = Lease::granted(&grant, LeaseId::fresh(), who.now).into_record();
+    for (grant, id) in grants.into_iter().zip(ids) {
+        let record = Lease::granted(&grant, id.clone(), who.now).into_record();
         tx.count_request(&who.run.run_id, who.now)?;
         tx.append(requested(who, grant.request()))?;
         tx.put_lease(&record)?;

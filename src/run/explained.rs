@@ -51,7 +51,11 @@ pub fn explain(asked: Asked) -> Result<Explained, RunError> {
         Err(StoreError::NotFound { .. }) => Counters::default(),
         Err(e) => return Err(RunError::Trail(e)),
     };
-    let policy = Policy { profile: &scene.profile, config: &scene.host.config };
+    let policy = Policy {
+        profile: &scene.profile,
+        config: &scene.host.config,
+        has_issuer: scene.host.has_issuer(),
+    };
     let resolved = scene.resolved();
     let leases = scene
         .requests

@@ -4,7 +4,7 @@
 
 mod grant;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::attend::Exited;
@@ -23,7 +23,9 @@ use crate::model::id::LeaseId;
 use crate::model::lease::LeaseState;
 use crate::model::name::SecretName;
 use crate::source::vault::{KeySource, VaultError, VaultKey};
-use crate::store::{Durability, Heads, SealedSecret, SharedStore, StoreError, Tx, UseRefused};
+use crate::store::{
+    Durability, Heads, MintRecord, SealedSecret, SharedStore, StoreError, Tx, UseRefused, View,
+};
 use grant::{begin, end_own_run, grant_fresh, record_start, redeem, same_run};
 
 /// The store, open for this exec.
@@ -33,6 +35,8 @@ pub struct Ledger {
     key: Arc<KeySource>,
     /// This is one exec of many.
     shared: Option<Arc<Shared>>,
+    /// What was minted for this exec and is to end with it.
+    pub mints: Vec<MintRecord>,
 }
 
 /// What the execs of a broker have in common.
@@ -50,13 +54,19 @@ impl Ledger {
         let store = SharedStore::open_single(state_dir).map_err(RunError::Trail)?;
         refuse_a_cut_trail(&store, state_dir, &scene.now.boot_id)?;
         let boot_id = scene.now.boot_id.clone();
-        Ok(Self { store: Arc::new(store), boot_id, key: Arc::new(key), shared: None })
+        Ok(Self {
+            store: Arc::new(store),
+            boot_id,
+            key: Arc::new(key),
+            shared: None,
+            mints: Vec::new(),
+        })
     }
 
     /// For one exec of many: the broker checks the trail, keeps its head, and tidies.
     pub fn shared(store: Arc<SharedStore>, shared: Arc<Shared>) -> Self {
         let key = Arc::clone(&shared.key);
-        Self { store, boot_id: String::new(), key, shared: Some(shared) }
+        Self { store, boot_id: String::new(), key, shared: Some(shared), mints: Vec::new() }
     }
 
     /// The process ends now: the kernel closes the store's files, and sooner than SQLite takes itself
@@ -65,9 +75,26 @@ impl Ledger {
         std::mem::forget(self.store);
     }
 
+    pub fn state_dir(&self) -> &Path {
+        self.key.state_dir()
+    }
+
     /// The vault's key, read anew: it is not kept.
     pub fn vault_key(&self) -> Result<VaultKey, VaultError> {
         self.key.load()
+    }
+
+    /// The same, and makes it where no secret was ever set: what revokes a minted value is sealed with it.
+    pub fn vault_key_for_handles(&self) -> Result<VaultKey, VaultError> {
+        self.key.load_or_create()
+    }
+
+    /// Looks at the store as it stands.
+    pub fn read<T>(
+        &self,
+        look: impl FnOnce(&View<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, RunError> {
+        self.store.read(look).map_err(RunError::Trail)
     }
 
     /// Keeps the log short, so that the next start is fast. For the time in which the launcher works and
@@ -307,7 +334,7 @@ impl Ledger {
         }
     }
 
-    fn transaction<T: Send>(
+    pub fn transaction<T: Send>(
         &self,
         durability: Durability,
         act: impl FnOnce(&mut Tx<'_>) -> Result<T, StoreError> + Send,

@@ -15,7 +15,7 @@ use super::ledger::Ledger;
 use crate::host::{self, Host, Places, ProfileRef, Program, container};
 use crate::launcher::client::Session;
 use crate::launcher::into::InContainer;
-use crate::launcher::wire::{DeliverySpec, Find, GitSpec, Notice, Order, Prepare};
+use crate::launcher::wire::{DeliverySpec, Find, GitSpec, Notice, Order, Prepare, TokenSpec};
 use crate::model::digest;
 use crate::model::id::{ExecId, LeaseId, RequestId, RunId};
 use crate::model::lease::LeaseRecord;
@@ -75,6 +75,8 @@ pub struct Scene {
     pub requests: Vec<Request>,
     /// The leases that the requests stand for, where they were granted before.
     pub held: Option<Vec<LeaseId>>,
+    /// One a request: of the leases that were granted before, or that are to be granted.
+    pub lease_ids: Vec<LeaseId>,
     pub reason: Option<Reason>,
     pub command: Vec<OsString>,
     pub terminal: Option<(u16, u16)>,
@@ -248,7 +250,12 @@ impl Parts {
         };
         let timeout =
             [self.timeout, profile.limits.timeout].into_iter().flatten().min().map(|s| s.0);
+        let lease_ids = match &self.held {
+            Some(held) => held.clone(),
+            None => requests.iter().map(|_| LeaseId::fresh()).collect(),
+        };
         Ok(Scene {
+            lease_ids,
             host,
             profile_ref,
             run,
@@ -312,7 +319,7 @@ impl Scene {
     /// The order for the launcher. Which delivery goes where follows from the profile alone; what is not
     /// granted is never filled or started.
     pub fn prepare(&self) -> Prepare {
-        let deliveries = self.requests.iter().filter_map(|request| {
+        let deliveries = self.requests.iter().zip(&self.lease_ids).filter_map(|(request, id)| {
             let capability = self.profile.capability(&request.capability)?;
             let audience = capability.audience(&request.audience)?;
             let channel = request.channel.or(capability.channels.first().copied())?;
@@ -320,7 +327,10 @@ impl Scene {
                 protocol: audience.protocol.as_ref().map_or("https", |p| p.as_str()).to_owned(),
                 host: audience.host.clone(),
             });
-            Some(DeliverySpec { channel, variable: audience.delivery_name()?, git })
+            let token = (channel == Channel::Token).then(|| {
+                TokenSpec::of(&audience.identity.clone().unwrap_or_default(), id.as_str())
+            });
+            Some(DeliverySpec { channel, variable: audience.delivery_name()?, git, token })
         });
         let pinned = self
             .requests

@@ -1,27 +1,44 @@
 //! A value on its way from its source to its delivery, in locked memory or still sealed.
 #![forbid(unsafe_code)]
 
-use std::fs::File;
-use std::io;
-
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use serde::Deserialize;
-use serde_json::value::RawValue;
+use std::time::Duration;
 
 use super::caller::Caller;
+use super::entries::Leased;
 use super::error::RunError;
+use super::identity::{self, Minted};
 use super::ledger::Ledger;
+use super::mint::{self, Fresh};
+use super::printed;
+use super::scene::Scene;
+use super::sources::{self, Answer, Question, unavailable};
+use super::ssh::{self, SshIdentity};
 use crate::config::SecretSource;
 use crate::launcher::client::Session;
-use crate::launcher::wire::{Notice, Order, Refusal, RefusalKind};
+use crate::launcher::wire::{Refusal, RefusalKind};
+use crate::model::id::ExecId;
+use crate::model::moment::Moment;
 use crate::model::name::SecretName;
-use crate::model::secret::{MAX_VALUE, Secret};
-use crate::policy::Grant;
+use crate::model::secret::Secret;
 use crate::source::vault::{self, VaultError, VaultKey};
 use crate::store::SealedSecret;
 
-/// Between two looks at a caller who says what can wait.
-const A_MOMENT: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+/// What a lease delivers: a value, and what is known of it.
+pub struct Material {
+    pub value: Value,
+    /// Parts of the value that stand for themselves.
+    pub pieces: Vec<Piece>,
+    /// `CLOCK_BOOTTIME` at which the value itself ends, where its source has said.
+    pub until: Option<Duration>,
+}
+
+/// A part of a value, by the name that its kind has for it.
+pub struct Piece {
+    pub name: String,
+    /// It is masked in the command's output.
+    pub is_secret: bool,
+    pub value: Secret,
+}
 
 /// A value, not yet delivered.
 pub enum Value {
@@ -32,6 +49,10 @@ pub enum Value {
         len: usize,
     },
     Plain(Secret),
+    /// Of this host's own issuer, which may be replaced while its exec lives.
+    Token(Minted),
+    /// Never delivered itself: what is signed with it is.
+    Ssh(SshIdentity),
 }
 
 impl Value {
@@ -39,6 +60,8 @@ impl Value {
         match self {
             Value::Sealed { len, .. } => *len,
             Value::Plain(secret) => secret.len(),
+            Value::Token(minted) => minted.token.len(),
+            Value::Ssh(_) => 0,
         }
     }
 
@@ -54,6 +77,11 @@ impl Value {
                 out.copy_from_slice(plain.expose());
                 Ok(())
             }
+            Value::Token(minted) => {
+                out.copy_from_slice(minted.token.expose());
+                Ok(())
+            }
+            Value::Ssh(_) => Err(no_value()),
         }
     }
 
@@ -61,6 +89,8 @@ impl Value {
     pub fn into_secret(self) -> Result<Secret, RunError> {
         match self {
             Value::Plain(secret) => Ok(secret),
+            Value::Token(minted) => Ok(minted.token),
+            Value::Ssh(_) => Err(no_value()),
             sealed @ Value::Sealed { .. } => {
                 let mut secret = Secret::zeroed(sealed.len()).map_err(RunError::Delivery)?;
                 sealed.write_to(secret.expose_mut())?;
@@ -70,12 +100,9 @@ impl Value {
     }
 }
 
-fn unavailable(name: &SecretName, why: String, hint: &str) -> RunError {
-    RunError::Refused(Refusal {
-        kind: RefusalKind::SourceUnavailable,
-        message: format!("the source of secret `{name}` is not available: {why}"),
-        hint: hint.to_owned(),
-    })
+/// The decision lets an SSH identity go to an agent's socket alone.
+fn no_value() -> RunError {
+    RunError::Delivery(std::io::ErrorKind::Unsupported.into())
 }
 
 pub fn unavailable_vault(error: VaultError) -> RunError {
@@ -86,203 +113,167 @@ pub fn unavailable_vault(error: VaultError) -> RunError {
     })
 }
 
-/// Resolves the value of one grant from its source. Where there is a `caller`, they can end the
-/// wait for a slow source.
+/// Resolves the values of these leases from their sources, all at once. Where there is a `caller`, they can
+/// end the wait for slow sources. What was minted on the way is recorded before this returns, whatever became
+/// of the others: the ledger then knows what is to be revoked.
 pub fn resolve(
-    ledger: &Ledger,
+    ledger: &mut Ledger,
+    scene: &Scene,
     session: &Session,
     caller: Option<&Caller>,
-    grant: &Grant,
-) -> Result<Value, RunError> {
-    let name = grant.secret();
-    match grant.source() {
-        SecretSource::Vault => {
-            let Some(secret) = ledger.sealed(name)? else {
-                let hint = format!("set it: `sublet secret set {name}`");
-                return Err(unavailable(name, "no value was ever set".to_owned(), &hint));
-            };
-            let key = ledger.vault_key().map_err(unavailable_vault)?;
-            let len = vault::plaintext_len(name, &secret.sealed).map_err(unavailable_vault)?;
-            Ok(Value::Sealed { key, secret, len })
-        }
-        SecretSource::File { .. } => read(session, caller, name).map(Value::Plain),
-        SecretSource::Command { .. } => {
-            let printed = read(session, caller, name)?;
-            parse(name, printed).map(Value::Plain)
-        }
-    }
-}
-
-/// Asks the launcher for the source, and reads it into locked memory.
-fn read(session: &Session, caller: Option<&Caller>, name: &SecretName) -> Result<Secret, RunError> {
-    session.order(&Order::OpenSource { secret: name.clone() })?;
-    let (notice, mut fds) =
-        session.notice_of(|n| matches!(n, Notice::Source { .. } | Notice::SourceRefused { .. }))?;
-    let helper = match notice {
-        Notice::Source { helper } => helper,
-        Notice::SourceRefused { refusal } => return Err(refusal.into()),
-        _ => return Err(RunError::LauncherDied),
-    };
-    let Some(fd) = fds.pop() else { return Err(RunError::LauncherDied) };
-    let read = Secret::read_from(Attentive { file: File::from(fd), caller });
-    if let Some(why) = caller.map(Caller::interrupted).transpose()?.flatten() {
-        return Err(why);
-    }
-    if helper {
-        // Its output counts only if it ended well.
-        let (notice, _) = session.notice_of(|n| matches!(n, Notice::SourceEnded { .. }))?;
-        if let Notice::SourceEnded { refusal: Some(refusal) } = notice {
-            return Err(refusal.into());
-        }
-    }
-    read.map_err(|e| match e.kind() {
-        io::ErrorKind::FileTooLarge => unavailable(
-            name,
-            format!("it is larger than {MAX_VALUE} bytes"),
-            "lease something smaller",
-        ),
-        _ => unavailable(name, e.to_string(), "check the source"),
-    })
-}
-
-/// A source, read with an ear for the caller, who may end the reading.
-struct Attentive<'a> {
-    file: File,
-    caller: Option<&'a Caller>,
-}
-
-impl io::Read for Attentive<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while let Some(caller) = self.caller {
-            let mut fds = [
-                PollFd::new(&self.file, PollFlags::IN),
-                PollFd::from_borrowed_fd(caller.interrupt(), PollFlags::IN),
-            ];
-            poll(&mut fds, None)?;
-            let [of_file, of_caller] = fds.map(|fd| !fd.revents().is_empty());
-            if of_caller && caller.may_want_the_end() {
-                return Err(io::ErrorKind::TimedOut.into());
+    leases: &[&Leased],
+) -> Result<Vec<Material>, RunError> {
+    let now = crate::host::now().map_err(RunError::Clock)?;
+    let begun: Vec<Begun> =
+        leases.iter().map(|lease| begin(ledger, scene, session, lease, &now)).collect();
+    let (mut questions, mut kept, mut fresh) = (Vec::new(), Vec::new(), Vec::new());
+    for (begun, lease) in begun.into_iter().zip(leases) {
+        match begun {
+            Begun::Resolved(material) => kept.push(Some(material)),
+            Begun::Made(material, made) => {
+                kept.push(Some(material));
+                fresh.push(made);
             }
-            if of_file {
-                break;
+            Begun::Asked(question) => {
+                kept.push(None);
+                questions.push(question);
             }
-            // What the caller says can wait, and goes on saying so.
-            poll(&mut [PollFd::new(&self.file, PollFlags::IN)], Some(&A_MOMENT))?;
-        }
-        self.file.read(buffer)
-    }
-}
-
-/// What a `command` source prints.
-#[derive(Deserialize)]
-struct Printed<'a> {
-    #[serde(borrow)]
-    value: Option<&'a RawValue>,
-    /// Of the AWS `credential_process` format: then all that was printed is the value.
-    #[serde(rename = "AccessKeyId")]
-    access_key_id: Option<serde::de::IgnoredAny>,
-}
-
-/// `{"value", "expires_at"}`, or the AWS `credential_process` object, which is the value as it stands.
-fn parse(name: &SecretName, printed: Secret) -> Result<Secret, RunError> {
-    let refuse = |why: &str| {
-        unavailable(
-            name,
-            format!("its command printed {why}"),
-            "it must print {\"value\": \"…\"} or the AWS credential_process object",
-        )
-    };
-    // No error of the parser is shown: it may quote the value.
-    let parsed: Printed<'_> = serde_json::from_slice(printed.expose())
-        .map_err(|_| refuse("what is no JSON object of that form"))?;
-    match (parsed.value, parsed.access_key_id) {
-        (Some(value), _) => {
-            unescape(value.get()).ok_or_else(|| refuse("a value that is no string"))
-        }
-        (None, Some(_)) => Ok(printed),
-        (None, None) => Err(refuse("an object without a value")),
-    }
-}
-
-/// The bytes of a JSON string, unescaped straight into locked memory.
-fn unescape(json: &str) -> Option<Secret> {
-    let inner = json.strip_prefix('"')?.strip_suffix('"')?;
-    let mut secret = Secret::zeroed(inner.len()).ok()?;
-    let mut written = 0;
-    let mut put = |bytes: &[u8]| {
-        secret.expose_mut()[written..written + bytes.len()].copy_from_slice(bytes);
-        written += bytes.len();
-    };
-    let mut chars = inner.chars();
-    let mut utf8 = [0; 4];
-    while let Some(c) = chars.next() {
-        let plain = if c != '\\' {
-            c
-        } else {
-            match chars.next()? {
-                'n' => '\n',
-                'r' => '\r',
-                't' => '\t',
-                'b' => '\u{8}',
-                'f' => '\u{c}',
-                'u' => {
-                    let mut unit = || {
-                        let digits = chars.as_str().get(..4)?;
-                        let unit = u16::from_str_radix(digits, 16).ok()?;
-                        chars = chars.as_str()[4..].chars();
-                        Some(unit)
-                    };
-                    let first = unit()?;
-                    if (0xd800..0xdc00).contains(&first) {
-                        let rest = chars.as_str().strip_prefix("\\u")?;
-                        chars = rest.chars();
-                        let digits = chars.as_str().get(..4)?;
-                        let second = u16::from_str_radix(digits, 16).ok()?;
-                        chars = chars.as_str()[4..].chars();
-                        char::decode_utf16([first, second]).next()?.ok()?
-                    } else {
-                        char::from_u32(first.into())?
-                    }
-                }
-                other @ ('"' | '\\' | '/') => other,
-                _ => return None,
+            Begun::Failed(why) => {
+                kept.push(None);
+                questions.push(Question::over(lease.grant.secret(), why));
             }
-        };
-        put(plain.encode_utf8(&mut utf8).as_bytes());
+        }
     }
-    zeroize::Zeroize::zeroize(&mut utf8);
-    secret.truncate(written);
-    Some(secret)
+    let mut answers = sources::answers(session, caller, questions, None)?.into_iter();
+    let now = crate::host::now().map_err(RunError::Clock)?;
+    let mut materials = Vec::new();
+    for (kept, lease) in kept.into_iter().zip(leases) {
+        materials.push(match kept {
+            Some(material) => Ok(material),
+            None => answers
+                .next()
+                .unwrap_or(Err(RunError::LauncherDied))
+                .and_then(|answer| taken(&scene.exec_id, lease, answer, &now, &mut fresh)),
+        });
+    }
+    mint::record(ledger, scene, session, fresh)?;
+    materials.into_iter().collect()
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+enum Begun {
+    Resolved(Material),
+    /// By ourselves.
+    Made(Material, Fresh),
+    Asked(Question),
+    Failed(RunError),
+}
 
-    #[track_caller]
-    fn check(printed: &str, expected: Option<&[u8]>) {
-        let name = "x".parse().unwrap();
-        let got = parse(&name, Secret::copy_of(printed.as_bytes()).unwrap());
-        match (got, expected) {
-            (Ok(got), Some(expected)) => assert_eq!(got.expose(), expected, "{printed}"),
-            (Err(e), None) => assert!(!e.to_string().contains("hunter2"), "{e}"),
-            (got, expected) => panic!("{printed}: {:?} {expected:?}", got.is_ok()),
+fn begin(ledger: &Ledger, scene: &Scene, session: &Session, lease: &Leased, now: &Moment) -> Begun {
+    let name = lease.grant.secret();
+    let asked = |question: Result<Question, RunError>| match question {
+        Ok(question) => Begun::Asked(question),
+        Err(why) => Begun::Failed(why),
+    };
+    // What it says of its own end is between it and who takes it: a delivery may outlast it.
+    let made =
+        |value, fresh| Begun::Made(Material { value, pieces: Vec::new(), until: None }, fresh);
+    match lease.grant.source() {
+        SecretSource::Vault => match sealed(ledger, name) {
+            Ok(value) => Begun::Resolved(Material { value, pieces: Vec::new(), until: None }),
+            Err(why) => Begun::Failed(why),
+        },
+        SecretSource::File { .. } | SecretSource::Command { .. } => {
+            asked(Question::open(session, name))
         }
+        SecretSource::Jwt(jwt) => match identity::mint(scene, lease, jwt, now) {
+            Ok((minted, fresh)) => made(Value::Token(minted), fresh),
+            Err(why) => Begun::Failed(why),
+        },
+        SecretSource::SshCa(source) => {
+            match ssh::issue(ledger, scene, session, lease, source, now) {
+                Ok((identity, fresh)) => made(Value::Ssh(identity), fresh),
+                Err(why) => Begun::Failed(why),
+            }
+        }
+        SecretSource::Minted(_) => asked(mint::ask(ledger, scene, session, lease, now)),
     }
+}
 
-    #[test]
-    fn what_commands_print() {
-        check(r#"{"value":"hunter2"}"#, Some(b"hunter2"));
-        check(
-            r#" {"expires_at":"2030-01-01T00:00:00Z","value":"a\n\"b\"\\\/\u00e9\ud83d\ude00"} "#,
-            Some("a\n\"b\"\\/é😀".as_bytes()),
-        );
-        let aws = r#"{"Version":1,"AccessKeyId":"AK","SecretAccessKey":"hunter2"}"#;
-        check(aws, Some(aws.as_bytes()));
-        for bad in
-            ["hunter2", r#"{"value":7}"#, "{}", r#"{"value":"hunter2"#, r#"{"value":"\ud83d"}"#, ""]
-        {
-            check(bad, None);
+fn sealed(ledger: &Ledger, name: &SecretName) -> Result<Value, RunError> {
+    let Some(secret) = ledger.sealed(name)? else {
+        let hint = format!("set it: `sublet secret set {name}`");
+        return Err(unavailable(name, "no value was ever set", &hint));
+    };
+    let key = ledger.vault_key().map_err(unavailable_vault)?;
+    let len = vault::plaintext_len(name, &secret.sealed).map_err(unavailable_vault)?;
+    Ok(Value::Sealed { key, secret, len })
+}
+
+/// A secret that another source proves itself with: of the vault, or of a file, whose last line end is not
+/// part of it.
+pub fn credential(
+    ledger: &Ledger,
+    session: &Session,
+    name: &SecretName,
+    source: &SecretSource,
+) -> Result<Secret, RunError> {
+    let mut secret = match source {
+        SecretSource::Vault => sealed(ledger, name)?.into_secret()?,
+        SecretSource::File { .. } => {
+            let question = Question::open(session, name)?;
+            match sources::answers(session, None, vec![question], None)?.pop() {
+                Some(Ok(Answer::Printed(secret))) => secret,
+                Some(Err(why)) => return Err(why),
+                Some(Ok(Answer::Reply(_))) | None => return Err(RunError::LauncherDied),
+            }
         }
+        // The configuration was checked when it was read.
+        SecretSource::Command { .. }
+        | SecretSource::Jwt(_)
+        | SecretSource::SshCa(_)
+        | SecretSource::Minted(_) => {
+            let hint = "use `vault` or `file`";
+            return Err(unavailable(name, "its source cannot prove another", hint));
+        }
+    };
+    while secret.expose().ends_with(b"\n") {
+        secret.truncate(secret.len() - 1);
     }
+    Ok(secret)
+}
+
+/// An answer, as what it is to the lease.
+fn taken(
+    exec_id: &ExecId,
+    lease: &Leased,
+    answer: Answer,
+    now: &Moment,
+    fresh: &mut Vec<Fresh>,
+) -> Result<Material, RunError> {
+    let name = lease.grant.secret();
+    match (answer, lease.grant.source()) {
+        (Answer::Printed(printed), SecretSource::Command { .. }) => {
+            let printed::Parsed { value, pieces, expires_at } = printed::parse(name, printed)?;
+            if expires_at.is_some_and(|at| at <= now.wall) {
+                let hint = "the clocks of this host and of who issued it may differ";
+                return Err(unavailable(
+                    name,
+                    "what its command printed has expired already",
+                    hint,
+                ));
+            }
+            let until = expires_at.map(|at| until(at, now));
+            Ok(Material { value: Value::Plain(value), pieces, until })
+        }
+        (Answer::Printed(value), _) => {
+            Ok(Material { value: Value::Plain(value), pieces: Vec::new(), until: None })
+        }
+        (Answer::Reply(exchange), _) => mint::taken(exec_id, lease, &exchange, now, fresh),
+    }
+}
+
+/// A time of the wall clock, on the clock that nobody can set.
+pub fn until(at: jiff::Timestamp, now: &Moment) -> Duration {
+    let left = at.duration_since(now.wall);
+    now.boot + Duration::try_from(left).unwrap_or_default()
 }

@@ -193,8 +193,9 @@ fn take_deliveries(command: &Command<'_>, deliveries: &Handover) -> Result<(), F
         if number == lists::ENVIRONMENT {
             let size = rustix::fs::fstat(fd).at_nth(Step::Environment, index)?.st_size;
             let mapping = ReadMapping::new(fd, size as usize).at_nth(Step::Environment, index)?;
-            let entry = mapping.c_str().at_nth(Step::Environment, index)?;
-            slate.place(lists::ENVP, entry).at_nth(Step::Environment, index)?;
+            for entry in mapping.c_strings().at_nth(Step::Environment, index)? {
+                slate.place(lists::ENVP, entry).at_nth(Step::Environment, index)?;
+            }
             command.mappings[index].set(Some(mapping));
             continue;
         }

@@ -184,7 +184,7 @@ impl Rights {
 }
 
 /// The newest ABI that both this kernel and our rules know.
-fn crate_abi(abi: u32) -> ABI {
+pub fn crate_abi(abi: u32) -> ABI {
     match abi {
         0 | 1 => ABI::V1,
         2 => ABI::V2,

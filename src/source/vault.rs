@@ -21,6 +21,7 @@ use zeroize::Zeroize;
 use crate::guard::{Fingerprint, GuardKey};
 use crate::host::keyfile::{self, KeyFile, KeyFileError};
 use crate::model::digest::ValueDigest;
+use crate::model::id::MintId;
 use crate::model::name::SecretName;
 use crate::model::secret::{MAX_VALUE, Secret};
 
@@ -113,6 +114,11 @@ impl KeySource {
     /// [`VaultError::UnsafeKey`] or [`VaultError::ReadKey`] if there is a credential that cannot be used.
     pub fn open(state_dir: &Path, credentials: Option<&Path>) -> Result<Self, VaultError> {
         Ok(Self(FILE.open(state_dir, credentials)?))
+    }
+
+    /// Of the state that it is the key of.
+    pub fn state_dir(&self) -> &Path {
+        self.0.state_dir()
     }
 
     /// The key that is there.
@@ -208,6 +214,46 @@ pub fn seal(
     version: u64,
     value: &Secret,
 ) -> Result<Vec<u8>, VaultError> {
+    seal_bound(key, name, &bound_to(name, version), value)
+}
+
+/// Seals what revokes a minted value: bound to the secret whose source minted it, and to its own id. Never
+/// interchangeable with a secret's value.
+///
+/// # Errors
+/// As [`seal`].
+pub fn seal_handle(
+    key: &VaultKey,
+    name: &SecretName,
+    mint: &MintId,
+    handle: &Secret,
+) -> Result<Vec<u8>, VaultError> {
+    seal_bound(key, name, &bound_to_mint(name, mint), handle)
+}
+
+/// Opens what [`seal_handle`] made.
+///
+/// # Errors
+/// As [`open_into`].
+pub fn open_handle(
+    key: &VaultKey,
+    name: &SecretName,
+    mint: &MintId,
+    sealed: &[u8],
+) -> Result<Secret, VaultError> {
+    let len = plaintext_len(name, sealed)?;
+    let mut handle = Secret::zeroed(len).map_err(|source| VaultError::LockMemory { source })?;
+    let opened = try_open_into(key, name, &bound_to_mint(name, mint), sealed, handle.expose_mut());
+    burn_stack();
+    opened.map(|()| handle)
+}
+
+fn seal_bound(
+    key: &VaultKey,
+    name: &SecretName,
+    bound: &[u8],
+    value: &Secret,
+) -> Result<Vec<u8>, VaultError> {
     let too_large = || VaultError::TooLarge { name: name.clone(), len: value.len() };
     if value.len() > MAX_VALUE {
         return Err(too_large());
@@ -220,7 +266,7 @@ pub fn seal(
     getrandom::fill(&mut nonce).map_err(|source| VaultError::Random { source })?;
     let tag = key
         .cipher()
-        .encrypt_inout_detached(&nonce, &bound_to(name, version), text.expose_mut().into())
+        .encrypt_inout_detached(&nonce, bound, text.expose_mut().into())
         .map_err(|_| too_large())?;
     burn_stack();
     let mut sealed = Vec::with_capacity(OVERHEAD + value.len());
@@ -254,7 +300,7 @@ pub fn open_into(
     sealed: &[u8],
     out: &mut [u8],
 ) -> Result<(), VaultError> {
-    let opened = try_open_into(key, name, version, sealed, out);
+    let opened = try_open_into(key, name, &bound_to(name, version), sealed, out);
     burn_stack();
     if opened.is_err() {
         out.zeroize();
@@ -283,7 +329,7 @@ pub fn fingerprints(
 fn try_open_into(
     key: &VaultKey,
     name: &SecretName,
-    version: u64,
+    bound: &[u8],
     sealed: &[u8],
     out: &mut [u8],
 ) -> Result<(), VaultError> {
@@ -301,7 +347,7 @@ fn try_open_into(
     tag.copy_from_slice(tag_bytes);
     out.copy_from_slice(ciphertext);
     key.cipher()
-        .decrypt_inout_detached(&nonce, &bound_to(name, version), out.into(), &tag)
+        .decrypt_inout_detached(&nonce, bound, out.into(), &tag)
         .map_err(|_| VaultError::Tampered { name: name.clone() })
 }
 
@@ -311,6 +357,14 @@ fn bound_to(name: &SecretName, version: u64) -> Vec<u8> {
     bytes.push(name.as_str().len() as u8);
     bytes.extend_from_slice(name.as_str().as_bytes());
     bytes.extend_from_slice(&version.to_be_bytes());
+    bytes
+}
+
+fn bound_to_mint(name: &SecretName, mint: &MintId) -> Vec<u8> {
+    let mut bytes = b"sublet.mint.v1\n".to_vec();
+    bytes.push(name.as_str().len() as u8);
+    bytes.extend_from_slice(name.as_str().as_bytes());
+    bytes.extend_from_slice(mint.as_str().as_bytes());
     bytes
 }
 

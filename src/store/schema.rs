@@ -12,7 +12,7 @@ use crate::store::owner::Owner;
 use crate::store::place::{Place, sync, unusable};
 
 /// `PRAGMA user_version`. A later one adds its list of statements to [`STEPS`].
-pub(super) const VERSION: i64 = 2;
+pub(super) const VERSION: i64 = 3;
 
 /// What a reader still understands: it cannot take the steps itself.
 const OLDEST: i64 = 1;
@@ -107,8 +107,26 @@ const STEP_2: &[&str] = &[
     "CREATE TABLE IF NOT EXISTS checkpoint (seq INTEGER PRIMARY KEY, note TEXT NOT NULL) STRICT",
 ];
 
+/// From version 2 to 3: values that others minted and that have not ended. `due_ms` is the wall clock's
+/// time of the next try to end one; without it its exec lives.
+const STEP_3: &[&str] = &["CREATE TABLE IF NOT EXISTS mint (
+         mint_id TEXT PRIMARY KEY,
+         lease_id TEXT NOT NULL,
+         exec_id TEXT NOT NULL,
+         secret TEXT NOT NULL,
+         issuer TEXT NOT NULL,
+         scope TEXT,
+         principal TEXT,
+         far_id TEXT,
+         expires_ms INTEGER,
+         handle BLOB,
+         attempts INTEGER NOT NULL,
+         due_ms INTEGER,
+         owner INTEGER NOT NULL
+     ) STRICT, WITHOUT ROWID"];
+
 /// What leads from each version to the next, and the version after it.
-const STEPS: &[(i64, &[&str])] = &[(2, STEP_2)];
+const STEPS: &[(i64, &[&str])] = &[(2, STEP_2), (3, STEP_3)];
 
 /// Makes the database if no other process was first.
 pub(super) fn create(place: &Place, owner: &Owner) -> Result<(), StoreError> {

@@ -2,6 +2,7 @@
 //! copies from a mapping.
 
 use std::ffi::{CStr, CString, c_char};
+use std::os::fd::{AsFd, AsRawFd};
 use std::ptr;
 
 use rustix::io::Errno;
@@ -36,6 +37,24 @@ pub fn execve(program: &CStr, argv: &StringVector, envp: &StringVector) -> Errno
     last_errno()
 }
 
+/// The same with a program that was opened before, whatever its path leads to by now: execveat(2),
+/// Linux 3.19. Not for scripts: the interpreter could not open a descriptor that is closed on exec.
+pub fn execute(program: impl AsFd, argv: &StringVector, envp: &StringVector) -> Errno {
+    // SAFETY: the path is an empty C string and both vectors end in a null pointer; all live across the
+    // call, which returns only on failure.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            program.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            argv.pointers.as_ptr(),
+            envp.pointers.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        );
+    }
+    last_errno()
+}
+
 /// A delivery mapped for reading, from which execve copies: the only place of the value in the child.
 pub struct ReadMapping {
     start: *mut libc::c_void,
@@ -44,7 +63,7 @@ pub struct ReadMapping {
 
 impl ReadMapping {
     /// Maps `len` bytes of `fd`. Child-side: does not allocate.
-    pub fn new(fd: impl std::os::fd::AsFd, len: usize) -> Result<Self, Errno> {
+    pub fn new(fd: impl AsFd, len: usize) -> Result<Self, Errno> {
         // SAFETY: a fresh shared read-only mapping at an address of the kernel's choice.
         let start = unsafe {
             rustix::mm::mmap(
@@ -59,15 +78,19 @@ impl ReadMapping {
         Ok(Self { start, len })
     }
 
-    /// The C string that the delivery holds.
+    /// The C strings that the delivery holds, one after the other. Child-side: does not allocate.
     ///
     /// # Errors
-    /// `INVAL` if its only NUL is not its last byte.
-    pub fn c_str(&self) -> Result<&CStr, Errno> {
+    /// `INVAL` if its last byte is no NUL.
+    pub fn c_strings(&self) -> Result<impl Iterator<Item = &CStr>, Errno> {
         // SAFETY: a live mapping of `len` bytes, sealed against truncation by the launcher. A wipe can
         // zero the bytes at any time: they stay valid bytes, and the scan below is bounded by `len`.
         let bytes = unsafe { std::slice::from_raw_parts(self.start.cast::<u8>(), self.len) };
-        CStr::from_bytes_with_nul(bytes).map_err(|_| Errno::INVAL)
+        if bytes.last() != Some(&0) {
+            return Err(Errno::INVAL);
+        }
+        let strings = bytes.split_inclusive(|b| *b == 0);
+        Ok(strings.filter_map(|string| CStr::from_bytes_with_nul(string).ok()))
     }
 }
 

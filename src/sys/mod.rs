@@ -20,3 +20,4 @@ pub mod random;
 pub mod seccomp;
 pub mod slate;
 pub mod socket;
+pub mod wiping;

@@ -4,7 +4,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Compiled, Profiles, Spec, Workspace, invalid, show_agent};
+use super::{
+    Compiled, Profiles, Spec, Workspace, has_identities, invalid, refuse_hidden_identities,
+    show_agent,
+};
 use crate::host::Host;
 use crate::launcher::into::program::{Found, Search};
 use crate::launcher::into::survey::{Kind, survey};
@@ -60,6 +63,8 @@ pub(super) fn sandbox(
         resolver: None,
         binary: spec.binary,
         agent: None,
+        // The container's own way to /run is looked at below.
+        identities: false,
     };
     show_agent(&mut view, spec, host);
     let mut layout = layout::layout(&view);
@@ -86,6 +91,9 @@ pub(super) fn sandbox(
         };
         trees.extend(name.tree.map(|tree| (at.clone(), tree)));
         layout.entries.insert(at, entry);
+    }
+    if has_identities(&profile) {
+        refuse_hidden_identities(&layout, &trees)?;
     }
     let directory = spec.into.directory.clone();
     if let Some(directory) = directory.as_deref().filter(|d| !into::is_plain(d)) {

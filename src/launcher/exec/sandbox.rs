@@ -21,6 +21,7 @@ use crate::launcher::compile::{self, Command, Compiled};
 use crate::launcher::posture::Ownership;
 use crate::launcher::wire::{Refusal, RefusalKind};
 use crate::model::name::Channel;
+use crate::profile::AWS_VARIABLES;
 use crate::profile::{Capability, NetworkMode};
 use crate::sandbox::cgroup::Held;
 use crate::sandbox::identity::{self, Identity};
@@ -52,6 +53,17 @@ pub(super) struct FactsKept {
     pub cgroup: Result<Held, String>,
     pub ownership: Ownership,
     pub landlock_missing: Vec<Feature>,
+}
+
+/// How many files a capability may be delivered as at once: of a token two versions, what comes next, and
+/// what stands beside it.
+fn files_of(capability: &Arc<Capability>) -> usize {
+    let of = |channel: &Channel| match channel {
+        Channel::File => 1,
+        Channel::Token => 4,
+        Channel::Memfd | Channel::Env | Channel::Git | Channel::Ssh => 0,
+    };
+    capability.audiences.len() * capability.channels.iter().map(of).sum::<usize>()
 }
 
 impl Sandbox {
@@ -199,9 +211,7 @@ impl Sandbox {
         let built = landlock::build(setting.landlock_abi, &places, ports.as_ref())
             .map_err(|e| refuse_error(&e, "run `sublet doctor`"))?;
         // Attached before any value is there, while the child may still attach something.
-        let file = |c: &&Arc<Capability>| c.channels.contains(&Channel::File);
-        let files: usize =
-            compiled.profile.capabilities.iter().filter(file).map(|c| c.audiences.len()).sum();
+        let files: usize = compiled.profile.capabilities.iter().map(files_of).sum();
         if files > 0 {
             let made = SecretsMount::new(files).map_err(|e| delivery_unavailable(&e))?;
             self.secrets = Some(made);
@@ -227,7 +237,8 @@ impl Sandbox {
         terminal: Option<(u16, u16)>,
         streams: &Streams,
     ) -> Result<(), Refusal> {
-        let in_environment = command.handed.iter().filter(|h| **h == lists::ENVIRONMENT).count();
+        let in_environment = command.handed.iter().filter(|h| **h == lists::ENVIRONMENT).count()
+            * AWS_VARIABLES.len();
         let slate = self.child.slate()?;
         slate
             .put_strings(lists::PROGRAMS, &command.programs, 0)

@@ -1,7 +1,7 @@
 //! What a session orders, and what is done for it.
 #![forbid(unsafe_code)]
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
@@ -9,12 +9,13 @@ use std::os::unix::fs::OpenOptionsExt;
 use rustix::event::epoll;
 
 use super::watched::{Key, ROOT, Token};
-use super::{HEAD_FILE, Launcher, LauncherError, Live, tell, watch};
+use super::{Asked, HEAD_FILE, Launcher, LauncherError, Live, MAX_HELPERS, tell, watch};
 use crate::launcher::compile;
 use crate::launcher::exec::{BrokerEnds, Exec, Setting};
 use crate::launcher::explain;
-use crate::launcher::source;
-use crate::launcher::wire::{self, ExecNumber, Notice, Order, Refusal, RefusalKind};
+use crate::launcher::mint;
+use crate::launcher::source::{self, Helper};
+use crate::launcher::wire::{self, ExecNumber, Notice, Order, Refusal, RefusalKind, Ticket};
 use crate::model::name::SecretName;
 use crate::sys::clock;
 
@@ -39,11 +40,20 @@ impl Launcher {
                 e.revoke(delivery as usize);
                 Ok(())
             }),
+            Order::Replace { exec, delivery } => self.replace(session, exec, delivery),
+            Order::Replaced { exec, delivery, bytes } => self.with(session, exec, |e| {
+                if let Err(e) = e.put_replacement(delivery as usize, bytes as usize) {
+                    // The version that stands there is good for a while, and the broker tries again.
+                    eprintln!("sublet: launcher: {}", compile::chain(&e));
+                }
+                Ok(())
+            }),
             Order::Kill { exec } => self.with(session, exec, |e| {
                 e.kill();
                 Ok(())
             }),
-            Order::OpenSource { secret } => self.open_source(session, &secret),
+            Order::OpenSource { secret, ticket } => self.open_source(session, &secret, ticket),
+            Order::Mint { secret, ticket } => self.mint(session, &secret, ticket, fds),
             Order::Session if session == ROOT => self.open_session(fds),
             Order::KeepHead { head } if session == ROOT => {
                 let refusal = self.keep_head(&head).err().map(|e| Refusal {
@@ -105,6 +115,22 @@ impl Launcher {
         }
     }
 
+    fn replace(
+        &mut self,
+        session: Key,
+        number: ExecNumber,
+        delivery: u32,
+    ) -> Result<(), LauncherError> {
+        let Some(key) = self.key_of(session, number) else { return Ok(()) };
+        let Some(live) = self.execs.get_mut(&key) else { return Ok(()) };
+        let (fd, refusal) = match live.exec.replace(delivery as usize) {
+            Ok(fd) => (Some(fd), None),
+            Err(refusal) => (None, Some(refusal)),
+        };
+        let fds: Vec<_> = fd.iter().map(AsFd::as_fd).collect();
+        self.notify(session, &Notice::Replacement { exec: number, delivery, refusal }, &fds)
+    }
+
     /// Does something with an exec; what cannot be done ends it.
     fn with(
         &mut self,
@@ -122,31 +148,77 @@ impl Launcher {
         Ok(())
     }
 
-    fn open_source(&mut self, session: Key, secret: &SecretName) -> Result<(), LauncherError> {
-        match source::open(&self.setting.host.config, secret) {
-            Err(refusal) => self.notify(session, &Notice::SourceRefused { refusal }, &[]),
+    fn open_source(
+        &mut self,
+        session: Key,
+        secret: &SecretName,
+        ticket: Ticket,
+    ) -> Result<(), LauncherError> {
+        let opened = self
+            .refuse_too_many_helpers(secret)
+            .and_then(|()| source::open(&self.setting.host.config, secret));
+        match opened {
+            Err(refusal) => self.notify(session, &Notice::SourceRefused { ticket, refusal }, &[]),
             Ok(opened) => {
-                let notice = Notice::Source { helper: opened.helper.is_some() };
+                let notice = Notice::Source { ticket, helper: opened.helper.is_some() };
                 self.notify(session, &notice, &[opened.reader.as_fd()])?;
-                if let Some(helper) = opened.helper {
-                    let key = self.fresh_key();
-                    watch(&self.epoll, helper.pidfd.as_fd(), Token::Helper(key))?;
-                    self.helpers.insert(key, (helper, session));
+                match opened.helper {
+                    Some(helper) => self.watch_helper(helper, session, ticket),
+                    None => Ok(()),
                 }
-                Ok(())
             }
         }
     }
 
+    fn mint(
+        &mut self,
+        session: Key,
+        secret: &SecretName,
+        ticket: Ticket,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), LauncherError> {
+        let (config, mode) = (&self.setting.host.config, self.setting.mode);
+        let started = self
+            .refuse_too_many_helpers(secret)
+            .and_then(|()| mint::start(&self.program, config, mode, secret, fds));
+        match started {
+            Err(refusal) => self.notify(session, &Notice::SourceRefused { ticket, refusal }, &[]),
+            Ok(helper) => self.watch_helper(helper, session, ticket),
+        }
+    }
+
+    fn refuse_too_many_helpers(&self, secret: &SecretName) -> Result<(), Refusal> {
+        if self.helpers.len() < MAX_HELPERS {
+            return Ok(());
+        }
+        let why = format!("{MAX_HELPERS} sources are being asked already");
+        Err(source::refusal(secret, why, "try again: each ends with its deadline at the latest"))
+    }
+
+    fn watch_helper(
+        &mut self,
+        helper: Helper,
+        session: Key,
+        ticket: Ticket,
+    ) -> Result<(), LauncherError> {
+        let key = self.fresh_key();
+        watch(&self.epoll, helper.pidfd.as_fd(), Token::Helper(key))?;
+        self.helpers.insert(key, Asked { helper, session, ticket });
+        Ok(())
+    }
+
     pub(super) fn helper_ended(&mut self, key: Key) -> Result<(), LauncherError> {
-        let Some((helper, session)) = self.helpers.remove(&key) else { return Ok(()) };
+        let Some(Asked { helper, session, ticket }) = self.helpers.remove(&key) else {
+            return Ok(());
+        };
         epoll::delete(&self.epoll, helper.pidfd.as_fd())?;
         let refusal = helper.reap(clock::boottime());
-        self.notify(session, &Notice::SourceEnded { refusal }, &[])
+        self.notify(session, &Notice::SourceEnded { ticket, refusal }, &[])
     }
 
     /// Written in place: the encoding tells a torn write from a rollback. Not synced: it is for tampering,
-    /// and what a power cut may take from the trail it may take from here.
+    /// and what a power cut may take from the trail it may take from here. But for the first time: else
+    /// the cut leaves a file without content, which is no older head but none.
     fn keep_head(&self, head: &[u8]) -> io::Result<()> {
         let path = self.setting.host.state_dir.join(HEAD_FILE);
         let mut file = OpenOptions::new()
@@ -157,6 +229,12 @@ impl Launcher {
             .mode(0o644)
             .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
             .open(path)?;
-        file.write_all(head)
+        let is_fresh = file.metadata()?.len() == 0;
+        file.write_all(head)?;
+        if is_fresh {
+            file.sync_all()?;
+            File::open(&self.setting.host.state_dir)?.sync_all()?;
+        }
+        Ok(())
     }
 }

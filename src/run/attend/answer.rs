@@ -48,8 +48,8 @@ impl Attendant<'_> {
                 },
             },
         };
-        self.git_refused += 1;
-        if self.git_refused <= TOLD_REFUSALS {
+        self.refused += 1;
+        if self.refused <= TOLD_REFUSALS {
             let index = asked.request.as_ref().ok().and_then(|r| self.lease_for(r));
             let lease = index.map(|index| &self.leased[index]);
             self.ledger.refuse_git(self.scene, lease, &why)?;
@@ -87,7 +87,7 @@ impl Attendant<'_> {
             return Ok(Err(format!("lease_not_active: lease {id} was revoked")));
         }
         match self.ledger.take(self.scene, lease) {
-            Ok(Ok(())) => *self.git_uses.entry(index as u32).or_default() += 1,
+            Ok(Ok(())) => *self.uses.entry(index as u32).or_default() += 1,
             Ok(Err(refused)) => {
                 let name = match refused {
                     UseRefused::Exhausted => "uses_exhausted",
@@ -103,10 +103,16 @@ impl Attendant<'_> {
         }
         // Signals of a process go to the command; a client's exec hears of its end also while it waits here.
         let ear = matches!(self.caller, Caller::Client(_)).then_some(self.caller);
-        let resolved = value::resolve(self.ledger, self.session, ear, &lease.grant)
-            .and_then(value::Value::into_secret);
+        let resolved = value::resolve(self.ledger, self.scene, self.session, ear, &[lease])
+            .and_then(|materials| match materials.into_iter().next() {
+                Some(material) => Ok((material.value.into_secret()?, material.until)),
+                None => Err(RunError::LauncherDied),
+            });
         let mut secret = match resolved {
-            Ok(secret) => secret,
+            Ok((secret, until)) => {
+                self.leased[index].value_until = until;
+                secret
+            }
             Err(e @ RunError::LauncherDied) => return Err(e),
             // The use is spent; what it was revoked for is not waited for.
             Err(RunError::Stopped(why)) => return Ok(Err(format!("lease_not_active: {why}"))),
@@ -121,7 +127,7 @@ impl Attendant<'_> {
                 "delivery_unavailable: the value has a line break or NUL in it".to_owned()
             ));
         }
-        let redact = lease.grant.redact();
+        let redact = self.leased[index].grant.redact();
         self.given.push(Given { secret, redact });
         if redact {
             self.mask()?
@@ -134,5 +140,13 @@ fn give(asked: Asked, lease: &Leased, value: Option<&[u8]>) {
     let username = lease.grant.audience().git_username();
     let value = value.unwrap_or_default();
     // The use is taken: a helper that left without waiting has spent it.
-    drop(asked.answer(username, value));
+    let expires = value_expires(lease);
+    drop(asked.answer(username, value, expires));
+}
+
+/// The wall clock's second at which the value ends at its source, where that is known.
+fn value_expires(lease: &Leased) -> Option<i64> {
+    let now = crate::host::now().ok()?;
+    let left = lease.value_until?.saturating_sub(now.boot);
+    Some(now.wall.as_second().saturating_add_unsigned(left.as_secs()))
 }

@@ -1,15 +1,16 @@
 //! The exec's leases while the command lives: taken back, renewed, masked in what it prints.
 #![forbid(unsafe_code)]
 
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
 use super::Attendant;
-use crate::launcher::wire::Order;
+use crate::launcher::wire::{Notice, Order};
 use crate::model::id::LeaseId;
 use crate::redact::Patterns;
-use crate::run::deliver::Delivery;
 use crate::run::error::RunError;
+use crate::run::mint::renew::{self, Renewal};
 use crate::run::scene::EXEC;
 use crate::sys::clock;
 
@@ -20,9 +21,7 @@ impl Attendant<'_> {
 
     /// Wiped by us at once, and by the launcher, which kills the exec if the capability says so.
     pub(super) fn revoke(&mut self, index: usize) -> Result<(), RunError> {
-        if let Some(Delivery::Held(held)) = self.deliveries.get(index) {
-            held.wipe();
-        }
+        self.wipe(index);
         self.revoked.insert(index as u32);
         self.session.order(&Order::Revoke { exec: EXEC, delivery: index as u32 })?;
         Ok(())
@@ -33,12 +32,20 @@ impl Attendant<'_> {
         if self.ended.is_some() || !self.started {
             return None;
         }
-        self.leased.iter().filter_map(|lease| lease.renew_at).min()
+        let of_leases = self.leased.iter().filter_map(|lease| lease.renew_at).min();
+        of_leases.into_iter().chain(renew::next(self.ledger)).min()
     }
 
     pub(super) fn renew_what_is_due(&mut self) -> Result<(), RunError> {
         if self.next_renewal().is_none_or(|at| at > clock::boottime()) {
             return Ok(());
+        }
+        let asked = renew::ask(self.ledger, self.scene, self.session, self.leased)?;
+        for renewal in asked {
+            match renewal.question.is_over() {
+                true => self.end_renewal(renewal)?,
+                false => self.renewing.push(renewal),
+            }
         }
         let now = clock::boottime();
         for index in 0..self.leased.len() {
@@ -52,9 +59,43 @@ impl Attendant<'_> {
         Ok(())
     }
 
+    /// The launcher speaks of a source: of a renewal, or of a question that was given up.
+    pub(super) fn hear_of_renewal(
+        &mut self,
+        notice: Notice,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), RunError> {
+        let (Notice::SourceEnded { ticket, .. } | Notice::SourceRefused { ticket, .. }) = notice
+        else {
+            return Ok(());
+        };
+        let Some(index) = self.renewing.iter().position(|r| r.question.ticket() == ticket) else {
+            return Ok(());
+        };
+        self.renewing[index].question.hear(notice, fds);
+        match self.renewing[index].question.is_over() {
+            true => {
+                let renewal = self.renewing.swap_remove(index);
+                self.end_renewal(renewal)
+            }
+            false => Ok(()),
+        }
+    }
+
+    fn end_renewal(&mut self, renewal: Renewal) -> Result<(), RunError> {
+        let done = renew::done(self.ledger, self.scene, renewal)?;
+        if let Some((lease, until)) = done
+            && let Some(index) = self.index_of(&lease)
+        {
+            self.leased[index].value_until = Some(until);
+            self.extend(index)?;
+        }
+        Ok(())
+    }
+
     /// The delivery of a renewed lease stays for longer.
     pub(super) fn extend(&self, index: usize) -> Result<(), RunError> {
-        let expires = self.leased[index].record.expires_boot;
+        let expires = self.leased[index].until();
         let order = Order::Extend { exec: EXEC, delivery: index as u32, expires };
         Ok(self.session.order(&order)?)
     }

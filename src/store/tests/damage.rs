@@ -125,7 +125,7 @@ fn a_later_schema_is_left_alone() {
     let conn = rusqlite::Connection::open(dir.path().join("db/sublet.db")).unwrap();
     conn.pragma_update(None, "user_version", schema::VERSION + 1).unwrap();
     drop(conn);
-    assert!(matches!(use_it(dir.path()), Err(StoreError::Newer { found: 3, known: 2, .. })));
+    assert!(matches!(use_it(dir.path()), Err(StoreError::Newer { found: 4, known: 3, .. })));
     assert!(matches!(Reader::open(dir.path()), Err(StoreError::Newer { .. })));
 }
 
@@ -227,7 +227,7 @@ fn of_version_1() -> tempfile::TempDir {
     let dir = filled();
     let conn = rusqlite::Connection::open(dir.path().join("db/sublet.db")).unwrap();
     conn.execute_batch(
-        "DROP INDEX lease_due; DROP INDEX lease_of_run; DROP INDEX exec_live; DROP INDEX exec_of_run;
+        "DROP TABLE mint; DROP INDEX lease_due; DROP INDEX lease_of_run; DROP INDEX exec_live; DROP INDEX exec_of_run;
          CREATE INDEX lease_open ON lease (owner) WHERE state IN ('granted', 'consumed');
          CREATE INDEX exec_running ON exec (owner) WHERE state = 'running';
          PRAGMA user_version = 1;",
