@@ -478,10 +478,16 @@ impl Bundle {
         let mut command = Command::new("runc");
         let name = format!("sublet-bench-{}-{number}", std::process::id());
         command.arg("run").arg("--bundle").arg(&self.dir).arg(name);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let said = self.dir.join("said");
+        let stderr = fs::File::create(&said).ok()?;
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
         let began = Instant::now();
         let status = command.status().ok()?;
-        status.success().then(|| began.elapsed())
+        let took = began.elapsed();
+        if !status.success() {
+            println!("  runc: {}", fs::read_to_string(said).unwrap_or_default().trim());
+        }
+        status.success().then_some(took)
     }
 
     fn run(&self, number: usize) -> Duration {

@@ -280,3 +280,39 @@ fn where_user_namespaces_shift_ids_files_keep_their_owner() {
     into(&world, container.pid, &["-u", "70000"], "true").fails_naming(&["no user 70000"]);
     drop(finish(Command::new("true"), b"", None));
 }
+
+#[test]
+#[file_serial(runc)]
+fn an_agent_is_nobody_else_in_its_container() {
+    let world = World::host();
+    let profile = leasing_host(&world, VALUE.as_bytes(), "");
+    let broker = serve(&world);
+    let try_as = |uid: u32, flags: &[&str]| {
+        let mut bundle = Bundle::new(&world, SLEEP).annotated(&profile).guarded();
+        bundle.config["process"]["user"] = json!({ "uid": uid, "gid": uid });
+        put(&bundle.root("work/of-root"), "before");
+        let container = bundle.start();
+        let runs = broker.call(&["--json", "runs", "list"]).ok().json_lines();
+        let run = runs.iter().find(|run| run["state"] == "active").unwrap();
+        let id = run["run_id"].as_str().unwrap();
+        let script = "echo after >of-root; touch mine && echo made";
+        let args = [&["exec", "--run", id][..], flags, &["--", "sh", "-c", script]].concat();
+        let outcome = broker.call(&args);
+        let content = fs::read_to_string(bundle.root("work/of-root")).unwrap();
+        container.delete();
+        (outcome, content)
+    };
+    // A user's agent: its own files, and root's by no flag.
+    let (own, content) = try_as(1000, &[]);
+    own.ok().says("made");
+    assert_eq!(content, "before");
+    let (refused, content) = try_as(1000, &["-u", "0"]);
+    refused.exits(125);
+    assert_eq!(content, "before");
+    // Root's agent is root of its files, and may be the other.
+    let (root, content) = try_as(0, &["-u", "0"]);
+    assert_eq!(content, "after\n", "{root}");
+    let (other, content) = try_as(0, &["-u", "1000"]);
+    other.ok().says("made");
+    assert_eq!(content, "before");
+}

@@ -173,8 +173,20 @@ fn ids(
                 "name one that its user namespace maps",
             )
         })?;
+        // Root of the container may be anyone in it already.
+        let is_free = target.agent.is_none_or(|agent| {
+            agent == on_disk || target.inside(agent).is_some_and(|(uid, _)| uid == 0)
+        });
+        if !is_free {
+            return Err(invalid(
+                format!("an agent of this container is no user {}:{} of it", user.0, user.1),
+                "leave --user out: it is the container's own (process.user)",
+            ));
+        }
         return Ok((user, on_disk));
     }
+    // An agent gets no files by sublet that it has not by itself.
+    let owner = target.agent.or(owner);
     let ordinary = |id: u32| if id == 0 { ORDINARY_UID } else { id };
     let on_disk = owner.unwrap_or((ORDINARY_UID, ORDINARY_UID));
     let (uid, gid) = target.inside(on_disk).unwrap_or((ORDINARY_UID, ORDINARY_UID));

@@ -31,6 +31,8 @@ pub struct Target {
     pub workspace: PathBuf,
     /// On the host: whose files its own processes may write.
     pub owner: u32,
+    /// Of a run: who its agent is, on the host. Through sublet it is nobody else but, as root, anyone there.
+    pub agent: Option<(u32, u32)>,
     uid_map: Vec<(u32, u32, u32)>,
     gid_map: Vec<(u32, u32, u32)>,
 }
@@ -64,7 +66,7 @@ impl Target {
                                 "the container of {run} is of another boot"
                             )));
                         }
-                        (r.pid, Some(r.started), r.workspace, Some(r.uid))
+                        (r.pid, Some(r.started), r.workspace, Some((r.uid, r.gid)))
                     }
                     // Which container it is, is not the broker's to say.
                     (_, Some(_)) => {
@@ -76,15 +78,15 @@ impl Target {
         if rights != Rights::Privileged {
             return Err(refuse("a container's namespaces can be joined by root alone".to_owned()));
         }
-        let (pid, started, workspace, owner) = named;
-        Self::open(pid, started, workspace, owner).map(Some)
+        let (pid, started, workspace, agent) = named;
+        Self::open(pid, started, workspace, agent).map(Some)
     }
 
     fn open(
         pid: i32,
         recorded: Option<u64>,
         workspace: PathBuf,
-        owner: Option<u32>,
+        agent: Option<(u32, u32)>,
     ) -> Result<Self, Refusal> {
         let gone = || refuse(format!("there is no process {pid} any more"));
         let number = (pid > 1).then(|| Pid::from_raw(pid)).flatten().ok_or_else(gone)?;
@@ -107,12 +109,23 @@ impl Target {
             .map_err(|e| failed("root", &e))?;
         let read = |name: &str| std::fs::read_to_string(proc(name)).map_err(|e| failed(name, &e));
         let (uid_map, gid_map) = (map(&read("uid_map")?), map(&read("gid_map")?));
-        let owner = match owner {
-            Some(owner) => owner,
+        let owner = match agent {
+            Some((owner, _)) => owner,
             None => std::fs::metadata(proc("")).map_err(|e| failed("owner", &e))?.uid(),
         };
-        let target =
-            Self { pid, started, pidfd, mounts, network, root, workspace, owner, uid_map, gid_map };
+        let target = Self {
+            pid,
+            started,
+            pidfd,
+            mounts,
+            network,
+            root,
+            workspace,
+            owner,
+            agent,
+            uid_map,
+            gid_map,
+        };
         target.refuse_the_hosts_own()?;
         // All of it was opened by number: it is this process's if that still lives.
         if !target.is_alive() {
