@@ -61,7 +61,7 @@ fn one_packaged(dir: &Path, name: &str, suite: Suite) -> Result<Kernel> {
             ));
         }
         workshop::fresh_dir(&place)?;
-        debian::unpack(dir, suite, &[package.clone()], &place)?;
+        debian::unpack(dir, suite, std::slice::from_ref(&package), &place)?;
         fs::write(place.join("done"), &package).map_err(|e| format!("{}: {e}", place.display()))?;
     }
     let origin = fs::read_to_string(place.join("done")).map_err(|e| e.to_string())?;

@@ -5,7 +5,7 @@
 //! - [`workshop`]: everything that is made before a machine boots: [`kernel`], [`debian`], [`disk`], [`cpio`]
 //! - [`machine`]: one QEMU, its serial line, its memory; [`tap`]: what comes over the line
 //! - [`job`]: what is booted for, and how it is judged: [`isolation`], [`variants`], [`residue`], [`faults`]
-//! - [`report`]: `docs/kernels.md`
+//! - [`report`], which writes `docs/kernels.md`
 //! - `guest/`: the program that runs inside
 #![forbid(unsafe_code)]
 

@@ -144,7 +144,16 @@ fn guest_program(dir: &Path) -> Result<PathBuf> {
     let program = dir.join("guest");
     let mut build = Command::new(std::env::var_os("RUSTC").unwrap_or("rustc".into()));
     build
-        .args(["--edition", "2024", "-C", "target-feature=+crt-static", "-C", "opt-level=1"])
+        .args([
+            "--edition",
+            "2024",
+            "-C",
+            "target-feature=+crt-static",
+            "-C",
+            "opt-level=1",
+            "-D",
+            "warnings",
+        ])
         .args(["-C", "strip=symbols", "--target", TARGET, "--crate-name", "guest", "-o"])
         .arg(&program)
         .arg(checkout().join("vm-tests/guest/main.rs"));
