@@ -1,4 +1,5 @@
-//! Compiles `seccomp/*.json` into BPF, so that starting a sandbox neither parses nor compiles.
+//! Compiles `seccomp/*.json` into BPF, so that starting a sandbox neither parses nor compiles, and has the
+//! program linked without shared libraries.
 //!
 //! Receives the filter files, writes `$OUT_DIR/filters.rs`: one static array a file, and a table of
 //! (name, text, program). A file that does not compile fails the build with its name and the reason.
@@ -6,6 +7,7 @@
 use std::error::Error;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::{env, fs};
 
 #[path = "src/sandbox/seccomp/compile.rs"]
@@ -28,7 +30,64 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?).join("filters.rs");
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
     fs::write(out, table(&root.join("seccomp"))?)?;
+    link_statically()
+}
+
+/// Links the program as a static PIE: the same address-space randomisation, without the dynamic loader, its
+/// symbol look-ups and three libraries at each of the starts that an exec is made of; and it runs in any
+/// container. `-C target-feature=+crt-static` says the same, but needs `--target`, which moves the
+/// program's place.
+///
+/// rustc names the C libraries after switching to shared ones; a directory of ours, looked into first, has
+/// the archives under those names. Where a C library has no archives (Fedora without glibc-static), or
+/// with `SUBLET_LINK=dynamic`, the link stays dynamic, and all is the same but slower.
+fn link_statically() -> Result<(), Box<dyn Error>> {
+    println!("cargo::rerun-if-env-changed=SUBLET_LINK");
+    println!("cargo::rerun-if-env-changed=CC");
+    let is_glibc = env::var("CARGO_CFG_TARGET_ENV")? == "gnu";
+    let is_asked_otherwise = env::var("SUBLET_LINK").is_ok_and(|how| how == "dynamic");
+    // Then rustc does it all by itself.
+    let is_static = env::var("CARGO_CFG_TARGET_FEATURE").is_ok_and(|f| f.contains("crt-static"));
+    if !is_glibc || is_asked_otherwise || is_static {
+        return Ok(());
+    }
+    // Static names under which rustc asks for the shared libraries: libgcc_s has no archive, its parts do.
+    let archives = [
+        ("libc.a", "libc.a"),
+        ("libm.a", "libm.a"),
+        ("libdl.a", "libdl.a"),
+        ("librt.a", "librt.a"),
+        ("libutil.a", "libutil.a"),
+        ("libpthread.a", "libpthread.a"),
+        ("libgcc_s.a", "libgcc_eh.a"),
+    ];
+    let dir = PathBuf::from(env::var("OUT_DIR")?).join("archives");
+    fs::create_dir_all(&dir)?;
+    for (name, archive) in archives {
+        let Some(found) = archive_of_compiler(archive) else { return Ok(()) };
+        let text = match name {
+            "libgcc_s.a" => {
+                let Some(rest) = archive_of_compiler("libgcc.a") else { return Ok(()) };
+                format!("GROUP({} {})\n", found.display(), rest.display())
+            }
+            _ => format!("INPUT({})\n", found.display()),
+        };
+        fs::write(dir.join(name), text)?;
+    }
+    for argument in [&format!("-L{}", dir.display()), "-static-pie", "-Wl,-z,pack-relative-relocs"]
+    {
+        println!("cargo::rustc-link-arg-bins={argument}");
+    }
     Ok(())
+}
+
+/// Where the C compiler, which links, has this archive.
+fn archive_of_compiler(name: &str) -> Option<PathBuf> {
+    let compiler = env::var("CC").unwrap_or_else(|_| "cc".to_owned());
+    let output = Command::new(compiler).arg(format!("-print-file-name={name}")).output().ok()?;
+    let path = PathBuf::from(String::from_utf8(output.stdout).ok()?.trim());
+    // It answers with the bare name where it has none.
+    (path.is_absolute() && path.exists()).then_some(path)
 }
 
 fn table(dir: &Path) -> Result<String, Box<dyn Error>> {

@@ -55,7 +55,7 @@ impl std::fmt::Display for ProfileRef {
 }
 
 /// Where this host keeps things.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Places {
     /// `--config`, `SUBLET_CONFIG`: must exist. Else the default place, which need not.
     pub config: Option<PathBuf>,

@@ -22,8 +22,9 @@ mod value;
 use std::sync::Arc;
 
 use crate::host::{Host, Trust};
-use crate::launcher::client::{Launcher, Session};
+use crate::launcher::client::{Launcher, Session, Unsettled};
 use crate::launcher::wire::Order;
+use crate::model::id::ExecId;
 use crate::model::report::{Report, Timings};
 use crate::sys::{memory, process};
 
@@ -32,6 +33,7 @@ pub use explained::{Explained, LeaseVerdict, explain};
 pub use scene::{Asked, AskedOfRun};
 
 use caller::Caller;
+use deliver::Prepared;
 use entries::Leased;
 use ledger::Ledger;
 use scene::Scene;
@@ -47,20 +49,39 @@ pub struct Outcome {
     pub unrecorded: Option<RunError>,
 }
 
+/// What is begun before it is known what is asked for.
+pub struct Begun {
+    exec_id: ExecId,
+    caller: Caller,
+    launcher: Unsettled,
+    watch: Stopwatch,
+}
+
+/// Takes the signals over and forks the launcher: before the command line is parsed, which takes as long as
+/// the launcher takes to settle, and long before anything secret is loaded, which it must never have held.
+///
+/// # Errors
+/// Nothing was begun.
+pub fn begin() -> Result<Begun, RunError> {
+    let watch = Stopwatch::start();
+    process::adopt_orphans().map_err(RunError::settle)?;
+    let caller = Caller::process()?;
+    let exec_id = ExecId::fresh();
+    let launcher = Launcher::begin(Trust::Invoker, Some(&exec_id))?;
+    Ok(Begun { exec_id, caller, launcher, watch })
+}
+
 /// Runs one command under zero or more leases, and returns when nothing of it is left: `sublet run`.
 ///
 /// # Errors
 /// Before the command ran: then nothing of it did. After: if the launcher died under it, or the trail
 /// could not be closed; the tree is dead and the deliveries are wiped then too.
-pub fn run(asked: Asked) -> Result<Outcome, RunError> {
-    let mut watch = Stopwatch::start();
-    process::adopt_orphans().map_err(RunError::settle)?;
-    let mut caller = Caller::process()?;
-    // Before anything secret is loaded: the launcher must never have held it.
-    let launcher = Launcher::fork(&asked.places, Trust::Invoker)?;
+pub fn run(begun: Begun, asked: Asked) -> Result<Outcome, RunError> {
+    let Begun { exec_id, mut caller, launcher, mut watch } = begun;
+    let launcher = launcher.settle(&asked.places)?;
     memory::set_dumpable(false).map_err(RunError::Settle)?;
     memory::forbid_core_dumps().map_err(RunError::Settle)?;
-    let scene = scene::set(asked)?;
+    let scene = scene::set(asked, exec_id)?;
     let ledger = || {
         let key = ledger::open_key(&scene.host)?;
         // The state may be a broker's: the launcher keeps what only root can do.
@@ -103,15 +124,21 @@ fn tell(
     scene.refuse_managed_values(&ledger)?;
     watch.lap(|t| &mut t.decide);
 
+    // The rest is done while the child works on by itself, and no longer the launcher: all three would have
+    // to share two CPUs.
+    let prepared = deliver::prepared(session);
     // Decided and durable before any value moves: granted, and the use taken.
     let leased = ledger.grant(scene)?;
-    ledger.keep_head(session)?;
+    let kept = ledger.keep_head(session);
     caller.accepted();
     watch.lap(|t| &mut t.record);
 
-    let told = perform(scene, session, caller, &mut ledger, leased, watch);
+    let told = perform(scene, session, caller, &mut ledger, leased, (prepared, kept), watch);
     // Whatever became of it: what was minted for it ends with it.
     mint::end_all(&mut ledger, scene, session);
+    if scene.is_one_shot() {
+        ledger.leave_open();
+    }
     told
 }
 
@@ -122,9 +149,12 @@ fn perform(
     caller: &mut Caller,
     ledger: &mut Ledger,
     mut leased: Vec<Leased>,
+    (prepared, kept): (Result<Prepared, RunError>, Result<(), RunError>),
     watch: &mut Stopwatch,
 ) -> Result<Outcome, RunError> {
-    let prepared = deliver::prepared(session).map_err(|e| ledger.abandon(scene, &leased, e))?;
+    // A launcher that could not prepare has said why; one that is gone keeps no head either.
+    let prepared = prepared.map_err(|e| ledger.abandon(scene, &leased, e))?;
+    kept?;
     let values = deliver::resolve(ledger, scene, session, caller, &mut leased)
         .map_err(|e| ledger.abandon(scene, &leased, e))?;
     watch.lap(|t| &mut t.resolve);

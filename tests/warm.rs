@@ -257,11 +257,17 @@ fn the_next_exec_of_a_run_gets_what_stood_ready() {
     assert_ne!(place.ready(), ready);
     assert!(!is_alive(ready));
 
-    // The twin: a launcher that is to keep none builds each when it is asked for.
+    // The twin: a launcher that is to keep none has a child ahead that knows of no run, in an empty root, and
+    // builds the rest when it is asked for.
     let mut cold = Place::new(0);
     cold.sh("true");
-    assert_eq!(cold.children(), BTreeSet::new());
-    assert_eq!(cold.sh("echo two").stdout, "two\n");
+    let seed = cold.ready();
+    let holds = |what: &str| fs::read_to_string(format!("/proc/{seed}/{what}")).unwrap();
+    assert!(comes_true(|| holds("mountinfo").lines().count() == 1), "{}", holds("mountinfo"));
+    assert_eq!(holds("uid_map"), "");
+    let second = cold.sh("echo two");
+    assert_eq!((second.stdout.as_str(), second.during), ("two\n", BTreeSet::from([seed])));
+    assert!(!is_alive(seed));
 }
 
 fn nothing_of_one_exec_is_there_for_the_next() {

@@ -44,6 +44,7 @@ use std::path::PathBuf;
 
 use clap::{Args as _, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::run::{Begun, RunError};
 use fail::{Answer, Failure, NOT_RUN, TROUBLE, YES};
 
 /// Runs one command in a sandbox and lets it use a credential for exactly that long.
@@ -154,12 +155,13 @@ pub fn definitions() -> clap::Command {
 /// Parses, dispatches, reports. Returns the exit status.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     let args: Vec<OsString> = args.into_iter().collect();
+    let begun = is_to_run(&args).then(crate::run::begin);
     let cli = match parse(&args) {
         Ok(cli) => cli,
         Err(error) => return usage(&error, &args),
     };
     let json = cli.globals.json;
-    match dispatch(cli) {
+    match dispatch(cli, begun) {
         Ok(status) => status,
         Err(failure) => failure.report(json),
     }
@@ -170,7 +172,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
 pub fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
     // The hot paths build the one command that they need. Whatever it cannot parse is parsed anew below,
     // so that help, errors and their suggestions know every command.
-    if let Some(alone) = args.get(1).and_then(|word| alone(word.to_str()?))
+    if let Some(alone) = first_word(args).and_then(alone)
         && let Ok(matches) = alone.try_get_matches_from(args)
         && let Ok(cli) = Cli::from_arg_matches(&matches)
     {
@@ -179,6 +181,26 @@ pub fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
     let mut definitions = Cli::command();
     let matches = definitions.try_get_matches_from_mut(args)?;
     Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut definitions))
+}
+
+/// The command's name, as far as it can be seen without parsing.
+fn first_word(args: &[OsString]) -> Option<&str> {
+    let mut args = args.iter().skip(1).map(|arg| arg.to_str());
+    loop {
+        match args.next()?? {
+            // Those of [`Globals`] that have their value behind them.
+            "--config" | "--state-dir" => drop(args.next()),
+            flag if flag.starts_with('-') => {}
+            word => return Some(word),
+        }
+    }
+}
+
+/// Whether a sandbox will be wanted, by all looks. If not, what was begun for it ends by itself.
+fn is_to_run(args: &[OsString]) -> bool {
+    let flags = || args.iter().take_while(|arg| *arg != "--");
+    let runs_nothing = |arg: &OsString| arg == "--explain" || arg == "--help" || arg == "-h";
+    first_word(args) == Some("run") && flags().count() < args.len() && !flags().any(runs_nothing)
 }
 
 fn alone(word: &str) -> Option<clap::Command> {
@@ -191,10 +213,10 @@ fn alone(word: &str) -> Option<clap::Command> {
     Some(Globals::augment_args(top).subcommand(command))
 }
 
-fn dispatch(cli: Cli) -> Answer {
+fn dispatch(cli: Cli, begun: Option<Result<Begun, RunError>>) -> Answer {
     let globals = &cli.globals;
     match cli.command {
-        Command::Run(args) => run::execute(globals, args).map_err(Failure::beside_a_command),
+        Command::Run(args) => run::execute(globals, args, begun).map_err(Failure::beside_a_command),
         Command::Exec(args) => exec::execute(globals, args).map_err(Failure::beside_a_command),
         Command::Demo(args) => demo::execute(globals, args).map_err(Failure::beside_a_command),
         Command::Runs(args) => runs::execute(globals, &args),

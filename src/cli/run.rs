@@ -26,7 +26,7 @@ use crate::policy::request::InvalidLeaseFlag;
 use crate::policy::{LeaseFlag, Reason};
 use crate::profile;
 use crate::relay::terminal;
-use crate::run::{self as story, Asked, RunError};
+use crate::run::{self as story, Asked, Begun, RunError};
 
 /// The largest `--env-file`: what execve(2) takes in all, and more would be a mistake.
 const ENV_FILE_MAX: u64 = 2 << 20;
@@ -207,7 +207,8 @@ fn env_file(path: &Path) -> Result<String, Failure> {
     String::from_utf8(bytes).map_err(|_| failed().why("it is not UTF-8"))
 }
 
-pub fn execute(globals: &Globals, args: RunArgs) -> Answer {
+/// `begun`: what was begun already, when the command line had only been looked at.
+pub fn execute(globals: &Globals, args: RunArgs, begun: Option<Result<Begun, RunError>>) -> Answer {
     let report = args.report.clone();
     let explain = args.explain;
     let asked = asked(globals, args)?;
@@ -220,7 +221,8 @@ pub fn execute(globals: &Globals, args: RunArgs) -> Answer {
         None => None,
         Some(path) => Some((create_report(path)?, path)),
     };
-    let outcome = match story::run(asked) {
+    let begun = begun.unwrap_or_else(story::begin);
+    let outcome = match begun.and_then(|begun| story::run(begun, asked)) {
         Ok(outcome) => outcome,
         Err(error) => {
             let failure = Failure::from(&error);

@@ -167,7 +167,10 @@ fn sources_that_mint_are_typed() {
     }
     bad(OAUTH.to_owned(), &["client_secret"]);
     bad(format!("{OAUTH}client_secret = \"nobody\""), &["there is no [secrets.nobody]"]);
-    bad(format!("{OAUTH}client_secret = \"k\"\npath = \"/k\""), &["sublet.toml:10:8", "no meaning"]);
+    bad(
+        format!("{OAUTH}client_secret = \"k\"\npath = \"/k\""),
+        &["sublet.toml:10:8", "no meaning"],
+    );
     bad(format!("{OAUTH}client_secret = \"k\"\ntimeout = \"1h\""), &["at most 2m"]);
     bad(format!("{OAUTH}client_secret = \"a\""), &["whose source is `oauth`"]);
     bad(OAUTH.replace("https://l.test", "http://l.test"), &["must be `https`"]);

@@ -14,6 +14,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::serve;
 use super::wire::{self, Notice, Order, Ticket, WireError};
 use crate::host::{Places, Trust};
+use crate::model::id::ExecId;
 use crate::sys::process::{self, Forked};
 use crate::sys::socket;
 
@@ -36,25 +37,46 @@ pub struct Session {
     passed_over: RefCell<VecDeque<(Notice, Vec<OwnedFd>)>>,
 }
 
+/// A launcher that is not yet told where this host keeps things. It has begun with what does not hang on that.
+pub struct Unsettled(Launcher);
+
 #[derive(Debug, thiserror::Error)]
-#[error("could not fork the launcher")]
-pub struct ForkError(#[from] io::Error);
+pub enum ForkError {
+    #[error("could not fork the launcher")]
+    Fork(#[from] io::Error),
+    #[error("the launcher ended before it was told anything")]
+    Settle(#[from] WireError),
+}
+
+impl Unsettled {
+    pub fn settle(self, places: &Places) -> Result<Launcher, ForkError> {
+        self.0.root.order(&Order::Settle(places.clone()))?;
+        Ok(self.0)
+    }
+}
 
 impl Launcher {
-    /// Forks the launcher: before any secret is loaded, and before any thread exists.
+    /// Forks the launcher and lets it settle.
     pub fn fork(places: &Places, trust: Trust) -> Result<Self, ForkError> {
+        Self::begin(trust, None)?.settle(places)
+    }
+
+    /// Forks the launcher: before any secret is loaded, and before any thread exists.
+    ///
+    /// `ahead`: the exec that will be asked for. What every exec needs is begun at once, under its name.
+    pub fn begin(trust: Trust, ahead: Option<&ExecId>) -> Result<Unsettled, ForkError> {
         let (ours, theirs) = socket::packet_pair().map_err(io::Error::from)?;
         match process::fork()? {
             Forked::Child => {
                 drop(ours);
-                process::exit_now(serve::run(theirs, places, trust))
+                process::exit_now(serve::run(theirs, trust, ahead))
             }
             Forked::Parent { pid } => {
                 // Only speed hangs on it, and a cpuset may forbid it.
                 match process::start_elsewhere(pid) {
                     Ok(()) | Err(_) => {}
                 }
-                Ok(Self { root: Session::new(ours), pid })
+                Ok(Unsettled(Self { root: Session::new(ours), pid }))
             }
         }
     }

@@ -27,10 +27,10 @@ use crate::sandbox::cgroup::CgroupLimits;
 use crate::sandbox::identity::{Mode, ORDINARY_UID};
 use crate::sandbox::layout::{self, Access, Entry, HostPath, Layout, View};
 use crate::sandbox::plan::lists;
-use crate::sandbox::seccomp::{self, Filter};
+use crate::sandbox::seccomp::BuiltIn;
 
 /// The first descriptor number that a memfd delivery gets.
-const FIRST_DELIVERY: i32 = 3;
+const FIRST_DELIVERY: i64 = 3;
 
 /// What an order says of the sandbox: two with the same get the same one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,14 +91,13 @@ pub struct Compiled {
     pub home: PathBuf,
     pub working_directory: PathBuf,
     pub cgroup_limits: CgroupLimits,
-    pub filter: Filter,
-    pub init_filter: Filter,
+    pub filter: BuiltIn,
 }
 
 /// The command, before it is given to a sandbox.
 pub struct Command {
     /// Of each delivery that is a descriptor: the number that it gets, or [`lists::ENVIRONMENT`].
-    pub handed: Vec<i32>,
+    pub handed: Vec<i64>,
     pub environment: Vec<CString>,
     pub programs: Vec<CString>,
     pub argv: Vec<CString>,
@@ -115,10 +114,9 @@ impl Compiled {
             layout,
             home,
             working_directory,
-            // These three follow from the profile.
+            // These follow from the profile.
             cgroup_limits: _,
             filter: _,
-            init_filter: _,
         } = self;
         *profile == other.profile
             && workspace.as_ref().map(Workspace::facts)
@@ -193,7 +191,6 @@ pub fn sandbox(
             millicpu: profile.limits.cpu.map(|c| c.thousandths.into()),
         },
         filter: builtin_filter(filter_name)?,
-        init_filter: builtin_filter("init")?,
         home,
         workspace,
         profile,
@@ -215,8 +212,8 @@ pub fn command(prepare: &Prepare, sandbox: &Compiled) -> Result<Command, Refusal
     })
 }
 
-fn builtin_filter(name: &str) -> Result<Filter, Refusal> {
-    seccomp::builtin(name).ok_or_else(|| {
+pub fn builtin_filter(name: &str) -> Result<BuiltIn, Refusal> {
+    BuiltIn::named(name).ok_or_else(|| {
         invalid(format!("there is no seccomp filter `{name}`"), "name one of `seccomp/`")
     })
 }
@@ -306,7 +303,7 @@ fn view(
 }
 
 /// The environment but for values, and what the child does with each delivery.
-fn environment(prepare: &Prepare, sandbox: &Compiled) -> Result<(Vec<i32>, Vec<CString>), Refusal> {
+fn environment(prepare: &Prepare, sandbox: &Compiled) -> Result<(Vec<i64>, Vec<CString>), Refusal> {
     let Compiled { profile, home, .. } = sandbox;
     let mut variables: Vec<(String, Vec<u8>)> = Vec::new();
     let mut set = |name: &str, value: &[u8]| {

@@ -5,11 +5,13 @@
 mod make;
 mod parts;
 mod sandbox;
+mod seed;
 mod warm;
 mod words;
 
 pub use make::ownership;
 pub use parts::{limit_name, limits, namespace_names, proc_is_masked};
+pub use seed::Seeds;
 pub use warm::{Pool, Warm};
 
 use make::{delivery_unavailable, make_deliveries, make_streams};
@@ -135,6 +137,7 @@ impl Exec {
         order: Prepare,
         setting: &Setting,
         warm: &mut Pool,
+        seeds: &mut Seeds,
         prepared: impl FnOnce(BrokerEnds),
     ) -> Result<Self, Refusal> {
         let spec = Spec::of(&order);
@@ -142,7 +145,11 @@ impl Exec {
         let command = compile::command(&order, &compiled)?;
         let mut sandbox = match warm.take(&spec).and_then(|warm| warm.into_sandbox(&compiled)) {
             Some(sandbox) => sandbox,
-            None => Sandbox::build(&compiled, &order.exec_id, setting)?,
+            None => {
+                let network = compiled.profile.network.mode;
+                let seed = seeds.take(&order.exec_id, network, setting)?;
+                Sandbox::build(&compiled, seed, setting)?
+            }
         };
 
         let owner = sandbox.owner();
@@ -182,7 +189,7 @@ impl Exec {
     }
 
     pub fn socket(&self) -> BorrowedFd<'_> {
-        self.sandbox.socket.as_fd()
+        self.sandbox.child.socket.as_fd()
     }
 
     /// What its sandbox was made for, and another one may be.
@@ -191,7 +198,7 @@ impl Exec {
     }
 
     pub fn pidfd(&self) -> BorrowedFd<'_> {
-        self.sandbox.pidfd.as_fd()
+        self.sandbox.child.pidfd.as_fd()
     }
 
     /// The broker has filled the deliveries. They go in as soon as the child is ready.
@@ -257,7 +264,7 @@ impl Exec {
                 // Before there is a command that could have taken the port.
                 let endpoint = match self.has_endpoint {
                     true => Some(
-                        net::listen_in(self.sandbox.pid, ENDPOINT_PORT)
+                        net::listen_in(self.sandbox.child.pid, ENDPOINT_PORT)
                             .map_err(|e| delivery_unavailable(&e))?,
                     ),
                     false => None,
@@ -349,7 +356,7 @@ impl Exec {
     /// Kills the tree, and wipes at once: a process that is stuck in the kernel delays nothing.
     pub fn kill(&mut self) {
         self.killed = true;
-        self.sandbox.kill();
+        self.sandbox.child.kill();
         self.wipe();
     }
 
@@ -429,11 +436,11 @@ impl Exec {
             }
         }
         self.wipe();
-        let init = process::wait_for(self.sandbox.pid);
-        self.sandbox.reaped = true;
+        let init = process::wait_for(self.sandbox.child.pid);
+        self.sandbox.child.reaped = true;
         let scrubbed = self.scrubbed();
-        self.sandbox.cgroup = None;
-        self.sandbox.uid_lock = None;
+        self.sandbox.child.cgroup = None;
+        self.sandbox.child.uid_lock = None;
         match (self.refusal.take(), self.wait_status) {
             (Some(refusal), _) => Err(refusal),
             (None, Some(wait_status)) => Ok((Ending::Command { wait_status }, scrubbed)),

@@ -22,8 +22,8 @@ pub fn explain(prepare: &Prepare, setting: &Setting) -> Result<Explanation, Refu
     };
     let ownership = exec::ownership(setting.mode, workspace.as_ref(), &mut identity)?;
     let cgroup = setting.cgroups.as_ref().map_err(Clone::clone).and_then(|cgroups| {
-        let made = cgroups.make(&prepare.exec_id, compiled.cgroup_limits);
-        made.map(|c| c.held).map_err(|e| compile::chain(&e))
+        let made = cgroups.make(&prepare.exec_id);
+        made.and_then(|c| c.bound(compiled.cgroup_limits)).map_err(|e| compile::chain(&e))
     });
     let missing = landlock::missing(setting.landlock_abi);
     let limits = exec::limits(profile, cgroup.as_ref().ok().copied().unwrap_or_default());

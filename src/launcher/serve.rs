@@ -17,11 +17,12 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use super::compile::{self, Profiles};
-use super::exec::{Exec, Happened, Pool, Ready, Setting};
+use super::exec::{Exec, Happened, Pool, Ready, Seeds, Setting};
 use super::mint;
 use super::source::Helper;
 use super::wire::{self, ExecNumber, Notice, Order, Refusal, RefusalKind, Ticket, WireError};
-use crate::host::{Host, Places, Trust};
+use crate::host::{Host, Trust};
+use crate::model::id::ExecId;
 use crate::sandbox::cgroup::Cgroups;
 use crate::sandbox::identity::{self, Mode};
 use crate::sys::{clock, landlock, memory, process};
@@ -63,7 +64,7 @@ struct Live {
 }
 
 /// Runs as the launcher until the broker is gone. The status to exit with.
-pub fn run(broker: OwnedFd, places: &Places, trust: Trust) -> i32 {
+pub fn run(broker: OwnedFd, trust: Trust, ahead: Option<&ExecId>) -> i32 {
     if trust == Trust::Host {
         // A control socket that a service manager handed over is the broker's.
         let ours = broker.as_raw_fd().unsigned_abs();
@@ -76,7 +77,7 @@ pub fn run(broker: OwnedFd, places: &Places, trust: Trust) -> i32 {
         }
     }
     let voice = broker.try_clone();
-    match Launcher::settle(broker, places, trust) {
+    match Launcher::settle(broker, trust, ahead) {
         Ok(mut launcher) => status(launcher.serve()),
         // The broker reads the same configuration and says what is wrong with it.
         Err(LauncherError::Host(_)) => 125,
@@ -139,6 +140,9 @@ struct Launcher {
     program: mint::Program,
     /// Sandboxes without a command yet.
     warm: Pool,
+    /// What the next exec's sandbox begins with.
+    seeds: Seeds,
+    is_for_many: bool,
     /// When to look again for what is left of killed launchers, and how long after that.
     sweep: Option<(Duration, Duration)>,
     next_key: Key,
@@ -149,7 +153,7 @@ struct Launcher {
 }
 
 impl Launcher {
-    fn settle(root: OwnedFd, places: &Places, trust: Trust) -> Result<Self, LauncherError> {
+    fn settle(root: OwnedFd, trust: Trust, ahead: Option<&ExecId>) -> Result<Self, LauncherError> {
         let failed = |doing| move |source| LauncherError::Settle { doing, source };
         let errno = |doing| move |e: Errno| LauncherError::Settle { doing, source: e.into() };
         // Blocked for the launcher; the command unblocks them, and finds default actions.
@@ -158,16 +162,21 @@ impl Launcher {
         refuse_foreign_proc().map_err(failed(
             "find ourselves in /proc: it must be the one of our pid namespace, mount it anew",
         ))?;
-        let mut host = Host::load(places)?;
-        host.trust(trust);
-        // Everything that the environment decides is decided: it may hold anything.
-        process::wipe_argv_and_environ().map_err(failed("wipe argv and environ"))?;
         // With the caller's 077 the exec could not read the root that is made for it.
         let umask = rustix::process::umask(FileMode::empty());
         process::set_name(c"sublet-launch").map_err(errno("set the process name"))?;
         // Inherited by every exec: were a core ever written, no memory would be in it (core(5)).
         std::fs::write("/proc/self/coredump_filter", "0").map_err(failed("set coredump_filter"))?;
         memory::forbid_core_dumps().map_err(failed("forbid core dumps"))?;
+        // So far it did not matter for what; the command line is parsed meanwhile.
+        let places = match wire::receive(root.as_fd())? {
+            (Order::Settle(places), _) => places,
+            _ => return Err(WireError::Malformed(postcard::Error::DeserializeBadEnum).into()),
+        };
+        let mut host = Host::load(&places)?;
+        host.trust(trust);
+        // Everything that the environment decides is decided: it may hold anything.
+        process::wipe_argv_and_environ().map_err(failed("wipe argv and environ"))?;
         let mode = Mode::detect(host.config.host.uid_pool)?;
         if mode == Mode::Rootless {
             identity::enter_own_namespaces()?;
@@ -200,12 +209,20 @@ impl Launcher {
             helpers: BTreeMap::new(),
             program,
             warm,
+            seeds: Seeds::default(),
+            is_for_many: trust == Trust::Host,
             sweep: (trust == Trust::Host).then_some((Duration::ZERO, SWEEP_AGAIN[0])),
             next_key: ROOT + 1,
             numbers: BTreeMap::new(),
             agenda: Agenda::default(),
             alarm: Alarm::default(),
         };
+        if let Some(exec) = ahead {
+            // What fails here fails again when the exec is asked for, and is told then.
+            match launcher.seeds.plant(exec, &launcher.setting) {
+                Ok(()) | Err(_) => {}
+            }
+        }
         watch(&launcher.epoll, launcher.sessions[&ROOT].as_fd(), Token::Session(ROOT))?;
         launcher.sweep(clock::boottime());
         Ok(launcher)
@@ -256,10 +273,15 @@ impl Launcher {
         let (next, epoll) = (self.next_time(), &self.epoll);
         self.alarm.set(next, |timer| watch(epoll, timer, Token::Alarm))?;
         // What is wanted ahead is built when nothing else is to be done.
-        let patience = self.warm.is_wanting().then_some(Timespec { tv_sec: 0, tv_nsec: 0 });
+        let is_wanting = self.warm.is_wanting() || self.wants_a_seed();
+        let patience = is_wanting.then_some(Timespec { tv_sec: 0, tv_nsec: 0 });
         let count = match epoll::wait(&self.epoll, &mut events, patience.as_ref()) {
-            Ok(0) if patience.is_some() => {
+            Ok(0) if self.warm.is_wanting() => {
                 self.warm.refill(&self.setting);
+                0
+            }
+            Ok(0) if is_wanting => {
+                self.plant();
                 0
             }
             Ok(count) => count,
@@ -281,6 +303,20 @@ impl Launcher {
         }
         self.on_time()?;
         Ok(true)
+    }
+
+    /// A launcher of many execs keeps one seed ready, if it keeps no whole sandboxes.
+    fn wants_a_seed(&self) -> bool {
+        self.is_for_many && !self.warm.keeps_any() && self.seeds.is_wanting()
+    }
+
+    fn plant(&mut self) {
+        // It has no exec yet; its cgroup needs a name, with the time in it for the sweep.
+        if let Err(refusal) = self.seeds.plant(&ExecId::fresh(), &self.setting) {
+            eprintln!("sublet: launcher: no seed is kept ready: {refusal}");
+            // Until an exec asks for one, and is told the same.
+            self.is_for_many = false;
+        }
     }
 
     fn next_time(&self) -> Option<Duration> {
@@ -434,6 +470,7 @@ impl Launcher {
     /// The broker is gone: nothing lives on.
     fn leave(&mut self) {
         self.warm.clear();
+        self.seeds.clear();
         for live in self.execs.values_mut() {
             live.exec.kill();
         }

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::host::ProfileRef;
+use crate::host::{Places, ProfileRef};
 use crate::model::id::{ExecId, RunId};
 use crate::model::name::{AudienceName, Channel, SecretName, VariableName};
 use crate::model::report::Posture;
@@ -104,6 +104,9 @@ pub enum Order {
     /// Open a `file` source, or run a `command` source and give its standard output. The ticket is on
     /// every notice that answers.
     OpenSource { secret: SecretName, ticket: Ticket },
+    /// The first, and then no more: where this host keeps things. What the launcher reads, it reads there by
+    /// itself.
+    Settle(Places),
     /// Start a minter for this source. Descriptors: the request's memory and the answer's, which are the
     /// broker's business and the minter's. Answered by `SourceEnded`, or `SourceRefused`.
     Mint { secret: SecretName, ticket: Ticket },

@@ -5,6 +5,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::buffer::spare_capacity;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 
@@ -24,7 +25,6 @@ pub struct Input<'a> {
     written: usize,
     /// A terminal's master is not closed at the end of our input: its output still comes.
     keep_open: bool,
-    buffer: Vec<u8>,
 }
 
 impl<'a> Input<'a> {
@@ -44,7 +44,6 @@ impl<'a> Input<'a> {
             pending: Vec::new(),
             written: 0,
             keep_open,
-            buffer: Vec::new(),
         })
     }
 
@@ -86,10 +85,11 @@ impl<'a> Input<'a> {
 
     fn read(&mut self) -> io::Result<()> {
         let Some(from) = self.from else { return Ok(()) };
-        self.buffer.resize(CHUNK, 0);
-        match rustix::io::read(from, &mut self.buffer) {
+        // Not zeroed: where there is little input, little of it is ever touched.
+        self.pending.reserve(CHUNK);
+        match rustix::io::read(from, spare_capacity(&mut self.pending)) {
             Ok(0) => self.end(),
-            Ok(n) => self.pending.extend_from_slice(&self.buffer[..n]),
+            Ok(_) => {}
             Err(Errno::INTR | Errno::AGAIN) => {}
             // What cannot be read has no input: nohup(1) leaves a stdin that is open for writing only.
             Err(_) => self.end(),

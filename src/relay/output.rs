@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use rustix::buffer::spare_capacity;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 
@@ -71,7 +72,7 @@ impl<'a> Output<'a> {
             redactor: None,
             masked_before: 0,
             held_since: None,
-            buffer: vec![0; CHUNK],
+            buffer: Vec::new(),
             reader_gone: false,
             left: None,
         }
@@ -168,7 +169,16 @@ impl<'a> Output<'a> {
     fn read(&mut self) -> io::Result<()> {
         let Some(from) = &self.from else { return Ok(()) };
         let most = self.left.unwrap_or(usize::MAX).min(CHUNK);
-        match rustix::io::read(from, &mut self.buffer[..most]) {
+        if most == 0 {
+            self.from = None;
+            return self.flush();
+        }
+        // Not zeroed: of a command that says little, little of it is ever touched.
+        self.buffer.clear();
+        if self.buffer.capacity() != most {
+            self.buffer = Vec::with_capacity(most);
+        }
+        match rustix::io::read(from, spare_capacity(&mut self.buffer)) {
             Err(Errno::AGAIN) if self.left.is_some() => {
                 self.from = None;
                 self.flush()?;
@@ -180,7 +190,7 @@ impl<'a> Output<'a> {
             }
             Ok(n) => {
                 let chunk = &self.buffer[..n];
-                self.left = self.left.map(|left| left - n);
+                self.left = self.left.map(|left| left.saturating_sub(n));
                 match &mut self.redactor {
                     None => self.pending.extend_from_slice(chunk),
                     Some(redactor) => redactor.push(chunk, &mut self.pending),

@@ -8,6 +8,7 @@ use super::scene::{self, Asked};
 use crate::host::Trust;
 use crate::launcher::client::Launcher;
 use crate::launcher::wire::{Explanation, Notice, Order};
+use crate::model::id::ExecId;
 use crate::model::run::Counters;
 use crate::model::verdict::DenyReason;
 use crate::policy::{self, Policy, Verdict};
@@ -38,7 +39,7 @@ pub struct Explained {
 pub fn explain(asked: Asked) -> Result<Explained, RunError> {
     let launcher = Launcher::fork(&asked.places, Trust::Invoker)?;
     let session = launcher.root();
-    let scene = scene::set(asked)?;
+    let scene = scene::set(asked, ExecId::fresh())?;
     session.order(&Order::Explain(Box::new(scene.prepare())))?;
     scene.host.become_state_owner()?;
 

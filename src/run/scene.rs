@@ -85,7 +85,7 @@ pub struct Scene {
 /// The exec among those of its session: there is one.
 pub const EXEC: u32 = 1;
 
-pub fn set(asked: Asked) -> Result<Scene, RunError> {
+pub fn set(asked: Asked, exec_id: ExecId) -> Result<Scene, RunError> {
     let now = crate::host::now().map_err(RunError::Clock)?;
     let host = Host::load(&asked.places)?;
     let run = Run {
@@ -110,7 +110,7 @@ pub fn set(asked: Asked) -> Result<Scene, RunError> {
         profile_ref: asked.profile,
         run,
         is_new_run: asked.run_id.is_none(),
-        exec_id: ExecId::fresh(),
+        exec_id,
         requests,
         held: None,
         reason: asked.reason,

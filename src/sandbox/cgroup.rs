@@ -48,7 +48,6 @@ pub struct Cgroup {
     parent: OwnedFd,
     name: String,
     directory: OwnedFd,
-    pub held: Held,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -126,16 +125,14 @@ impl Cgroups {
         is_left
     }
 
-    /// Makes an exec's cgroup and sets what it can of `limits`.
-    pub fn make(&self, exec: &ExecId, limits: CgroupLimits) -> Result<Cgroup, CgroupError> {
+    /// Makes an exec's cgroup, without limits yet.
+    pub fn make(&self, exec: &ExecId) -> Result<Cgroup, CgroupError> {
         let name = format!("sublet-{exec}");
         let path = self.path.join(&name);
         let failed = |e: Errno| CgroupError::Make { path: path.clone(), source: e.into() };
         let directory = self.make_held(&name).map_err(failed)?;
         let parent = rustix::io::fcntl_dupfd_cloexec(&self.parent, 0).map_err(failed)?;
-        let mut cgroup = Cgroup { parent, name, directory, held: Held::default() };
-        cgroup.bound(limits)?;
-        Ok(cgroup)
+        Ok(Cgroup { parent, name, directory })
     }
 
     /// Until it is held, a sweep takes it for a dead launcher's.
@@ -179,11 +176,12 @@ impl Cgroup {
         self.write("cgroup.kill", "1").map(|_| ())
     }
 
-    fn bound(&mut self, limits: CgroupLimits) -> Result<(), CgroupError> {
-        let Held { memory, processes, cpu } = &mut Held::default();
+    /// Sets what it can of `limits`, and says what that is.
+    pub fn bound(&self, limits: CgroupLimits) -> Result<Held, CgroupError> {
+        let mut held = Held::default();
         if let Some(bytes) = limits.memory {
-            *memory = self.write("memory.max", &bytes.to_string())?;
-            if *memory {
+            held.memory = self.write("memory.max", &bytes.to_string())?;
+            if held.memory {
                 // Without this an exec at its limit would go on in swap. Absent where swap is not accounted.
                 self.write("memory.swap.max", "0")?;
                 self.write("memory.oom.group", "1")?;
@@ -191,13 +189,12 @@ impl Cgroup {
         }
         if let Some(count) = limits.processes {
             // Init is one of them.
-            *processes = self.write("pids.max", &(count + 1).to_string())?;
+            held.processes = self.write("pids.max", &(count + 1).to_string())?;
         }
         if let Some(millicpu) = limits.millicpu {
-            *cpu = self.write("cpu.max", &format!("{} 100000", millicpu * 100))?;
+            held.cpu = self.write("cpu.max", &format!("{} 100000", millicpu * 100))?;
         }
-        self.held = Held { memory: *memory, processes: *processes, cpu: *cpu };
-        Ok(())
+        Ok(held)
     }
 
     /// False if the hierarchy does not have this file: its controller is not there.
@@ -317,7 +314,7 @@ mod tests {
         let path = dir.path().to_owned();
         let parent = rustix::fs::open(&path, DIRECTORY, Mode::empty()).unwrap();
         let cgroups = Cgroups { parent, path: path.clone() };
-        let held = cgroups.make(&ExecId::fresh(), CgroupLimits::default()).unwrap();
+        let held = cgroups.make(&ExecId::fresh()).unwrap();
         let dead = path.join(format!("sublet-{}", ExecId::fresh()));
         let other = path.join("someone-elses");
         std::fs::create_dir(&dead).unwrap();
@@ -346,7 +343,7 @@ mod tests {
             });
             let cgroups = open();
             for _ in 0..500 {
-                let held = cgroups.make(&ExecId::fresh(), CgroupLimits::default()).unwrap();
+                let held = cgroups.make(&ExecId::fresh()).unwrap();
                 assert!(dir.path().join(&held.name).exists());
             }
             is_over.store(true, std::sync::atomic::Ordering::Relaxed);

@@ -4,6 +4,9 @@
 //! socket and in the slate; never returns. Must never allocate, lock, panic, or decide: a failed step
 //! crosses the socket as (step, errno) and the launcher, which has words, renders it.
 //!
+//! In two stretches: what is the same for every exec (namespaces, away from the host's mounts into a root
+//! that is still empty), for which it may have been cloned before there is one; and what it is told then.
+//!
 //! Two processes: init builds the sandbox; the command's process, which shares init's memory until it
 //! executes, puts every wall around itself. Only then does it take its command, for which it may wait as
 //! long as the launcher likes (a warm sandbox), and then the go. Init only watches the lifeline meanwhile.
@@ -18,7 +21,8 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
 };
 
-use super::plan::{Plan, ProcMount, lists};
+use super::plan::{Plan, ProcMount, WORKSPACE, lists};
+use super::seccomp::BuiltIn;
 use super::step::{Said, Step, Told, listen, say};
 use super::{command, init};
 use crate::sys::mount::{self, MountAttributes};
@@ -103,50 +107,51 @@ fn become_init(plan: &mut Plan) -> Result<i32, Failure> {
     // neither would ever show its death.
     close_all_but_our_own(plan)?;
 
-    let early_proc = match plan.proc_mount {
+    let proc = match plan.proc_mount {
         ProcMount::Inside => {
             process::unshare(plan.late_namespaces).at(Step::EnterNetworkNamespace)?;
-            None
+            // While the host's is still in sight: the kernel gives a user namespace no other where it shows
+            // none whole (mount_too_revealing).
+            make_proc().at(Step::MountProc)?
         }
         ProcMount::BeforeUserNamespace => {
             let proc = make_proc().at(Step::MountProcBeforeUserNamespace)?;
             process::unshare(plan.late_namespaces).at(Step::EnterUserNamespace)?;
             say(plan.socket.as_fd(), Said::NeedsMaps, &[]).at(Step::AwaitMaps)?;
-            Some(proc)
+            proc
         }
     };
 
-    match told(plan, drop).at(Step::AwaitMaps)? {
-        Told::Maps => {}
-        _ => return Err(Errno::PROTO).at(Step::AwaitMaps),
+    // Away from the host's mounts at once: taking them down takes the kernel a while, in which the launcher
+    // builds in the new root.
+    enter_root(plan.root.as_ref().ok_or(Errno::BADF).at(Step::AttachRoot)?)?;
+    rustix::system::sethostname(plan.hostname.to_bytes()).at(Step::Hostname)?;
+    if plan.loopback {
+        net::bring_loopback_up().at(Step::Loopback)?;
     }
+    ids::drop_bounding_set().at(Step::DropBoundingSet)?;
+
+    let Told::Maps { uid, gid, drop_groups } = told(plan, drop).at(Step::AwaitMaps)? else {
+        return Err(Errno::PROTO).at(Step::AwaitMaps);
+    };
 
     // Rootless, the launcher was dumpable for the maps' sake. Nobody of this user looks into init.
     errno(memory::set_dumpable(false)).at(Step::BecomeUser)?;
 
     // Keeps the namespace's capabilities (NO_SETUID_FIXUP): the mounts below need them.
-    let identity = plan.identity;
-    ids::become_user(identity.inside_uid, identity.inside_gid, identity.drop_groups)
-        .at(Step::BecomeUser)?;
+    ids::become_user(uid, gid, drop_groups).at(Step::BecomeUser)?;
 
     // After the change of credentials, which clears it; then once more whether that came too late.
     process::die_with_parent().at(Step::DieWithParent)?;
     init::check_lifeline(plan.lifeline.as_fd()).at(Step::CheckLifeline)?;
 
     // What needs no tree is done while the launcher makes them.
-    ids::drop_bounding_set().at(Step::DropBoundingSet)?;
-    rustix::system::sethostname(plan.hostname.to_bytes()).at(Step::Hostname)?;
-    if plan.loopback {
-        net::bring_loopback_up().at(Step::Loopback)?;
-    }
-    let proc = match early_proc {
-        Some(proc) => proc,
-        None => make_proc().at(Step::MountProc)?,
-    };
     let pts = make_pts().at(Step::MountPts)?;
 
-    build_root(plan, proc.as_fd(), pts.as_fd())?;
-    let ruleset = take_places(plan)?;
+    take_trees(plan, lists::TREES, 0, attach)?;
+    attach(proc.as_fd(), c"proc").at(Step::MountProc)?;
+    attach(pts.as_fd(), c"dev/pts").at(Step::MountPts)?;
+    let (ruleset, filter) = take_places(plan)?;
     drop((proc, pts));
 
     ids::drop_all_capabilities().at(Step::DropCapabilities)?;
@@ -154,9 +159,9 @@ fn become_init(plan: &mut Plan) -> Result<i32, Failure> {
     must_refuse(rustix::system::sethostname(b"sublet"), Errno::PERM).at(Step::CheckCapabilities)?;
     process::set_no_new_privileges().at(Step::NoNewPrivileges)?;
 
-    let command = command::spawn(plan, ruleset.as_ref())?;
+    let command = command::spawn(plan, ruleset.as_ref(), filter)?;
     drop(ruleset);
-    plan.slate = None;
+    (plan.slate, plan.root) = (None, None);
     close_all_but_our_own(plan)?;
     match command {
         Some(pid) => init::run(plan, pid).at(Step::Init),
@@ -182,15 +187,10 @@ pub(super) fn slate(plan: &Plan) -> Result<&Slate, Errno> {
     plan.slate.as_ref().ok_or(Errno::BADMSG)
 }
 
-fn build_root(plan: &Plan, proc: BorrowedFd<'_>, pts: BorrowedFd<'_>) -> Result<(), Failure> {
-    take_trees(plan, lists::TREES, 0, |index, tree, at| {
-        attach(tree, at)?;
-        // Over "/": every root file system has that mount point. The old root lies beneath until the
-        // pivot; what follows is relative to the new one.
-        if index == 0 { rustix::process::fchdir(tree) } else { Ok(()) }
-    })?;
-    attach(proc, c"proc").at(Step::MountProc)?;
-    attach(pts, c"dev/pts").at(Step::MountPts)?;
+/// Over "/": every root file system has that mount point. The old root lies beneath until the pivot.
+fn enter_root(root: &OwnedFd) -> Result<(), Failure> {
+    attach(root.as_fd(), c"/").at(Step::AttachRoot)?;
+    rustix::process::fchdir(root).at(Step::AttachRoot)?;
     mount::pivot_to_current_directory().at(Step::Pivot)
 }
 
@@ -200,23 +200,22 @@ fn take_trees(
     plan: &Plan,
     list: Place,
     before: usize,
-    attach: impl Fn(usize, BorrowedFd<'_>, &CStr) -> Result<(), Errno>,
+    attach: impl Fn(BorrowedFd<'_>, &CStr) -> Result<(), Errno>,
 ) -> Result<(), Failure> {
     let mut index = 0;
-    // The root is one of them: there is a first packet of `TREES`, after which the slate can be read.
-    while index == 0 && list == lists::TREES
-        || index < slate(plan).at(Step::AwaitTrees)?.count(list)
-    {
+    // There is always a first packet of `TREES`, after which the slate can be read.
+    let mut is_awaited = list == lists::TREES;
+    while is_awaited || index < slate(plan).at(Step::AwaitTrees)?.count(list) {
         let mut trees = Handover::empty();
         match told(plan, |fd| trees.push(fd)).at(Step::AwaitTrees)? {
-            Told::Trees if trees.count > 0 => {}
+            Told::Trees if is_awaited || trees.count > 0 => {}
             _ => return Err(Errno::PROTO).at(Step::AwaitTrees),
         }
+        is_awaited = false;
         let slate = slate(plan).at(Step::AwaitTrees)?;
         for tree in trees.fds.iter().flatten() {
             let at = slate.string(list, index).at(Step::AwaitTrees)?;
-            let step = if before + index == 0 { Step::AttachRoot } else { Step::Attach };
-            attach(index, tree.as_fd(), at).at_nth(step, before + index)?;
+            attach(tree.as_fd(), at).at_nth(Step::Attach, before + index)?;
             index += 1;
         }
     }
@@ -224,26 +223,26 @@ fn take_trees(
 }
 
 /// Takes the landlock ruleset and the workspace's tree, which the launcher made meanwhile.
-fn take_places(plan: &Plan) -> Result<Option<OwnedFd>, Failure> {
+fn take_places(plan: &Plan) -> Result<(Option<OwnedFd>, BuiltIn), Failure> {
     let mut places = Handover::empty();
     let told = told(plan, |fd| places.push(fd)).at(Step::AwaitPlaces)?;
-    let Told::Places { ruleset, workspace, secrets } = told else {
+    let Told::Places { ruleset, workspace, secrets, filter } = told else {
         return Err(Errno::PROTO).at(Step::AwaitPlaces);
     };
-    if let (true, Some(at)) = (workspace, &plan.workspace_at) {
+    let filter = BuiltIn::of_number(filter).ok_or(Errno::BADMSG).at(Step::AwaitPlaces)?;
+    if workspace {
+        let at = slate(plan).and_then(|slate| slate.string(lists::PLACES, WORKSPACE));
         let tree = places.nth(usize::from(ruleset)).at(Step::AttachWorkspace)?;
-        attach(tree, at).at(Step::AttachWorkspace)?;
+        attach(tree, at.at(Step::AttachWorkspace)?).at(Step::AttachWorkspace)?;
     }
     let before = slate(plan).at(Step::AwaitPlaces)?.count(lists::TREES);
-    take_trees(plan, lists::TREES_IN_WORKSPACE, before, |_, tree, at| {
-        attach_without_links(tree, at)
-    })?;
+    take_trees(plan, lists::TREES_IN_WORKSPACE, before, attach_without_links)?;
     if secrets {
         let tree = places.nth(usize::from(ruleset) + usize::from(workspace));
         attach_secrets(tree.at(Step::AttachSecrets)?).at(Step::AttachSecrets)?;
     }
     if !ruleset {
-        return Ok(None);
+        return Ok((None, filter));
     }
     let ruleset = places.fds[0].take().ok_or(Errno::BADMSG).at(Step::LandlockRules)?;
     for (index, rule) in plan.inner_rules.iter().enumerate() {
@@ -252,7 +251,7 @@ fn take_places(plan: &Plan) -> Result<Option<OwnedFd>, Failure> {
             .and_then(|place| landlock::allow_beneath(&ruleset, &place, rule.access))
             .at_nth(Step::LandlockRules, index)?;
     }
-    Ok(Some(ruleset))
+    Ok((Some(ruleset), filter))
 }
 
 fn attach(tree: BorrowedFd<'_>, at: &CStr) -> Result<(), Errno> {

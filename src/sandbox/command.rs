@@ -12,7 +12,8 @@ use rustix::io::Errno;
 
 use super::child::{At, Failure, Handover, errno, fail, must_refuse, slate};
 use super::init;
-use super::plan::{Plan, lists};
+use super::plan::{Plan, WORKING_DIRECTORY, lists};
+use super::seccomp::BuiltIn;
 use super::step::{Said, Step, Told, listen, say};
 use crate::sys::exec::ReadMapping;
 use crate::sys::socket::MAX_FDS;
@@ -28,6 +29,7 @@ const LIFTED: RawFd = (STREAMS + MAX_FDS) as RawFd;
 struct Command<'a> {
     plan: &'a Plan,
     ruleset: Option<&'a OwnedFd>,
+    filter: BuiltIn,
     /// Environment deliveries are mapped, not read: execve copies from the sealed memfd's own pages, and
     /// no other copy ever stands in this memory. Unmapped by init, when the command has executed.
     mappings: [Cell<Option<ReadMapping>>; MAX_FDS],
@@ -36,10 +38,15 @@ struct Command<'a> {
 }
 
 /// Starts the command. `None` if it could not be executed, which it has then said itself.
-pub(super) fn spawn(plan: &Plan, ruleset: Option<&OwnedFd>) -> Result<Option<i32>, Failure> {
+pub(super) fn spawn(
+    plan: &Plan,
+    ruleset: Option<&OwnedFd>,
+    filter: BuiltIn,
+) -> Result<Option<i32>, Failure> {
     let command = Command {
         plan,
         ruleset,
+        filter,
         mappings: [const { Cell::new(None) }; MAX_FDS],
         executed: Cell::new(false),
     };
@@ -88,7 +95,10 @@ fn become_command(command: &Command<'_>, kept: &Kept) -> Result<(), Failure> {
     process::join_new_session_keyring().at(Step::Keyring)?;
     rustix::process::setsid().at(Step::Session)?;
     rustix::process::umask(command.plan.umask);
-    rustix::process::chdir(&*command.plan.working_directory).at(Step::WorkingDirectory)?;
+    let slate = slate(command.plan).at(Step::WorkingDirectory)?;
+    let working_directory = slate.string(lists::PLACES, WORKING_DIRECTORY);
+    rustix::process::chdir(working_directory.at(Step::WorkingDirectory)?)
+        .at(Step::WorkingDirectory)?;
 
     if let Some(ruleset) = command.ruleset {
         landlock::restrict_self(ruleset).at(Step::Landlock)?;
@@ -96,7 +106,7 @@ fn become_command(command: &Command<'_>, kept: &Kept) -> Result<(), Failure> {
         let probe = rustix::fs::open(super::layout::LANDLOCK_PROBE, OFlags::CLOEXEC, Mode::empty());
         must_refuse(probe, Errno::ACCESS).at(Step::CheckLandlock)?;
     }
-    errno(seccomp::install(&command.plan.filter)).at(Step::Seccomp)?;
+    errno(seccomp::install(command.filter.program())).at(Step::Seccomp)?;
     errno(seccomp::see_it_refused()).at(Step::CheckSeccomp)?;
 
     // The walls stand. What follows are calls that every command needs to be of any use.
@@ -135,8 +145,11 @@ fn become_command(command: &Command<'_>, kept: &Kept) -> Result<(), Failure> {
     take_deliveries(command, &deliveries)?;
     std::mem::forget(deliveries);
     // After the descriptors, which may have larger numbers than their limit.
-    for (index, limit) in command.plan.limits.iter().enumerate() {
-        ids::limit(limit.resource, limit.soft, limit.hard).at_nth(Step::Limits, index)?;
+    for index in 0..slate.count(lists::LIMITS) / 3 {
+        let number = |part| slate.number(lists::LIMITS, 3 * index + part);
+        let (resource, soft, hard) =
+            (number(0).at(Step::Limits)?, number(1).at(Step::Limits)?, number(2).at(Step::Limits)?);
+        ids::limit(resource as u32, soft as u64, hard as u64).at_nth(Step::Limits, index)?;
     }
     process::unblock_signals().at(Step::Init)
 }
@@ -186,8 +199,9 @@ fn take_deliveries(command: &Command<'_>, deliveries: &Handover) -> Result<(), F
             command.mappings[index].set(Some(mapping));
             continue;
         }
-        let slot = usize::try_from(number).ok().filter(|n| *n >= STREAMS);
-        let slot = slot.and_then(|n| lifted.get_mut(n)).ok_or(Errno::BADF);
+        let number = usize::try_from(number).ok().filter(|n| *n >= STREAMS);
+        let number = number.ok_or(Errno::BADF).at_nth(Step::PlaceDelivery, index)?;
+        let slot = lifted.get_mut(number).ok_or(Errno::BADF);
         *slot.at_nth(Step::PlaceDelivery, index)? = lift(fd).at_nth(Step::PlaceDelivery, index)?;
         highest = highest.max(number);
     }

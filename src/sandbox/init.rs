@@ -53,7 +53,7 @@ pub fn wait_for_either(awaited: BorrowedFd<'_>, lifeline: BorrowedFd<'_>) -> Res
 /// Stays until the command has ended, or the launcher has; returns the status to exit with.
 pub fn run(plan: &Plan, command: i32) -> Result<i32, Errno> {
     let children = errno(process::signalfd(&[libc::SIGCHLD]))?;
-    errno(seccomp::install(&plan.init_filter))?;
+    errno(seccomp::install(plan.init_filter.program()))?;
     let socket = plan.socket.as_fd();
     loop {
         let mut fds = [
@@ -99,9 +99,9 @@ fn obey(socket: BorrowedFd<'_>, command: i32) -> Result<bool, Errno> {
     let sent = match listen(socket, drop)? {
         Some(Told::Signal { signal }) => process::signal_group(command, signal),
         Some(Told::SignalAll { signal }) => process::signal_everyone(signal),
-        Some(Told::Maps | Told::Trees | Told::Places { .. } | Told::Command { .. } | Told::Go) => {
-            return Err(Errno::PROTO);
-        }
+        Some(
+            Told::Maps { .. } | Told::Trees | Told::Places { .. } | Told::Command { .. } | Told::Go,
+        ) => return Err(Errno::PROTO),
         None => return Ok(false),
     };
     match sent {

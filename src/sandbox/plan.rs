@@ -1,6 +1,6 @@
-//! Everything that the child needs, compiled by the launcher before the clone: nothing is decided,
-//! looked up or allocated afterwards. What becomes known only later, the trees and the command, comes
-//! over the socket and in the slate.
+//! Everything that the child needs before it is told what it is for: nothing is decided, looked up or
+//! allocated after the clone. What becomes known only later, its user, the trees, the limits and the
+//! command, comes over the socket and in the slate.
 #![forbid(unsafe_code)]
 
 use std::ffi::CString;
@@ -8,15 +8,14 @@ use std::os::fd::OwnedFd;
 
 use rustix::fs::Mode;
 
-use super::identity::Identity;
-use super::seccomp::Filter;
+use super::seccomp::BuiltIn;
 use crate::sys::slate::{Place, Slate};
 
 /// The lists of a slate.
 pub mod lists {
     use super::Place;
 
-    /// Where each tree goes: the root first, at `/`; the others relative to it, parents first.
+    /// Where each tree goes: relative to the root, parents first.
     pub const TREES: Place = 0;
     /// Where each tree goes that lies in the workspace.
     pub const TREES_IN_WORKSPACE: Place = 1;
@@ -29,9 +28,20 @@ pub mod lists {
     /// [`ENVIRONMENT`].
     pub const DELIVERIES: Place = 5;
 
+    /// The working directory; then where the workspace's tree goes, if there is one. That one comes last:
+    /// it may be mapped through the child's own user namespace.
+    pub const PLACES: Place = 6;
+    /// Resource, soft and hard limit, one after the other.
+    pub const LIMITS: Place = 7;
+
     /// A sealed memfd that holds `NAME=value\0`, mapped for execve to copy from.
-    pub const ENVIRONMENT: i32 = -1;
+    pub const ENVIRONMENT: i64 = -1;
 }
+
+/// The first of [`lists::PLACES`].
+pub const WORKING_DIRECTORY: usize = 0;
+/// The second of [`lists::PLACES`].
+pub const WORKSPACE: usize = 1;
 
 /// One resource limit. setrlimit(2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,25 +75,20 @@ pub struct Plan {
     /// launcher goes on; all but the pid namespace where `/proc` comes first.
     pub late_namespaces: u64,
     pub proc_mount: ProcMount,
-    pub identity: Identity,
-    /// Where the workspace's tree goes, which comes last: it may be mapped through the child's own user
-    /// namespace.
-    pub workspace_at: Option<CString>,
+    /// The tmpfs that becomes its root, empty yet: the launcher builds in it.
+    pub root: Option<OwnedFd>,
     pub hostname: CString,
     pub loopback: bool,
-    pub limits: Vec<Limit>,
-    pub working_directory: CString,
     /// The caller's.
     pub umask: Mode,
     pub inner_rules: Vec<InnerRule>,
-    pub filter: Filter,
-    pub init_filter: Filter,
+    pub init_filter: BuiltIn,
     /// The child's end of the packet socket.
     pub socket: OwnedFd,
     /// The read end of the pipe whose write end only the launcher holds.
     pub lifeline: OwnedFd,
     /// Ranges of descriptors that init closes first, and again once the command runs: all but socket,
-    /// lifeline and lock.
+    /// lifeline, lock and root.
     pub close: Vec<(u32, u32)>,
     /// Held open by init as well, so that the uid stays taken until the last process is gone.
     pub uid_lock: Option<OwnedFd>,

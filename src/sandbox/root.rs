@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags};
+use rustix::mount::{FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, OpenTreeFlags};
 
 use super::identity::{self, Identity};
 use super::layout::{Access, Entry, Layout};
@@ -74,14 +74,16 @@ pub enum RootError {
     Restrict { path: PathBuf, source: io::Error },
 }
 
-/// Builds the root for `layout`. `size` bounds all that the exec writes outside of its workspace.
+/// Builds the root for `layout` in this tmpfs. `size` bounds all that the exec writes outside of its
+/// workspace.
 pub fn build(
+    tmpfs: OwnedFd,
     layout: &Layout,
     size: u64,
     mode: identity::Mode,
     identity: &Identity,
 ) -> Result<Root, RootError> {
-    let tmpfs = make_tmpfs(size)?;
+    bound(&tmpfs, size)?;
     let mut builder = Builder {
         layout,
         mode,
@@ -109,18 +111,27 @@ pub fn build(
     Ok(Root { tmpfs, attachments, attachments_in_workspace, places })
 }
 
-fn make_tmpfs(size: u64) -> Result<OwnedFd, RootError> {
+/// The root's own file system, empty and not yet bounded.
+pub fn make_tmpfs() -> Result<OwnedFd, RootError> {
     let failed = |doing| move |e: Errno| RootError::Tmpfs { doing, source: e.into() };
     let tmpfs = rustix::mount::fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)
         .map_err(failed("open a tmpfs"))?;
-    rustix::mount::fsconfig_set_string(&tmpfs, c"size", size.to_string())
-        .and_then(|()| rustix::mount::fsconfig_set_string(&tmpfs, c"mode", c"0755"))
+    rustix::mount::fsconfig_set_string(&tmpfs, c"mode", c"0755")
         .and_then(|()| rustix::mount::fsconfig_create(&tmpfs))
         .map_err(failed("configure a tmpfs"))?;
     // Devices work on it (it holds /dev/null); making one is refused to the exec thrice over: it has no
     // CAP_MKNOD in the host's user namespace, no landlock right, and a filter.
     rustix::mount::fsmount(&tmpfs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_NOSUID)
         .map_err(failed("mount a tmpfs"))
+}
+
+fn bound(tmpfs: &OwnedFd, size: u64) -> Result<(), RootError> {
+    let failed = |e: Errno| RootError::Tmpfs { doing: "bound a tmpfs", source: e.into() };
+    let flags = FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH;
+    let picked = rustix::mount::fspick(tmpfs, c"", flags).map_err(failed)?;
+    rustix::mount::fsconfig_set_string(&picked, c"size", size.to_string())
+        .and_then(|()| rustix::mount::fsconfig_reconfigure(&picked))
+        .map_err(failed)
 }
 
 struct Builder<'a> {

@@ -66,10 +66,34 @@ impl fmt::Debug for Filter {
     }
 }
 
+/// A built-in filter, by its place in the table: that can be told in a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BuiltIn(u8);
+
+impl BuiltIn {
+    pub fn named(name: &str) -> Option<Self> {
+        let place = built::all().iter().position(|(n, _, _)| *n == name)?;
+        u8::try_from(place).ok().map(Self)
+    }
+
+    pub fn number(self) -> u8 {
+        self.0
+    }
+
+    pub fn of_number(number: u8) -> Option<Self> {
+        (usize::from(number) < built::all().len()).then_some(Self(number))
+    }
+
+    /// It was compiled with the crate: no allocation.
+    pub fn program(self) -> &'static [libc::sock_filter] {
+        // Both makers have seen the place.
+        built::all().get(usize::from(self.0)).map_or(&[], |(_, _, program)| program)
+    }
+}
+
 /// The built-in filter of this name; it was compiled with the crate and costs nothing.
 pub fn builtin(name: &str) -> Option<Filter> {
-    let (_, _, program) = built::all().iter().find(|(n, _, _)| *n == name)?;
-    Some(Filter(Cow::Borrowed(program)))
+    BuiltIn::named(name).map(|filter| Filter(Cow::Borrowed(filter.program())))
 }
 
 /// The text that a built-in filter was compiled from, for [`describe`].

@@ -35,19 +35,19 @@ steps! {
     MountProcBeforeUserNamespace = "mount a /proc for the new pid namespace from outside the user namespace",
     EnterUserNamespace = "enter a new user namespace",
     EnterNetworkNamespace = "enter a new network namespace",
+    MountProc = "mount /proc for the new pid namespace",
+    AttachRoot = "attach the new root",
+    Pivot = "pivot to the new root",
+    Hostname = "set the host name",
+    Loopback = "bring the loopback interface up",
+    DropBoundingSet = "drop the capability bounding set",
     AwaitMaps = "wait for the launcher to write the uid map",
     BecomeUser = "become the exec's user",
     DieWithParent = "ask to die with the launcher",
     CheckLifeline = "check that the launcher still lives",
-    Hostname = "set the host name",
-    Loopback = "bring the loopback interface up",
-    MountProc = "mount /proc for the new pid namespace",
     MountPts = "mount a private /dev/pts",
-    DropBoundingSet = "drop the capability bounding set",
     AwaitTrees = "wait for the new root",
-    AttachRoot = "attach the new root",
     Attach = "attach a mount",
-    Pivot = "pivot to the new root",
     AwaitPlaces = "wait for the landlock ruleset and the workspace",
     AttachWorkspace = "attach the workspace",
     LandlockRules = "add landlock rules for the new mounts",
@@ -94,12 +94,13 @@ pub enum Said {
 /// From the launcher to the child.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Told {
-    /// The maps are written.
-    Maps,
+    /// The maps are written: who it is inside.
+    Maps { uid: u32, gid: u32, drop_groups: bool },
     /// Detached trees, which go where the slate's paths say, those of earlier packets counted.
     Trees,
-    /// With it come the landlock ruleset, the workspace's tree and the secrets' mount, where due.
-    Places { ruleset: bool, workspace: bool, secrets: bool },
+    /// With it come the landlock ruleset, the workspace's tree and the secrets' mount, where due. The
+    /// filter is the command's, by its number among the built-in ones.
+    Places { ruleset: bool, workspace: bool, secrets: bool, filter: u8 },
     /// The command: the slate says what it is. With it come its three streams, if it gets no terminal.
     Command { terminal: Option<(u16, u16)> },
     /// Go. With it come the deliveries that are descriptors, in the slate's order.
@@ -155,11 +156,13 @@ impl Said {
 impl Told {
     fn encode(self) -> [u8; WORD] {
         match self {
-            Told::Maps => word(b'M', 0, 0, 0),
+            Told::Maps { uid, gid, drop_groups } => {
+                word(b'M', u8::from(drop_groups), uid as i32, gid)
+            }
             Told::Trees => word(b'T', 0, 0, 0),
-            Told::Places { ruleset, workspace, secrets } => {
+            Told::Places { ruleset, workspace, secrets, filter } => {
                 let flags = u8::from(ruleset) | u8::from(workspace) << 1 | u8::from(secrets) << 2;
-                word(b'P', flags, 0, 0)
+                word(b'P', flags, filter.into(), 0)
             }
             Told::Command { terminal } => {
                 let (rows, columns) = terminal.unwrap_or_default();
@@ -173,12 +176,15 @@ impl Told {
 
     fn decode(bytes: &[u8; WORD]) -> Option<Self> {
         Some(match parts(bytes) {
-            (b'M', ..) => Told::Maps,
+            (b'M', drop_groups, uid, gid) => {
+                Told::Maps { uid: uid as u32, gid, drop_groups: drop_groups != 0 }
+            }
             (b'T', ..) => Told::Trees,
-            (b'P', flags, ..) => Told::Places {
+            (b'P', flags, filter, _) => Told::Places {
                 ruleset: flags & 1 != 0,
                 workspace: flags & 2 != 0,
                 secrets: flags & 4 != 0,
+                filter: u8::try_from(filter).ok()?,
             },
             (b'C', terminal, rows, columns) => {
                 Told::Command { terminal: (terminal != 0).then_some((rows as u16, columns as u16)) }
@@ -242,9 +248,10 @@ mod tests {
             assert_eq!(Said::decode(&said.encode()), Some(said));
         }
         for told in [
-            Told::Maps,
-            Told::Places { ruleset: true, workspace: false, secrets: true },
-            Told::Places { ruleset: false, workspace: true, secrets: false },
+            Told::Maps { uid: u32::MAX - 1, gid: 7, drop_groups: true },
+            Told::Maps { uid: 0, gid: u32::MAX - 1, drop_groups: false },
+            Told::Places { ruleset: true, workspace: false, secrets: true, filter: 0 },
+            Told::Places { ruleset: false, workspace: true, secrets: false, filter: 255 },
             Told::Trees,
             Told::Command { terminal: Some((24, u16::MAX)) },
             Told::Command { terminal: None },

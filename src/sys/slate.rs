@@ -94,11 +94,11 @@ impl Slate {
     }
 
     /// Launcher's side: lays out numbers.
-    pub fn put_numbers(&mut self, place: Place, numbers: &[i32]) -> Result<(), Full> {
+    pub fn put_numbers(&mut self, place: Place, numbers: &[i64]) -> Result<(), Full> {
         let offset = self.take(size_of_val(numbers))?;
         for (index, &number) in numbers.iter().enumerate() {
-            // SAFETY: as in `put_strings`; the offset is aligned for more than an i32.
-            unsafe { self.start.as_ptr().add(offset).cast::<i32>().add(index).write(number) };
+            // SAFETY: as in `put_strings`; the offset is aligned for an i64.
+            unsafe { self.start.as_ptr().add(offset).cast::<i64>().add(index).write(number) };
         }
         self.enter(place, offset, numbers.len(), 0)
     }
@@ -165,14 +165,14 @@ impl Slate {
     }
 
     /// One number of a list. Child-side.
-    pub fn number(&self, place: Place, index: usize) -> Result<i32, Errno> {
+    pub fn number(&self, place: Place, index: usize) -> Result<i64, Errno> {
         let entry = self.entry(place);
         let (offset, count) = (entry.offset as usize, entry.count as usize);
-        if index >= count || !Self::lies_within(offset, count, size_of::<i32>()) {
+        if index >= count || !Self::lies_within(offset, count, size_of::<i64>()) {
             return Err(Errno::BADMSG);
         }
         // SAFETY: the list lies within the mapping and is aligned, both just seen.
-        Ok(unsafe { self.start.as_ptr().add(offset).cast::<i32>().add(index).read() })
+        Ok(unsafe { self.start.as_ptr().add(offset).cast::<i64>().add(index).read() })
     }
 
     /// Adds a string that lives elsewhere, in a reserved slot of a list. Child-side.

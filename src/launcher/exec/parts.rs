@@ -100,7 +100,10 @@ pub fn proc_is_masked() -> bool {
 
 /// Fills in which descriptors the child keeps.
 pub(super) fn keep_only_planned(plan: &mut Plan) {
-    let kept: Vec<&OwnedFd> =
-        [&plan.socket, &plan.lifeline].into_iter().chain(&plan.uid_lock).collect();
+    let kept: Vec<&OwnedFd> = [&plan.socket, &plan.lifeline]
+        .into_iter()
+        .chain(&plan.uid_lock)
+        .chain(&plan.root)
+        .collect();
     plan.close = compile::gaps(&mut compile::numbers(kept), 0);
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::Setting;
 use super::sandbox::Sandbox;
+use super::seed::Seed;
 use crate::launcher::compile::{self, Compiled, Spec};
 use crate::launcher::wire::Refusal;
 use crate::model::id::ExecId;
@@ -32,14 +33,15 @@ impl Warm {
     pub fn prepare(spec: Spec, setting: &Setting) -> Result<Self, Refusal> {
         let compiled = compile::sandbox(&spec, &setting.host, &setting.profiles, setting.mode)?;
         // It has no exec yet; its cgroup needs a name, with the time in it for the sweep.
-        let sandbox = Sandbox::build(&compiled, &ExecId::fresh(), setting)?;
+        let seed = Seed::plant(&ExecId::fresh(), compiled.profile.network.mode, setting)?;
+        let sandbox = Sandbox::build(&compiled, seed, setting)?;
         Ok(Self { spec, compiled, sandbox, until: clock::boottime() + LIFE })
     }
 
     /// Its sandbox, if that is what would be built now: profile and workspace were read again. One that
     /// does not fit, failed or died is given back.
     pub(super) fn into_sandbox(self, wanted: &Compiled) -> Option<Sandbox> {
-        let fits = self.compiled.is_same_as(wanted) && self.sandbox.waits();
+        let fits = self.compiled.is_same_as(wanted) && self.sandbox.child.waits();
         fits.then_some(self.sandbox)
     }
 }
@@ -58,6 +60,10 @@ impl Pool {
     /// For so many in all.
     pub fn new(capacity: usize) -> Self {
         Self { capacity, ..Self::default() }
+    }
+
+    pub fn keeps_any(&self) -> bool {
+        self.capacity > 0
     }
 
     /// For an exec that begins: one that was built for its like, if there is one.

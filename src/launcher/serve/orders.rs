@@ -58,7 +58,7 @@ impl Launcher {
                 });
                 self.notify(session, &Notice::HeadKept { refusal }, &[])
             }
-            Order::Session | Order::KeepHead { .. } => {
+            Order::Session | Order::KeepHead { .. } | Order::Settle(_) => {
                 eprintln!("sublet: launcher: a session ends: its orders are the root session's");
                 self.end_session(session)
             }
@@ -88,7 +88,7 @@ impl Launcher {
                 eprintln!("sublet: launcher: {}", compile::chain(&e));
             }
         };
-        match Exec::prepare(prepare, &self.setting, &mut self.warm, prepared) {
+        match Exec::prepare(prepare, &self.setting, &mut self.warm, &mut self.seeds, prepared) {
             Ok(exec) => {
                 let key = self.fresh_key();
                 watch(&self.epoll, exec.socket(), Token::Socket(key))?;

@@ -1,0 +1,263 @@
+//! What of a sandbox is the same whatever it is for: a child in namespaces of its own, away from the host's
+//! mounts in a root that is still empty, with a uid and a cgroup. Made before there is an exec for it,
+//! since the kernel takes its time for namespaces, and in that time other things can be done.
+//!
+//! A seed becomes one exec's sandbox, or is given back. It holds no value, no lease, no command, and
+//! nothing that a profile says but whether its network is its own.
+#![forbid(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use super::parts::{inner_rules, keep_only_planned, namespaces};
+use super::words::clone_refusal;
+use super::{Setting, refuse_error};
+use crate::launcher::compile;
+use crate::launcher::wire::{Refusal, RefusalKind};
+use crate::model::id::ExecId;
+use crate::profile::NetworkMode;
+use crate::sandbox::cgroup::Cgroup;
+use crate::sandbox::identity::{self, Mode};
+use crate::sandbox::plan::{Plan, ProcMount};
+use crate::sandbox::{child, root};
+use crate::sys::process::{self, CloneArgs, Cloned};
+use crate::sys::slate::Slate;
+use crate::sys::socket;
+
+/// How long a child that is given up has to die. What takes longer is stuck in the kernel, has been
+/// killed, and is reaped by nobody but the launcher's own end.
+const LAST_WAIT: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
+/// The init of an exec, and what it holds of this host. Dropped, it is killed and all is given back.
+pub(super) struct Child {
+    pub pid: i32,
+    pub pidfd: OwnedFd,
+    pub socket: OwnedFd,
+    /// Init polls the other end; closing this, by death too, ends the tree.
+    _lifeline: OwnedFd,
+    /// Until the go.
+    pub slate: Option<Slate>,
+    pub cgroup: Option<Cgroup>,
+    pub uid_lock: Option<OwnedFd>,
+    /// Its mount namespace: while this is open, init's end does not wait for the kernel to take the mounts
+    /// down, which is done when this is closed, after the exec's end was told. No process is in it then.
+    _mounts: Option<OwnedFd>,
+    pub reaped: bool,
+}
+
+pub(super) struct Seed {
+    pub child: Child,
+    /// Of the pool; none where execs have the caller's.
+    pub uid: Option<u32>,
+    /// Why it has no cgroup, if it has none.
+    pub without_cgroup: Option<String>,
+    /// The root's own tmpfs, empty.
+    pub root: OwnedFd,
+    pub proc_mount: ProcMount,
+    network: NetworkMode,
+}
+
+impl Seed {
+    /// Clones the child, which goes on by itself. What it cannot do shows on its socket.
+    pub fn plant(name: &ExecId, network: NetworkMode, setting: &Setting) -> Result<Self, Refusal> {
+        let failed = |e: &dyn std::error::Error| refuse_error(e, "");
+        let (uid, uid_lock) = match setting.mode {
+            Mode::Rootless => (None, None),
+            Mode::Privileged => {
+                let (uid, lock) = identity::take_uid(setting.host.config.host.uid_pool)
+                    .map_err(|e| refuse_error(&e, "check /run/sublet and [host] uid_pool"))?;
+                (Some(uid), Some(lock))
+            }
+        };
+        let cgroup = setting
+            .cgroups
+            .as_ref()
+            .map_err(Clone::clone)
+            .and_then(|cgroups| cgroups.make(name).map_err(|e| compile::chain(&e)));
+        let (cgroup, without_cgroup) = match cgroup {
+            Ok(cgroup) => (Some(cgroup), None),
+            Err(why) => (None, Some(why)),
+        };
+        let root = root::make_tmpfs().map_err(|e| failed(&e))?;
+        let (ours, theirs) = socket::packet_pair().map_err(|e| failed(&e))?;
+        let (lifeline_read, lifeline_write) = io::pipe().map_err(|e| failed(&e))?;
+        let all = namespaces(network);
+        let (now, late, proc_mount) = if setting.mode == Mode::Privileged && setting.proc_is_masked
+        {
+            // The kernel refuses a new /proc from inside the user namespace there.
+            let now = libc::CLONE_NEWPID as u64;
+            (now, all & !now, ProcMount::BeforeUserNamespace)
+        } else {
+            let late = all & libc::CLONE_NEWNET as u64;
+            (all & !late, late, ProcMount::Inside)
+        };
+        let mut plan = Plan {
+            namespaces: now,
+            late_namespaces: late,
+            proc_mount,
+            root: Some(root.try_clone().map_err(|e| failed(&e))?),
+            hostname: c"sublet".to_owned(),
+            loopback: network != NetworkMode::Host,
+            inner_rules: inner_rules(setting.landlock_abi),
+            init_filter: compile::builtin_filter("init")?,
+            socket: theirs,
+            lifeline: lifeline_read.into(),
+            close: Vec::new(),
+            umask: setting.umask,
+            uid_lock: uid_lock
+                .as_ref()
+                .map(OwnedFd::try_clone)
+                .transpose()
+                .map_err(|e| failed(&e))?,
+            slate: Some(Slate::new().map_err(|e| failed(&e))?),
+        };
+        keep_only_planned(&mut plan);
+
+        // Rootless, the child's maps can be written only while it is dumpable (proc(5)).
+        let dumpable = setting.mode == Mode::Rootless;
+        if dumpable {
+            set_dumpable(true)?;
+        }
+        let args = CloneArgs {
+            namespaces: plan.namespaces,
+            cgroup: cgroup.as_ref().map(Cgroup::directory),
+        };
+        let cloned = match process::clone3(&args) {
+            Ok(Cloned::Child) => child::run(&mut plan),
+            Ok(Cloned::Parent { pid, pidfd }) => Ok((pid, pidfd)),
+            Err(e) => Err(clone_refusal(&e, setting.mode)),
+        };
+        if dumpable {
+            set_dumpable(false)?;
+        }
+        let (pid, pidfd) = cloned?;
+        // Only speed hangs on it.
+        let mounts = match proc_mount {
+            ProcMount::Inside => File::open(format!("/proc/{pid}/ns/mnt")).ok().map(OwnedFd::from),
+            ProcMount::BeforeUserNamespace => None,
+        };
+        let child = Child {
+            pid,
+            pidfd,
+            socket: ours,
+            _lifeline: lifeline_write.into(),
+            slate: plan.slate.take(),
+            cgroup,
+            uid_lock,
+            _mounts: mounts,
+            reaped: false,
+        };
+        // The next child is another exec's.
+        if let Some(slate) = &child.slate {
+            slate.keep_from_others().map_err(|e| failed(&e))?;
+        }
+        Ok(Self { child, uid, without_cgroup, root, proc_mount, network })
+    }
+}
+
+/// The seed that stands ready in a launcher, if one does.
+#[derive(Default)]
+pub struct Seeds {
+    ready: Option<Seed>,
+    /// What the last exec wanted of the network: the next one's wish, most likely.
+    network: Option<NetworkMode>,
+}
+
+impl Seeds {
+    /// For an exec that begins.
+    pub(super) fn take(
+        &mut self,
+        name: &ExecId,
+        network: NetworkMode,
+        setting: &Setting,
+    ) -> Result<Seed, Refusal> {
+        self.network = Some(network);
+        let ready = self.ready.take();
+        match ready.filter(|seed| seed.network == network && !seed.child.is_gone()) {
+            Some(seed) => Ok(seed),
+            // One that does not fit is gone by now, with its cgroup, which may have the same name.
+            None => Seed::plant(name, network, setting),
+        }
+    }
+
+    /// Whether [`Seeds::plant`] has something to do.
+    pub fn is_wanting(&self) -> bool {
+        self.ready.is_none()
+    }
+
+    /// Makes one ahead, for a moment in which nothing else is to be done.
+    ///
+    /// # Errors
+    /// The next exec tries again, and its caller is told.
+    pub fn plant(&mut self, name: &ExecId, setting: &Setting) -> Result<(), Refusal> {
+        let network = self.network.unwrap_or(NetworkMode::None);
+        self.ready = Some(Seed::plant(name, network, setting)?);
+        Ok(())
+    }
+
+    /// Gives it back.
+    pub fn clear(&mut self) {
+        self.ready = None;
+    }
+}
+
+impl Child {
+    /// Whether its init still waits, and has not said that something failed.
+    pub fn waits(&self) -> bool {
+        let mut fds =
+            [PollFd::new(&self.socket, PollFlags::IN), PollFd::new(&self.pidfd, PollFlags::IN)];
+        matches!(poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(0))
+    }
+
+    /// Whether it has ended. What it says before that is heard by whoever uses it.
+    fn is_gone(&self) -> bool {
+        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        !matches!(poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(0))
+    }
+
+    pub fn slate(&mut self) -> Result<&mut Slate, Refusal> {
+        self.slate.as_mut().ok_or_else(|| Refusal {
+            kind: RefusalKind::Launch,
+            message: "the exec was given a command twice".to_owned(),
+            hint: String::new(),
+        })
+    }
+
+    pub fn kill(&self) {
+        if let Some(cgroup) = &self.cgroup
+            && let Err(e) = cgroup.kill()
+        {
+            eprintln!("sublet: {}", compile::chain(&e));
+        }
+        match process::signal_pidfd(&self.pidfd, libc::SIGKILL) {
+            Ok(()) | Err(Errno::SRCH) => {}
+            Err(e) => eprintln!("sublet: could not kill the init of an exec: {e}"),
+        }
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if self.reaped {
+            return;
+        }
+        self.kill();
+        // What goes back now, its cgroup and its uid, must be nobody's any more.
+        let ended = poll(&mut [PollFd::new(&self.pidfd, PollFlags::IN)], Some(&LAST_WAIT));
+        match ended {
+            Ok(1..) => match process::wait_for(self.pid) {
+                Ok(_) | Err(Errno::CHILD) => {}
+                Err(e) => eprintln!("sublet: the init of an exec was not reaped: {e}"),
+            },
+            Ok(0) | Err(_) => eprintln!("sublet: the init of an exec is stuck in the kernel"),
+        }
+    }
+}
+
+fn set_dumpable(dumpable: bool) -> Result<(), Refusal> {
+    crate::sys::memory::set_dumpable(dumpable).map_err(|e| refuse_error(&e, ""))
+}
