@@ -24,12 +24,29 @@ bench SAMPLES="200":
     cargo bench --bench seccomp
     cargo bench --bench store
 
+# A tree of SIZE MiB, searched for managed values.
+
+# Measure the guard of containers.
+bench-guard SIZE="1024":
+    cargo bench --bench guard -- {{SIZE}}
+
 # One leased exec through the broker against the floor and runc; revocation; neighbours; 1,000 live execs;
 # 10,000 idle runs; growth over SOAK execs. As root, on an idle machine.
 
 # Measure the broker.
 bench-broker SAMPLES="200" SOAK="2000":
     cargo bench --bench broker -- {{SAMPLES}} {{SOAK}}
+
+# Boots Debian's kernels 6.1 and 6.12 under QEMU and tries everything there: vm-tests/README.md. As root; about an
+# hour. WORD chooses jobs, and then docs/kernels.md is left alone; `just vm --list` names them.
+
+# Real kernels: isolation, variants, residue, faults; writes docs/kernels.md.
+vm *WORDS:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    if [ -z "{{WORDS}}" ]; then set -- --long --report docs/kernels.md; else set -- {{WORDS}}; fi
+    cargo test --locked --test vm -- "$@"
+
 # Needs cargo-fuzz (`cargo install --locked cargo-fuzz`) and, for libFuzzer, a C++ compiler (Debian: g++).
 # No nightly toolchain: only sanitizers would need one. What it learns stays in fuzz/target/corpus; an input
 # that breaks something lands in fuzz/artifacts, and fuzz/README.md says what then.

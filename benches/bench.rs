@@ -275,8 +275,10 @@ impl Served {
                 variable: "TOKEN".parse().unwrap(),
                 git: None,
                 endpoint: false,
+                token: None,
             }],
             home: None,
+            into: sublet::launcher::into::InContainer::default(),
             agent: false,
         };
         let session = self.launcher.root();

@@ -361,6 +361,8 @@ impl Place {
             terminal: None,
             network: None,
             reason: None,
+            user: None,
+            workdir: None,
         };
         let mut stream = agent.exec(&body).unwrap();
         stream.end_stdin();

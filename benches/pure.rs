@@ -54,7 +54,7 @@ fn decision() -> u128 {
         found_on_path: true,
         writable_by_exec: false,
     };
-    let policy = Policy { profile: &profile, config: &config };
+    let policy = Policy { profile: &profile, config: &config, has_issuer: false };
     let rounds = 2_000;
     let once = || {
         let verdict =

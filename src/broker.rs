@@ -9,6 +9,7 @@ pub mod settle;
 
 mod error;
 mod execs;
+mod guard;
 mod keeper;
 mod late;
 mod leases;
@@ -33,6 +34,7 @@ use tokio::sync::{oneshot, watch};
 use crate::envelope::SigningKey;
 use crate::host::Host;
 use crate::launcher::client::{Door, Launcher};
+use crate::launcher::into::InContainer;
 use crate::model::event::{Draft, EventType};
 use crate::model::exec::ExecState;
 use crate::model::id::{ExecId, LeaseId, RunId};
@@ -78,6 +80,7 @@ pub struct Broker {
     draining: AtomicBool,
     launcher_died: AtomicBool,
     stopped: AtomicBool,
+    fingerprints: guard::Known,
 }
 
 /// What a broker begins with: the process has settled.
@@ -114,6 +117,8 @@ pub struct ExecAsk {
     pub terminal: Option<(u16, u16)>,
     pub without_network: bool,
     pub reason: Option<Reason>,
+    /// Who and where it is, in a container.
+    pub into: InContainer,
     /// The process that asks: when it dies, the exec does.
     pub caller: Option<OwnedFd>,
 }
@@ -225,6 +230,7 @@ impl Broker {
             draining: AtomicBool::new(false),
             launcher_died: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
+            fingerprints: guard::Known::default(),
         };
         broker.transaction(Durability::Durable, |tx| {
             entries::close_orphans(tx, &broker.hostname, &now)?;
@@ -235,12 +241,24 @@ impl Broker {
         let active = broker.store.read(|view| view.runs_that(filter))?;
         for run in active {
             let run_id = run.run_id.clone();
+            if broker.has_lost_its_container(&run_id) {
+                broker.end_lost_run(run)?;
+                continue;
+            }
             if let Err(e) = broker.admit(run, None) {
                 // It stays active in the record, and is tried again at the next start.
                 tracing::error!(%run_id, error = %e.message(), "could not take a run up again");
             }
         }
         Ok(broker)
+    }
+
+    /// Ends a run that nobody speaks for any more. No lease and no exec of it is open: those of an earlier
+    /// broker are closed by now.
+    fn end_lost_run(&self, run: Run) -> Result<(), BrokerError> {
+        let now = self.now()?;
+        let who = self.who(&run, &now);
+        self.transaction(Durability::Durable, |tx| entries::end_run(tx, who)).map(drop)
     }
 
     /// Holds the launcher until it is gone, and then lets nothing more begin. To be called on a thread of

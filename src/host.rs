@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod account;
+pub mod container;
 pub mod keyfile;
 pub mod limit;
 mod owner;
@@ -41,6 +42,18 @@ impl ProfileRef {
             ProfileRef::File(PathBuf::from(text))
         } else {
             ProfileRef::Name(text.to_owned())
+        }
+    }
+}
+
+impl ProfileRef {
+    /// What identities call it: its name, or for a file its absolute path.
+    pub fn identity(&self) -> String {
+        match self {
+            ProfileRef::Name(name) => name.clone(),
+            ProfileRef::File(path) => {
+                std::path::absolute(path).unwrap_or_else(|_| path.clone()).display().to_string()
+            }
         }
     }
 }
@@ -164,6 +177,11 @@ impl Host {
         self.trust = trust;
     }
 
+    /// What it takes.
+    pub fn trusts(&self) -> Trust {
+        self.trust
+    }
+
     /// Why a workspace at this path, with every link resolved, is not taken.
     pub fn objection_to_workspace(&self, path: &Path) -> Option<String> {
         // The broker may not be allowed to look; a path without links below one as it is written is below.
@@ -270,6 +288,11 @@ impl Host {
         &self.profiles
     }
 
+    /// Whether this host has an issuer of workload identities: `sublet issuer init` made one.
+    pub fn has_issuer(&self) -> bool {
+        issuer_file(&self.state_dir).is_file()
+    }
+
     /// The user that a broker of this host runs as where it starts as root.
     ///
     /// # Errors
@@ -317,6 +340,11 @@ impl Host {
 /// The socket that a broker answers a run on.
 pub fn agent_socket(runtime_dir: &Path, run: &RunId) -> PathBuf {
     runtime_dir.join("runs").join(run.as_str()).join("agent.sock")
+}
+
+/// Where an issuer of workload identities keeps what is public of it, beside its keys.
+pub fn issuer_file(state_dir: &Path) -> PathBuf {
+    state_dir.join(keyfile::DIRECTORY).join("issuer.json")
 }
 
 /// Where nothing is, for `~/` of no one.

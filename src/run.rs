@@ -11,12 +11,14 @@ mod deliver;
 pub mod entries;
 mod error;
 mod explained;
+mod identity;
 pub mod ledger;
 pub mod mailbox;
 pub mod mint;
 mod printed;
 mod scene;
 mod sources;
+mod ssh;
 mod value;
 
 use std::sync::Arc;
@@ -81,7 +83,7 @@ pub fn run(begun: Begun, asked: Asked) -> Result<Outcome, RunError> {
     let launcher = launcher.settle(&asked.places)?;
     memory::set_dumpable(false).map_err(RunError::Settle)?;
     memory::forbid_core_dumps().map_err(RunError::Settle)?;
-    let scene = scene::set(asked, exec_id)?;
+    let scene = scene::set(asked, exec_id, launcher.root())?;
     let ledger = || {
         let key = ledger::open_key(&scene.host)?;
         // The state may be a broker's: the launcher keeps what only root can do.
@@ -104,7 +106,7 @@ pub fn run_held(
     ledger: Ledger,
 ) -> Result<Outcome, RunError> {
     let mut watch = Stopwatch::start();
-    let scene = scene::of_run(host, asked)?;
+    let scene = scene::of_run(host, asked, session)?;
     tell(&scene, session, caller, || Ok(ledger), &mut watch)
 }
 
@@ -133,7 +135,9 @@ fn tell(
     caller.accepted();
     watch.lap(|t| &mut t.record);
 
-    let told = perform(scene, session, caller, &mut ledger, leased, (prepared, kept), watch);
+    // A launcher that could not prepare has said why; one that is gone keeps no head either.
+    let prepared = prepared.and_then(|prepared| kept.map(|()| prepared));
+    let told = perform(scene, session, caller, &mut ledger, leased, prepared, watch);
     // Whatever became of it: what was minted for it ends with it.
     mint::end_all(&mut ledger, scene, session);
     if scene.is_one_shot() {
@@ -149,12 +153,10 @@ fn perform(
     caller: &mut Caller,
     ledger: &mut Ledger,
     mut leased: Vec<Leased>,
-    (prepared, kept): (Result<Prepared, RunError>, Result<(), RunError>),
+    prepared: Result<Prepared, RunError>,
     watch: &mut Stopwatch,
 ) -> Result<Outcome, RunError> {
-    // A launcher that could not prepare has said why; one that is gone keeps no head either.
     let prepared = prepared.map_err(|e| ledger.abandon(scene, &leased, e))?;
-    kept?;
     let values = deliver::resolve(ledger, scene, session, caller, &mut leased)
         .map_err(|e| ledger.abandon(scene, &leased, e))?;
     watch.lap(|t| &mut t.resolve);

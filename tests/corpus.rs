@@ -46,7 +46,7 @@ macro_rules! replays {
     };
 }
 
-replays! { api client config env_file envelope frames git policy profile redact seccomp trail vault wire }
+replays! { api client config env_file envelope frames git oci policy profile redact seccomp trail vault wire }
 
 /// A message that no longer decodes would be replayed as noise.
 #[test]

@@ -19,7 +19,7 @@ const FLOORS: [&[&str]; 14] = [
     &["policy"],
     &["profile"],
     &["config"],
-    &["redact"],
+    &["redact", "guard"],
     &["model"],
     &["sys"],
 ];

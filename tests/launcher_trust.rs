@@ -77,6 +77,7 @@ fn what_a_compromised_broker_orders_is_refused() {
         deliveries: Vec::new(),
         agent: false,
         home: Some("/root".into()),
+        into: sublet::launcher::into::InContainer::default(),
     };
     let ask = |profile: &ProfileRef, workspace: &Path| {
         let session = door.open().unwrap();

@@ -278,6 +278,10 @@ fn a_live_service_answers_as_described() {
         examiner.ask(socket, ("GET", path, &format!("/v1/execs/{exec}")), None, 200);
     }
 
+    let guard = examiner.ask(&control, ("GET", "/v1/guard", "/v1/guard"), None, 200);
+    assert!(!guard["fingerprints"].as_array().unwrap().is_empty());
+    examiner.ask(&agent, ("GET", "/v1/guard", "/v1/guard"), None, 404);
+
     let renew = ("POST", "/v1/leases/{lease_id}/renew", &*format!("{one}/renew"));
     examiner.ask(&control, renew, Some(json!({"ttl": "5m"})), 200);
     let revoke = ("POST", "/v1/leases/{lease_id}/revoke", &*format!("{one}/revoke"));

@@ -7,14 +7,11 @@ mod support;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
-use std::os::unix::fs::chown;
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
-use support::host::eventually;
+use support::postgres::Postgres;
 use support::world::finish;
-use support::{World, needs, which};
+use support::{World, needs};
 
 /// An HTTP service that answers only to one bearer token.
 fn bearer_service(token: &'static str) -> u16 {
@@ -62,66 +59,6 @@ fn curl_with_a_bearer_token_by_env() {
         world.leased_sh(&profile, &["env"], &script).ok().prints("welcome\n");
         world.sh(&profile, &script).exits(22);
     }
-}
-
-/// A PostgreSQL server of its own, run as an ordinary user: it refuses to run as root.
-struct Postgres {
-    server: Child,
-    port: u16,
-    _dir: tempfile::TempDir,
-}
-
-impl Postgres {
-    fn start(password: &str) -> Self {
-        let bin = bin_dir();
-        let dir = tempfile::Builder::new().prefix("sublet-test-pg-").tempdir().unwrap();
-        // `nobody`: initdb needs a user that passwd knows.
-        let nobody = 65_534;
-        chown(dir.path(), Some(nobody), Some(nobody)).unwrap();
-        let data = dir.path().join("data");
-        let password_file = dir.path().join("password");
-        fs::write(&password_file, password).unwrap();
-        chown(&password_file, Some(nobody), Some(nobody)).unwrap();
-        let user = |program: &Path| {
-            let mut command = Command::new(program);
-            command.env_clear().env("PATH", "/usr/bin:/bin").env("LC_ALL", "C");
-            command.uid(nobody).gid(nobody).current_dir(dir.path());
-            command
-        };
-        let mut initdb = user(&bin.join("initdb"));
-        initdb.args(["-U", "admin", "--auth=scram-sha-256", "--no-sync", "-D"]).arg(&data);
-        initdb.arg(format!("--pwfile={}", password_file.display()));
-        finish(initdb, b"", None).ok();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut server = user(&bin.join("postgres"));
-        server.args(["-F", "-c", "listen_addresses=127.0.0.1", "-p", &port.to_string(), "-k"]);
-        server.arg(dir.path()).arg("-D").arg(&data);
-        server.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let server = server.spawn().unwrap();
-        eventually("PostgreSQL listens", || {
-            std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
-        });
-        Self { server, port, _dir: dir }
-    }
-}
-
-impl Drop for Postgres {
-    fn drop(&mut self) {
-        let pid = rustix::process::Pid::from_child(&self.server);
-        // Fast shutdown; the server is ours.
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
-        let _ = self.server.wait();
-    }
-}
-
-fn bin_dir() -> PathBuf {
-    if let Some(initdb) = which("initdb") {
-        return fs::canonicalize(initdb).unwrap().parent().unwrap().to_owned();
-    }
-    let found = fs::read_dir("/usr/lib/postgresql").ok().and_then(|versions| {
-        versions.flatten().map(|v| v.path().join("bin")).find(|b| b.join("initdb").exists())
-    });
-    found.expect("this test needs PostgreSQL: apt-get install postgresql")
 }
 
 #[test]

@@ -628,9 +628,8 @@ fn orphans_are_reaped_and_die_with_the_command() {
         let family = host::family(exec.pid());
         assert_eq!(exec.read_line(), "0", "zombies are left to init");
         exec.finish().exits(7);
-        for process in family {
-            assert!(!process.is_alive(), "{process:?} outlived its exec");
-        }
+        // The launcher itself goes when it sees that the broker has.
+        host::eventually("all of it has ended", || family.iter().all(|p| !p.is_alive()));
     }
 }
 

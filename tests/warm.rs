@@ -153,6 +153,7 @@ impl Place {
             terminal: None,
             deliveries: deliveries.to_vec(),
             home: None,
+            into: sublet::launcher::into::InContainer::default(),
             agent: false,
         };
         let launcher = self.launcher();
@@ -316,6 +317,7 @@ fn deliveries_reach_a_warm_exec_and_are_wiped() {
         variable: name.parse().unwrap(),
         git: None,
         endpoint: false,
+        token: None,
     };
     let specs = [spec(Channel::Memfd, "A"), spec(Channel::Env, "B"), spec(Channel::File, "C")];
     let values: [&[u8]; 3] = [b"value-a", b"B=value-b\0", b"value-c"];

@@ -3,7 +3,8 @@
 
 use std::path::Path;
 
-use sublet::config::{AllowPattern, HostConfig, SecretSource};
+use sublet::config::source::jwt::OWN_CLAIMS;
+use sublet::config::{AllowPattern, HostConfig, SecretEntry, SecretSource};
 use sublet::model::name::{AudienceName, CapabilityName};
 
 use super::profile::check_place;
@@ -34,7 +35,13 @@ pub fn check(config: &HostConfig) {
         check_path(path);
     }
     for (name, secret) in &config.secrets {
-        assert!(!secret.allow.is_empty(), "{name} is for everyone");
+        // An empty list is for what other secrets alone draw on.
+        let is_named =
+            |s: &SecretEntry| s.source.credentials().iter().any(|(_, other)| *other == name);
+        assert!(
+            !secret.allow.is_empty() || config.secrets.values().any(is_named),
+            "{name} is for everyone"
+        );
         secret.allow.iter().for_each(check_allow);
         match &secret.source {
             SecretSource::Vault => {}
@@ -42,6 +49,13 @@ pub fn check(config: &HostConfig) {
             SecretSource::Command { command, .. } => {
                 assert!(Path::new(&command[0]).is_absolute());
                 assert!(command.iter().all(|word| !word.contains('\0')));
+            }
+            SecretSource::Jwt(jwt) => {
+                assert!(jwt.claims.keys().all(|name| !OWN_CLAIMS.contains(&name.as_str())));
+            }
+            SecretSource::SshCa(ca) => {
+                assert!(!ca.principals.is_empty());
+                assert!(ca.principals.iter().all(|p| !p.is_empty() && !p.contains(',')));
             }
             SecretSource::Minted(minted) => {
                 for url in minted.kind.urls() {

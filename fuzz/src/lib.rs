@@ -14,6 +14,7 @@ mod envelope;
 mod feed;
 mod frames;
 mod git;
+mod oci;
 mod policy;
 mod profile;
 mod redact;
@@ -35,6 +36,7 @@ pub const TARGETS: &[Target] = &[
     ("envelope", envelope::run),
     ("frames", frames::run),
     ("git", git::run),
+    ("oci", oci::run),
     ("policy", policy::run),
     ("profile", profile::run),
     ("redact", redact::run),

@@ -10,7 +10,7 @@ use std::ffi::OsString;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 
-use sublet::config::HostConfig;
+use sublet::config::{AllowPattern, HostConfig, SecretSource};
 use sublet::model::id::{RequestId, RunId};
 use sublet::model::moment::Span;
 use sublet::model::name::{Channel, Permission};
@@ -136,7 +136,7 @@ struct Case<'a> {
 
 impl Case<'_> {
     fn policy(&self) -> Policy<'_> {
-        Policy { profile: self.profile, config: self.config }
+        Policy { profile: self.profile, config: self.config, has_issuer: true }
     }
 
     fn check_one(&self, request: &Request, counters: Counters) {
@@ -200,21 +200,25 @@ impl Case<'_> {
             && counters.run < ceilings.requests_per_run.get()
             && counters.minute < ceilings.requests_per_minute.get()
             && capability.channels.contains(&channel)
-            && channel != Channel::Token
             && capability.permission.as_ref().is_none_or(|p: &Permission| {
                 self.run.permissions.iter().any(|held| held.as_str() == p.as_str())
             })
             && request.ttl.is_none_or(|t| t <= longest && t <= self.config.leases.max_ttl)
             && request.uses.unwrap_or(NonZeroU32::MIN) <= capability.uses
             && self.command.is_none_or(|given| may_carry(capability, given))
-            && secret.is_some_and(|secret| {
-                secret.allow.iter().any(|pattern| {
-                    let text = pattern.to_string();
-                    let (c, a) = text.split_once('@').unwrap_or_default();
-                    labels_match(c, request.capability.as_str())
-                        && host_matches(a, request.audience.as_str())
-                })
-            })
+            && match secret {
+                // A token is the issuer's, whatever the secret is; a certificate goes to its agent alone.
+                Some(secret) => {
+                    let is_ca = matches!(secret.source, SecretSource::SshCa(_));
+                    allows(&secret.allow, request)
+                        && (channel == Channel::Token || is_ca == (channel == Channel::Ssh))
+                }
+                None => {
+                    audience.secret.as_str() == "sublet.issuer"
+                        && channel == Channel::Token
+                        && allows(&self.config.issuer.allow, request)
+                }
+            }
     }
 
     fn check_grant(&self, grant: &Grant, request: &Request) {
@@ -227,7 +231,13 @@ impl Case<'_> {
         assert!(request.channel.is_none_or(|c| c == grant.channel()));
         assert_eq!(Some(grant.place()), grant.audience().place(grant.channel()).as_ref());
         assert_eq!(grant.secret(), &grant.audience().secret);
-        assert_eq!(grant.source(), &self.config.secrets[grant.secret()].source);
+        match (grant.channel(), grant.source()) {
+            (Channel::Token, SecretSource::Jwt(jwt)) => {
+                assert!(jwt.audience.as_ref().is_some_and(|audience| !audience.is_empty()));
+                assert_eq!(jwt.ttl, self.config.issuer.token_ttl);
+            }
+            (_, source) => assert_eq!(source, &self.config.secrets[grant.secret()].source),
+        }
         assert!(grant.ttl() <= self.config.leases.max_ttl);
         assert!(declared.ttl.is_none_or(|most| grant.ttl() <= most));
         match request.ttl {
@@ -238,6 +248,14 @@ impl Case<'_> {
         assert_eq!(grant.uses(), request.uses.unwrap_or(NonZeroU32::MIN));
         assert_eq!(grant.is_pinned(), !declared.is_any_command());
     }
+}
+
+fn allows(allow: &[AllowPattern], request: &Request) -> bool {
+    allow.iter().any(|pattern| {
+        let text = pattern.to_string();
+        let (c, a) = text.split_once('@').unwrap_or_default();
+        labels_match(c, request.capability.as_str()) && host_matches(a, request.audience.as_str())
+    })
 }
 
 fn check_denial(denial: &Denial, request: &Request) {
@@ -251,6 +269,7 @@ fn share_a_place(a: &Grant, b: &Grant) -> bool {
             (a.audience().host == b.audience().host)
                 && (a.audience().protocol == b.audience().protocol)
         }
+        (Place::Token { kind: a }, Place::Token { kind: b }) => a == b,
         (a, b) => a.variable().is_some() && a.variable() == b.variable(),
     }
 }

@@ -92,6 +92,7 @@ use crate::api::wire::{
     RenewBody, RevocationBody, RevocationView, RevokeBody, RevokedObject, RunBody, RunObject,
     RunsObject,
 };
+use crate::guard::Told;
 use crate::model::id::{ExecId, LeaseId, RunId};
 use answer::Answer;
 use connection::Ask;
@@ -297,6 +298,11 @@ impl Client {
             answer.body.source().set_read_timeout(None).map_err(ClientError::Receive)?;
         }
         Ok(EventStream::new(answer.body))
+    }
+
+    /// What the guard of a container recognises this host's managed values by. `GET /v1/guard`.
+    pub fn guard(&self) -> Result<Told, ClientError> {
+        self.get("/v1/guard", "fingerprints")
     }
 
     /// OpenMetrics text. `GET /metrics`.

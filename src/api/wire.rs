@@ -14,6 +14,7 @@ use crate::model::lease::LeaseState;
 use crate::model::moment::Span;
 use crate::model::name::{AudienceName, CapabilityName, Channel, IdentityName, VariableName};
 use crate::model::run::RunState;
+use crate::model::user::ContainerUser;
 use crate::policy::{LeaseFlag, Reason};
 
 /// The protocol that `POST /v1/execs` upgrades to.
@@ -74,6 +75,12 @@ pub struct ExecBody {
     pub network: Option<NetworkBody>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
+    /// In a container: who the command is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<ContainerUser>,
+    /// In a container: where it starts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workdir: Option<PathBuf>,
 }
 
 impl ExecBody {
@@ -87,6 +94,8 @@ impl ExecBody {
             terminal: None,
             network: None,
             reason: None,
+            user: None,
+            workdir: None,
         }
     }
 }

@@ -226,6 +226,7 @@ fn tell_story(
         terminal: ask.terminal,
         network: ask.without_network.then_some(NetworkMode::None),
         command: ask.command,
+        into: ask.into,
     };
     let session = broker.door.open().map_err(RunError::from)?;
     let ledger = Ledger::shared(Arc::clone(&broker.store), Arc::clone(&broker.shared));

@@ -39,9 +39,14 @@ impl Broker {
             .into_iter()
             .map(|(flag, reason)| flag.into_request(request_id.clone(), run_id.clone(), reason))
             .collect();
+        let ids: Vec<LeaseId> = requests.iter().map(|_| LeaseId::fresh()).collect();
         let now = self.now()?;
         let who = self.who(&run, &now);
-        let policy = Policy { profile: &profile, config: &self.host.config };
+        let policy = Policy {
+            profile: &profile,
+            config: &self.host.config,
+            has_issuer: self.host.has_issuer(),
+        };
         let decided = self.transaction(Durability::Durable, |tx| {
             // The run may have ended since it was looked up.
             let state = tx.run(run_id)?.map(|recorded| recorded.state);
@@ -49,7 +54,7 @@ impl Broker {
             let run = Run { state, ..run.clone() };
             let counters = tx.requests_counted(run_id, &now)?;
             match policy::decide_all(policy, &requests, &run, counters, None) {
-                Ok(grants) => entries::record_grants(tx, who, grants).map(Ok),
+                Ok(grants) => entries::record_grants(tx, who, grants, &ids).map(Ok),
                 Err(denial) => {
                     entries::record_denial(tx, who, &requests, &denial)?;
                     Ok(Err(RunError::from(denial).into()))

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 
 use crate::broker::{Broker, BrokerError, RunAsk, RunView, Selection};
-use crate::host::ProfileRef;
+use crate::host::{ProfileRef, container};
 use crate::model::id::RunId;
 use crate::model::moment::timestamp_text;
 use crate::model::run::{Run, RunState};
@@ -40,7 +40,20 @@ impl Broker {
         let profile = ProfileRef::parse(&ask.profile);
         // A profile that does not load would deny everything later, and less clearly.
         self.host.profile(&profile)?;
-        let workspace = self.workspace(&ask.workspace)?;
+        let container = match &ask.run_id {
+            Some(run_id) => self.container_of(run_id)?,
+            None => None,
+        };
+        let workspace = match &container {
+            None if ask.run_id.as_ref().is_some_and(container::is_of_a_container) => {
+                let message = "an id that begins with `oci-` is of a container's run, and no container \
+                               has this one (sublet hook)";
+                return Err(BrokerError::Malformed { message: message.to_owned() });
+            }
+            // A place in the container: the launcher opens it there.
+            Some(record) => record.workspace.clone(),
+            None => self.workspace(&ask.workspace)?,
+        };
         let now = self.now()?;
         let run = Run {
             run_id: ask.run_id.unwrap_or_else(RunId::fresh),
@@ -78,7 +91,10 @@ impl Broker {
         let path = self.socket(&run.run_id);
         let failed = |source| BrokerError::Socket { path: path.clone(), source };
         let listener = listen(&path).map_err(failed)?;
-        let owner = std::fs::metadata(&run.workspace).ok().map(|found| found.uid());
+        let owner = match self.container_of(&run.run_id)? {
+            Some(record) => Some(record.uid),
+            None => std::fs::metadata(&run.workspace).ok().map(|found| found.uid()),
+        };
         let run_id = run.run_id.clone();
         let active = Arc::new(ActiveRun { run, starter, owner });
         self.active().insert(run_id.clone(), active);
@@ -159,6 +175,19 @@ impl Broker {
         &self,
     ) -> std::sync::MutexGuard<'_, std::collections::BTreeMap<RunId, Arc<ActiveRun>>> {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The container that a run belongs to, by root's own record of it.
+    fn container_of(&self, run: &RunId) -> Result<Option<container::Record>, BrokerError> {
+        let failed = |source: io::Error| BrokerError::Malformed {
+            message: format!("the record of {run}'s container cannot be taken: {source}"),
+        };
+        container::read(&self.host.runtime_dir, run).map_err(failed)
+    }
+
+    /// Whether a run that an earlier broker left was a container's that is gone.
+    pub(super) fn has_lost_its_container(&self, run: &RunId) -> bool {
+        container::is_of_a_container(run) && !matches!(self.container_of(run), Ok(Some(_)))
     }
 
     /// As the launcher will take it: absolute, links resolved as far as we may look.

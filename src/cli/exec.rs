@@ -23,6 +23,7 @@ use crate::api::client::ExecExit;
 use crate::api::wire::{ErrorObject, ExecBody, NetworkBody, TerminalBody};
 use crate::model::id::{LeaseId, RunId};
 use crate::model::moment::Span;
+use crate::model::user::ContainerUser;
 use crate::policy::Reason;
 use crate::policy::environment::{AssignmentPlace, EnvironmentError};
 use crate::relay::terminal;
@@ -52,6 +53,12 @@ pub struct ExecArgs {
     /// Write a JSON report: ids, exit status, what was enforced, what was scrubbed, timings
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
+    /// In a container: who the command is there, by number [default: the workspace's owner]
+    #[arg(short, long, value_name = "UID[:GID]")]
+    pub user: Option<ContainerUser>,
+    /// In a container: where the command starts [default: the run's workspace]
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<PathBuf>,
     /// Narrow the profile's network
     #[arg(long, value_name = "MODE")]
     pub network: Option<ExecNetwork>,
@@ -156,6 +163,8 @@ fn body(args: &ExecArgs) -> Result<ExecBody, Failure> {
         terminal,
         network: args.network.map(|ExecNetwork::None| NetworkBody::None),
         reason: args.reason.clone(),
+        user: args.user,
+        workdir: args.workdir.clone(),
     })
 }
 

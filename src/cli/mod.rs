@@ -8,7 +8,8 @@
 //! - [`secret`], [`profile`], [`policy`], [`audit`]: what the host holds, permits and has recorded
 //! - [`doctor`], [`init`]: what this machine can enforce; a first configuration
 //! - [`verify_envelope`]: `lease verify`
-//! - [`git_credential`]: what git calls inside an exec
+//! - [`issuer`]: the workload identity of this host
+//! - [`git_credential`]: what git calls inside an exec; [`hook`]: what a container runtime calls
 //! - [`mint`]: what the launcher calls for sources that mint
 //! - [`completions`], [`man`]: made from the definitions here
 #![forbid(unsafe_code)]
@@ -21,7 +22,9 @@ pub mod exec;
 pub mod explained;
 pub mod fail;
 pub mod git_credential;
+pub mod hook;
 pub mod init;
+pub mod issuer;
 pub mod lease;
 pub mod load;
 pub mod man;
@@ -109,8 +112,12 @@ pub enum Command {
     Policy(policy::PolicyArgs),
     /// List the audit trail, tell the life of a lease, verify that nothing was changed
     Audit(audit::AuditArgs),
+    /// Make, rotate and publish the workload identity of this host
+    Issuer(issuer::IssuerArgs),
     /// Show what this machine can enforce, what each lack means, and how to mend it
     Doctor(doctor::DoctorArgs),
+    /// Be called by a container runtime: guard a container, start and end its run
+    Hook(hook::HookArgs),
     /// Answer git inside an exec with a git lease (git calls this itself)
     #[command(hide = true)]
     GitCredential(git_credential::GitCredentialArgs),
@@ -227,7 +234,9 @@ fn dispatch(cli: Cli, begun: Option<Result<Begun, RunError>>) -> Answer {
         Command::Profile(args) => profile::execute(globals, &args),
         Command::Policy(args) => policy::execute(globals, &args),
         Command::Audit(args) => audit::execute(globals, &args),
+        Command::Issuer(args) => issuer::execute(globals, &args),
         Command::Doctor(args) => doctor::execute(globals, &args),
+        Command::Hook(args) => hook::execute(globals, &args),
         Command::GitCredential(args) => git_credential::execute(globals, &args),
         Command::Mint(args) => mint::execute(&args),
         Command::Completions(args) => completions::execute(globals, &args),

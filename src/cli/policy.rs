@@ -93,7 +93,7 @@ pub fn execute(globals: &Globals, args: &PolicyArgs) -> Answer {
     };
     let command = program.as_ref().map(|program| program.as_command(&args.command));
 
-    let policy = Policy { profile: &profile, config: &host.config };
+    let policy = Policy { profile: &profile, config: &host.config, has_issuer: host.has_issuer() };
     let request_id = RequestId::fresh();
     let requests: Vec<Request> = args
         .lease
@@ -154,7 +154,8 @@ fn granted(output: &mut Output, grant: &Grant, has_command: bool) -> Result<(), 
         Place::File { path, .. } => ("file", path.display().to_string()),
         Place::Memfd { variable } => ("memfd", variable.to_string()),
         Place::Git => ("git", String::new()),
-        Place::Token => ("token", String::new()),
+        Place::Ssh { variable } => ("ssh", variable.to_string()),
+        Place::Token { kind } => ("token", kind.token_path().display().to_string()),
     };
     let is_judged = has_command || !grant.is_pinned();
     if output.json {

@@ -18,9 +18,11 @@ use super::fail::{Answer, Failure, NOT_RUN};
 use super::principal::invoking_user;
 use super::{Globals, explained, load};
 use crate::host::ProfileRef;
+use crate::launcher::into::InContainer;
 use crate::model::id::RunId;
 use crate::model::moment::Span;
 use crate::model::name::{IdentityName, VariableName};
+use crate::model::user::ContainerUser;
 use crate::policy::environment::{AssignmentPlace, EnvironmentError, Given, Origin, parse_file};
 use crate::policy::request::InvalidLeaseFlag;
 use crate::policy::{LeaseFlag, Reason};
@@ -77,6 +79,16 @@ pub struct RunArgs {
     /// Narrow the profile's network; widening it is an error
     #[arg(long, value_name = "MODE")]
     pub network: Option<NetworkMode>,
+    /// Run in the container of this process: its file system and network, under mount, pid and ipc
+    /// namespaces of the command's own; --workspace is then a directory in there [default: where PID is]
+    #[arg(long, value_name = "PID")]
+    pub into: Option<i32>,
+    /// In a container: who the command is there, by number [default: the workspace's owner]
+    #[arg(short, long, value_name = "UID[:GID]", requires = "into")]
+    pub user: Option<ContainerUser>,
+    /// In a container: where the command starts [default: the workspace]
+    #[arg(short, long, value_name = "DIR", requires = "into")]
+    pub workdir: Option<PathBuf>,
     /// The command and its arguments, after `--`
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
@@ -277,7 +289,15 @@ fn asked(globals: &Globals, args: RunArgs) -> Result<Asked, Failure> {
     Ok(Asked {
         places: load::places(globals),
         profile: ProfileRef::parse(&args.profile),
-        workspace: workspace(args.workspace.as_deref())?,
+        workspace: match args.into {
+            None => workspace(args.workspace.as_deref())?,
+            Some(pid) => workspace_of(pid, args.workspace)?,
+        },
+        into: InContainer {
+            pid: args.into,
+            user: args.user.map(|user| (user.uid, user.gid)),
+            directory: args.workdir,
+        },
         leases: args.lease,
         reason: args.reason,
         run_id: args.run_id,
@@ -288,6 +308,19 @@ fn asked(globals: &Globals, args: RunArgs) -> Result<Asked, Failure> {
         terminal,
         network: args.network.map(Into::into),
         command: args.command,
+    })
+}
+
+/// A directory of a container: as it is named, or where the process itself is. The launcher opens it.
+fn workspace_of(pid: i32, named: Option<PathBuf>) -> Result<PathBuf, Failure> {
+    if let Some(named) = named {
+        return Ok(named);
+    }
+    std::fs::read_link(format!("/proc/{pid}/cwd")).map_err(|e| {
+        let message = format!("process {pid}, of the container, cannot be looked at");
+        Failure::new("request", "container_unusable", message)
+            .because(&e)
+            .hint("name a running process of a container with --into, as root")
     })
 }
 
@@ -371,7 +404,9 @@ mod tests {
         check(&["--lease", "a@b", "--lease", "c@d,ttl=5m"], true);
         check(&["--lease", "a"], false);
         check(&["--lease", "a@b,ttl=soon"], false);
-        check(&["--into", "1"], false);
+        check(&["--into", "7", "-u", "1000:100", "--workdir", "/w"], true);
+        check(&["--into", "x"], false);
+        check(&["--user", "1000"], false);
         check(&["--timeout", "1s", "--timeout", "2s"], false);
     }
 

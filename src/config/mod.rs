@@ -14,7 +14,7 @@ pub mod source;
 
 pub use allow::{AllowPattern, InvalidAllow};
 pub use place::Located;
-pub use source::{MintKind, Minted, SOURCE_TIMEOUT, SecretSource, Settings};
+pub use source::{Jwt, MintKind, Minted, SOURCE_TIMEOUT, SecretSource, Settings, SshCa};
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -38,9 +38,22 @@ pub struct HostConfig {
     pub host: Host,
     pub ceilings: Ceilings,
     pub leases: Leases,
+    pub issuer: Issuer,
     /// Without an entry a principal holds no permission.
     pub principals: BTreeMap<IdentityName, Vec<Permission>>,
     pub secrets: BTreeMap<SecretName, SecretEntry>,
+    pub hook: HookConfig,
+}
+
+/// `[hook]`: what the annotations of containers may ask for.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HookConfig {
+    /// Profiles that they may name; any that this host permits, without a list.
+    pub profiles: Option<Vec<String>>,
+    /// Principals that they may name; any, without a list.
+    pub principals: Option<Vec<String>>,
+    /// The binary that containers get; the hook's own, if it is not named.
+    pub binary: Option<PathBuf>,
 }
 
 impl HostConfig {
@@ -216,6 +229,36 @@ impl Default for Leases {
             max_ttl: Span::seconds(3600),
             auto_renew: true,
             renew_before_expiry: Span::seconds(60),
+        }
+    }
+}
+
+/// `[issuer]`: what the tokens of this host's issuer are like. Whether there is one, the state says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Issuer {
+    /// The audience of a token where neither profile nor source says another.
+    pub audience: String,
+    /// How long a token lives; never longer than its lease.
+    pub token_ttl: Span,
+    /// Which capabilities and audiences may have a token without a secret's entry. Empty: none.
+    pub allow: Vec<AllowPattern>,
+}
+
+impl Issuer {
+    /// Below it no relying party is asked in time; above it, keys would have to stay published for longer.
+    pub const TOKEN_TTL: std::ops::RangeInclusive<Span> = Span::seconds(10)..=Span::seconds(3600);
+
+    pub fn allows(&self, capability: &CapabilityName, audience: &AudienceName) -> bool {
+        self.allow.iter().any(|pattern| pattern.matches(capability, audience))
+    }
+}
+
+impl Default for Issuer {
+    fn default() -> Self {
+        Self {
+            audience: "api://AzureADTokenExchange".to_owned(),
+            token_ttl: Span::seconds(900),
+            allow: Vec::new(),
         }
     }
 }

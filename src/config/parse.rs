@@ -1,6 +1,8 @@
 //! `sublet.toml` as written, and the way to [`HostConfig`].
 #![forbid(unsafe_code)]
 
+mod identity;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 use std::ops::Range;
@@ -12,8 +14,8 @@ use toml::Spanned;
 use crate::config::place::{self, Located};
 use crate::config::source::raw::RawSecret;
 use crate::config::{
-    AllowPattern, BrokerWall, Ceilings, Host, HostConfig, Leases, SecretEntry, SecretSource, State,
-    UidPool, Warm,
+    AllowPattern, BrokerWall, Ceilings, HookConfig, Host, HostConfig, Leases, SecretEntry,
+    SecretSource, State, UidPool, Warm,
 };
 use crate::model::moment::Span;
 use crate::model::name::{IdentityName, Permission, SecretName};
@@ -30,9 +32,21 @@ struct RawConfig {
     #[serde(default)]
     leases: RawLeases,
     #[serde(default)]
+    issuer: identity::RawIssuer,
+    #[serde(default)]
     principals: BTreeMap<IdentityName, RawPrincipal>,
     #[serde(default)]
     secrets: BTreeMap<SecretName, Spanned<RawSecret>>,
+    #[serde(default)]
+    hook: RawHook,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawHook {
+    profiles: Option<Vec<String>>,
+    principals: Option<Vec<IdentityName>>,
+    binary: Option<Spanned<PathBuf>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -120,8 +134,17 @@ pub(super) fn parse(text: &str, origin: &str) -> Result<HostConfig, Box<Located>
             }
         },
         leases: at.leases(raw.leases)?,
+        issuer: at.issuer(raw.issuer)?,
         principals: raw.principals.into_iter().map(|(name, p)| (name, p.permissions)).collect(),
         secrets,
+        hook: HookConfig {
+            profiles: raw.hook.profiles,
+            principals: raw
+                .hook
+                .principals
+                .map(|names| names.into_iter().map(String::from).collect()),
+            binary: raw.hook.binary.map(|path| at.absolute(path, "hook.binary")).transpose()?,
+        },
     })
 }
 
@@ -223,14 +246,15 @@ impl At<'_> {
                 ),
             ));
         };
-        let allow = allow
-            .get_ref()
-            .iter()
-            .map(|text| {
-                text.get_ref().parse::<AllowPattern>().map_err(|e| self.error(text, e.to_string()))
-            })
-            .collect::<Result<_, _>>()?;
+        let allow = self.allow(allow.get_ref())?;
         Ok(SecretEntry { source: self.source(name, &mut raw, &whole)?, allow })
+    }
+
+    fn allow(&self, allow: &[Spanned<String>]) -> Checked<Vec<AllowPattern>> {
+        let parse = |text: &Spanned<String>| {
+            text.get_ref().parse::<AllowPattern>().map_err(|e| self.error(text, e.to_string()))
+        };
+        allow.iter().map(parse).collect()
     }
 
     /// What names other secrets names such as can be read, and a secret is for leases, for other secrets, or
@@ -246,11 +270,13 @@ impl At<'_> {
             for (role, other) in entry.source.credentials() {
                 match secrets.get(other).map(|other| &other.source) {
                     Some(SecretSource::Vault | SecretSource::File { .. }) => {}
+                    Some(SecretSource::Jwt(_)) if role.is_token() => {}
                     Some(source) => {
                         let kind = source.as_str();
                         let message = format!(
                             "secret `{name}` takes its {role} from `{other}`, whose source is `{kind}`; it must \
-                             be `vault` or `file`"
+                             be `vault` or `file`{}",
+                            if role.is_token() { ", or `jwt`" } else { "" }
                         );
                         return Err(self.at(span(name), message));
                     }

@@ -2,13 +2,17 @@
 //!
 //! - [`url`]: an address that a minter may speak to
 //! - `raw`: the table as written; `vault`, `file` and `command` are parsed there
-//! - [`oauth`], [`github`], [`vault_server`], [`aws`]: sources that mint
+//! - [`jwt`], [`ssh_ca`]: made by the broker itself
+//! - [`oauth`], [`github`], [`vault_server`], [`aws`], [`postgres_role`]: sources that mint
 #![forbid(unsafe_code)]
 
 pub mod aws;
 pub mod github;
+pub mod jwt;
 pub mod oauth;
+pub mod postgres_role;
 pub(super) mod raw;
+pub mod ssh_ca;
 pub mod url;
 pub mod vault_server;
 
@@ -23,7 +27,10 @@ use crate::model::name::SecretName;
 
 pub use aws::AwsSts;
 pub use github::GithubApp;
+pub use jwt::Jwt;
 pub use oauth::OAuth;
+pub use postgres_role::PostgresRole;
+pub use ssh_ca::SshCa;
 pub use url::HttpUrl;
 pub use vault_server::VaultServer;
 
@@ -41,6 +48,10 @@ pub enum SecretSource {
     File { path: PathBuf },
     /// `command[0]` is an absolute path; no shell is involved.
     Command { command: Vec<String>, timeout: Span },
+    /// Minted by this host's own issuer.
+    Jwt(Jwt),
+    /// A key pair and a certificate for it, made by the broker with a CA's key.
+    SshCa(SshCa),
     /// Made afresh for each use by another party, which a minter asks.
     Minted(Box<Minted>),
 }
@@ -51,6 +62,8 @@ impl SecretSource {
             SecretSource::Vault => "vault",
             SecretSource::File { .. } => "file",
             SecretSource::Command { .. } => "command",
+            SecretSource::Jwt(_) => "jwt",
+            SecretSource::SshCa(_) => "ssh-ca",
             SecretSource::Minted(minted) => minted.kind.as_str(),
         }
     }
@@ -58,9 +71,11 @@ impl SecretSource {
     /// The other secrets that this source proves itself with.
     pub fn credentials(&self) -> Vec<(Role, &SecretName)> {
         match self {
-            SecretSource::Vault | SecretSource::File { .. } | SecretSource::Command { .. } => {
-                Vec::new()
-            }
+            SecretSource::Vault
+            | SecretSource::File { .. }
+            | SecretSource::Command { .. }
+            | SecretSource::Jwt(_) => Vec::new(),
+            SecretSource::SshCa(ssh_ca) => ssh_ca.credentials(),
             SecretSource::Minted(minted) => minted.kind.credentials(),
         }
     }
@@ -88,6 +103,7 @@ pub struct Minted {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MintKind {
     OAuth(OAuth),
+    PostgresRole(PostgresRole),
     GithubApp(GithubApp),
     VaultServer(VaultServer),
     AwsSts(AwsSts),
@@ -97,6 +113,7 @@ impl MintKind {
     pub fn as_str(&self) -> &'static str {
         match self {
             MintKind::OAuth(_) => "oauth",
+            MintKind::PostgresRole(_) => "postgres-role",
             MintKind::GithubApp(_) => "github-app",
             MintKind::VaultServer(_) => "vault-server",
             MintKind::AwsSts(_) => "aws-sts",
@@ -106,9 +123,21 @@ impl MintKind {
     fn credentials(&self) -> Vec<(Role, &SecretName)> {
         match self {
             MintKind::OAuth(oauth) => oauth.credentials(),
+            MintKind::PostgresRole(role) => role.credentials(),
             MintKind::GithubApp(app) => vec![(Role::PrivateKey, &app.private_key)],
             MintKind::VaultServer(server) => server.credentials(),
             MintKind::AwsSts(sts) => sts.credentials(),
+        }
+    }
+
+    /// Whether what it makes is there until it is taken away, also when nobody can use it any more.
+    pub fn must_be_revoked(&self) -> bool {
+        match self {
+            MintKind::OAuth(_)
+            | MintKind::GithubApp(_)
+            | MintKind::VaultServer(_)
+            | MintKind::AwsSts(_) => false,
+            MintKind::PostgresRole(_) => true,
         }
     }
 
@@ -116,6 +145,7 @@ impl MintKind {
     pub fn urls(&self) -> Vec<&HttpUrl> {
         match self {
             MintKind::OAuth(oauth) => oauth.urls(),
+            MintKind::PostgresRole(role) => role.urls(),
             MintKind::GithubApp(app) => vec![&app.api_url],
             MintKind::VaultServer(server) => vec![&server.url],
             MintKind::AwsSts(sts) => vec![&sts.endpoint],

@@ -9,13 +9,18 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
-use rustix::fs::{Gid, MemfdFlags, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, Gid, MemfdFlags, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
 use crate::model::name::VariableName;
 use crate::model::secret::MAX_VALUE;
+use crate::profile::identity::IdentityKind;
 use crate::sys::memory::SharedMapping;
+
+/// A token as it is read, and its next version, in the directory of its kind.
+const TOKEN: &str = "token";
+const NEXT: &str = ".next";
 
 /// The largest content of a container: a value, and on `env` its name, `=` and NUL.
 pub const MAX_CONTENT: usize = MAX_VALUE + 256;
@@ -35,6 +40,8 @@ pub enum ContainerError {
     Tmpfs(#[source] io::Error),
     #[error("could not make the delivery file {name}")]
     File { name: VariableName, source: io::Error },
+    #[error("could not make the token of kind `{kind}`")]
+    Token { kind: &'static str, source: io::Error },
     #[error("the delivery was said to hold {said} bytes and holds {found}")]
     Size { said: usize, found: u64 },
     #[error("could not lock {bytes} bytes of delivery memory")]
@@ -177,6 +184,60 @@ impl SecretsMount {
         let fd = rustix::fs::openat(&self.mount, name.as_str(), flags, Mode::from(0o400))
             .map_err(failed)?;
         give(fd.as_fd(), owner).map_err(failed)?;
+        Ok(Empty { kind: Kind::TmpfsFile, fd })
+    }
+
+    /// The same mount, for tokens that are replaced while the exec lives.
+    pub fn again(&self) -> Result<Self, ContainerError> {
+        let mount = self.mount.try_clone().map_err(ContainerError::Tmpfs)?;
+        Ok(Self { mount, never_swaps: self.never_swaps })
+    }
+
+    /// The first version of a token, empty, and the document beside it.
+    pub fn token(
+        &self,
+        kind: IdentityKind,
+        document: Option<&str>,
+        owner: Owner,
+    ) -> Result<Empty, ContainerError> {
+        let failed = |e: Errno| ContainerError::Token { kind: kind.as_str(), source: e.into() };
+        let directory = kind.directory();
+        rustix::fs::mkdirat(&self.mount, directory, Mode::from(0o755)).map_err(failed)?;
+        if let (Some(content), Some(name)) = (document, kind.document()) {
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+            let at = format!("{directory}/{name}");
+            let mode = Mode::from(0o444);
+            let fd = rustix::fs::openat(&self.mount, at, flags, mode).map_err(failed)?;
+            let mut file = File::from(fd);
+            io::Write::write_all(&mut file, content.as_bytes())
+                .map_err(|source| ContainerError::Token { kind: kind.as_str(), source })?;
+        }
+        self.version(&format!("{directory}/{TOKEN}"), owner).map_err(failed)
+    }
+
+    /// The next version, empty, under a name that no one reads.
+    pub fn next_token(&self, kind: IdentityKind, owner: Owner) -> Result<Empty, ContainerError> {
+        let failed = |e: Errno| ContainerError::Token { kind: kind.as_str(), source: e.into() };
+        let at = format!("{}/{NEXT}", kind.directory());
+        match rustix::fs::unlinkat(&self.mount, at.as_str(), AtFlags::empty()) {
+            // One that was never filled.
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(e) => return Err(failed(e)),
+        }
+        self.version(&at, owner).map_err(failed)
+    }
+
+    /// Puts the next version in the token's place, in one step: who opens the token has one or the other.
+    pub fn put_token(&self, kind: IdentityKind) -> Result<(), ContainerError> {
+        let at = |name: &str| format!("{}/{name}", kind.directory());
+        rustix::fs::renameat(&self.mount, at(NEXT), &self.mount, at(TOKEN))
+            .map_err(|e| ContainerError::Token { kind: kind.as_str(), source: e.into() })
+    }
+
+    fn version(&self, at: &str, owner: Owner) -> Result<Empty, Errno> {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&self.mount, at, flags, Mode::from(0o400))?;
+        give(fd.as_fd(), owner)?;
         Ok(Empty { kind: Kind::TmpfsFile, fd })
     }
 

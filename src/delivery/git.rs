@@ -50,8 +50,17 @@ pub fn environment(urls: impl IntoIterator<Item = String>) -> Vec<(String, Strin
 
 /// Launcher's side: binds the socket in the exec's detached root, for the exec's user alone.
 pub fn listen(root: BorrowedFd<'_>, owner: (u32, u32)) -> io::Result<OwnedFd> {
+    listen_at(root, SOCKET, owner)
+}
+
+/// The same for a socket at another place of the root.
+pub(super) fn listen_at(
+    root: BorrowedFd<'_>,
+    socket: &str,
+    owner: (u32, u32),
+) -> io::Result<OwnedFd> {
     // Through the descriptor: the root is not attached anywhere.
-    let inside = SOCKET.trim_start_matches('/');
+    let inside = socket.trim_start_matches('/');
     let path = PathBuf::from(format!("/proc/self/fd/{}/{inside}", root.as_raw_fd()));
     let listener = UnixListener::bind(&path)?;
     std::fs::set_permissions(&path, Permissions::from_mode(0o600))?;

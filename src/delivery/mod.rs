@@ -5,6 +5,7 @@
 //! - [`fill`]: the broker's side: writes the value once, keeps a mapping to wipe through
 //! - [`git`]: the credential socket of one exec
 //! - [`helper`]: `sublet git-credential`, the other end of that socket
+//! - [`ssh`]: the ssh-agent socket of one exec
 #![forbid(unsafe_code)]
 
 pub mod aws_endpoint;
@@ -12,3 +13,4 @@ pub mod container;
 pub mod fill;
 pub mod git;
 pub mod helper;
+pub mod ssh;

@@ -6,13 +6,14 @@
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Write};
+use std::ops::RangeInclusive;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::model::secret::Secret;
 
 /// Of all keys, under the state directory.
-const DIRECTORY: &str = "keys";
+pub const DIRECTORY: &str = "keys";
 
 /// Bytes of every key.
 pub const KEY_SIZE: usize = 32;
@@ -58,6 +59,10 @@ pub struct KeySource {
 }
 
 impl KeySource {
+    pub fn state_dir(&self) -> &Path {
+        &self.state_dir
+    }
+
     /// The key that is there.
     ///
     /// # Errors
@@ -155,6 +160,15 @@ impl KeyFile {
     }
 
     fn open_file(&self, path: &Path, holder: Holder) -> Result<File, KeyFileError> {
+        self.open_sized(path, holder, KEY_SIZE as u64..=KEY_SIZE as u64)
+    }
+
+    fn open_sized(
+        &self,
+        path: &Path,
+        holder: Holder,
+        sizes: RangeInclusive<u64>,
+    ) -> Result<File, KeyFileError> {
         let unreadable = |source| KeyFileError::Read { path: path.to_owned(), source };
         // O_NONBLOCK so that a FIFO in its place does not hang us before it is refused. open(2).
         let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC;
@@ -168,7 +182,7 @@ impl KeyFile {
             }
             Err(e) => return Err(unreadable(e)),
         };
-        self.refuse_unsafe_file(path, &file.metadata().map_err(unreadable)?, holder)?;
+        self.refuse_unsafe_file(path, &file.metadata().map_err(unreadable)?, holder, &sizes)?;
         Ok(file)
     }
 
@@ -177,6 +191,7 @@ impl KeyFile {
         path: &Path,
         found: &Metadata,
         holder: Holder,
+        sizes: &RangeInclusive<u64>,
     ) -> Result<(), KeyFileError> {
         if !found.is_file() {
             return Err(unsafe_key(path, "is no regular file", "put the key itself there"));
@@ -195,8 +210,8 @@ impl KeyFile {
             let fault = format!("has mode {mode:04o}, so that others may use it");
             return Err(unsafe_key(path, fault, self.if_known));
         }
-        if found.len() != KEY_SIZE as u64 {
-            let fault = format!("has {} bytes and not {KEY_SIZE}", found.len());
+        if !sizes.contains(&found.len()) {
+            let fault = format!("has {} bytes, which no such key has", found.len());
             return Err(unsafe_key(path, fault, self.if_torn));
         }
         Ok(())
@@ -206,15 +221,10 @@ impl KeyFile {
     /// process was first: no reader ever sees half a key.
     fn create(&self, state_dir: &Path, path: &Path) -> Result<(), KeyFileError> {
         let failed = |source| KeyFileError::Create { path: path.to_owned(), source };
-        let directory = state_dir.join(DIRECTORY);
-        match std::fs::DirBuilder::new().mode(0o700).create(&directory) {
-            Ok(()) => File::open(state_dir).and_then(|d| d.sync_all()).map_err(failed)?,
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(e) => return Err(failed(e)),
-        }
-        let found = std::fs::symlink_metadata(&directory).map_err(failed)?;
-        refuse_unsafe_directory(&directory, &found)?;
-
+        let directory = directory_in(state_dir).map_err(|e| match e {
+            KeyFileError::Create { source, .. } => failed(source),
+            other => other,
+        })?;
         let random = |source| KeyFileError::Random { source };
         let mut key =
             Secret::zeroed(KEY_SIZE).map_err(|source| KeyFileError::LockMemory { source })?;
@@ -235,6 +245,60 @@ impl KeyFile {
         written.and(removed).map_err(failed)?;
         File::open(&directory).and_then(|d| d.sync_all()).map_err(failed)
     }
+}
+
+/// A key that is no 32 random bytes, but of at most `most`: read as [`KeySource::load`] reads its own.
+///
+/// # Errors
+/// As [`KeySource::load`].
+pub fn load_other(
+    state_dir: &Path,
+    name: &str,
+    most: usize,
+    if_unsafe: &'static str,
+) -> Result<Secret, KeyFileError> {
+    let file = KeyFile { name: "", credential: "", if_known: if_unsafe, if_torn: if_unsafe };
+    let directory = state_dir.join(DIRECTORY);
+    let path = directory.join(name);
+    match std::fs::symlink_metadata(&directory) {
+        Ok(found) => refuse_unsafe_directory(&directory, &found)?,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(KeyFileError::Absent { path }),
+        Err(source) => return Err(KeyFileError::Read { path, source }),
+    }
+    let open = file.open_sized(&path, Holder::Us, 1..=most as u64)?;
+    let unreadable = |source| KeyFileError::Read { path: path.clone(), source };
+    let len = open.metadata().map_err(unreadable)?.len() as usize;
+    let mut key =
+        Secret::zeroed(len.min(most)).map_err(|source| KeyFileError::LockMemory { source })?;
+    open.read_exact_at(key.expose_mut(), 0).map_err(unreadable)?;
+    Ok(key)
+}
+
+/// Keeps such a key under a name that is free, mode 0600, on disk with its directory when this returns.
+///
+/// # Errors
+/// [`KeyFileError::Create`], [`KeyFileError::Unsafe`].
+pub fn store_other(state_dir: &Path, name: &str, key: &Secret) -> Result<PathBuf, KeyFileError> {
+    let directory = directory_in(state_dir)?;
+    let path = directory.join(name);
+    let failed = |source| KeyFileError::Create { path: path.clone(), source };
+    write_new(&path, key.expose()).map_err(failed)?;
+    File::open(&directory).and_then(|d| d.sync_all()).map_err(failed)?;
+    Ok(path)
+}
+
+/// `STATE/keys`, made where it is not there, refused where others could write it.
+pub fn directory_in(state_dir: &Path) -> Result<PathBuf, KeyFileError> {
+    let directory = state_dir.join(DIRECTORY);
+    let failed = |source| KeyFileError::Create { path: directory.clone(), source };
+    match std::fs::DirBuilder::new().mode(0o700).create(&directory) {
+        Ok(()) => File::open(state_dir).and_then(|d| d.sync_all()).map_err(failed)?,
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(e) => return Err(failed(e)),
+    }
+    let found = std::fs::symlink_metadata(&directory).map_err(failed)?;
+    refuse_unsafe_directory(&directory, &found)?;
+    Ok(directory)
 }
 
 /// Who put the key there.

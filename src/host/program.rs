@@ -63,6 +63,11 @@ impl Program {
         Some(Self { path: program, found_on_path, writable_by_exec })
     }
 
+    /// As the launcher found it in a container, where only it may look.
+    pub fn in_container(path: PathBuf, found_on_path: bool, writable_by_exec: bool) -> Self {
+        Self { path, found_on_path, writable_by_exec }
+    }
+
     /// With its arguments, as the policy judges it.
     pub fn as_command<'a>(&'a self, argv: &'a [OsString]) -> ResolvedCommand<'a> {
         ResolvedCommand {

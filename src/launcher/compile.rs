@@ -4,21 +4,24 @@
 //! In two parts: the sandbox, which is the same for every exec of a run, and the command in it.
 #![forbid(unsafe_code)]
 
+mod container;
 mod workspace;
 
+pub use container::find;
 pub use workspace::Workspace;
 use workspace::open_workspace;
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::guard::Guard;
+use super::into::InContainer;
 use super::wire::{DeliverySpec, ENDPOINT_PORT, Prepare, Refusal, RefusalKind};
-use crate::delivery::{aws_endpoint, git};
+use crate::delivery::{aws_endpoint, git, ssh};
 use crate::host::{Host, HostError, KnownProfile, ProfileRef};
 use crate::model::id::RunId;
 use crate::model::name::Channel;
@@ -44,6 +47,8 @@ pub struct Spec {
     pub binary: bool,
     /// The broker's socket for this run is shown inside, if there is one.
     pub agent: bool,
+    /// What is asked of an exec in a container.
+    pub into: InContainer,
 }
 
 impl Spec {
@@ -56,6 +61,7 @@ impl Spec {
             home: prepare.home.clone(),
             binary: prepare.deliveries.iter().any(|d| d.channel == Channel::Git),
             agent: prepare.agent,
+            into: prepare.into.clone(),
         }
     }
 }
@@ -92,6 +98,11 @@ pub struct Compiled {
     pub working_directory: PathBuf,
     pub cgroup_limits: CgroupLimits,
     pub filter: BuiltIn,
+    /// It stands in a container, of whose root these are detached clones, by their places.
+    pub is_in_container: bool,
+    pub trees: BTreeMap<PathBuf, OwnedFd>,
+    /// The network namespace to join.
+    pub network: Option<OwnedFd>,
 }
 
 /// The command, before it is given to a sandbox.
@@ -117,8 +128,14 @@ impl Compiled {
             // These follow from the profile.
             cgroup_limits: _,
             filter: _,
+            // One in a container is never compared: none is kept.
+            is_in_container,
+            trees: _,
+            network: _,
         } = self;
-        *profile == other.profile
+        !is_in_container
+            && !other.is_in_container
+            && *profile == other.profile
             && workspace.as_ref().map(Workspace::facts)
                 == other.workspace.as_ref().map(Workspace::facts)
             && *inside == other.inside
@@ -128,7 +145,7 @@ impl Compiled {
     }
 }
 
-fn invalid(message: String, hint: &str) -> Refusal {
+pub(super) fn invalid(message: String, hint: &str) -> Refusal {
     Refusal { kind: RefusalKind::Invalid, message, hint: hint.to_owned() }
 }
 
@@ -148,6 +165,9 @@ pub fn sandbox(
             .map_err(|e| invalid(e.to_string(), "name a mode that is no wider"))?;
     }
     let home = host.home_for(spec.home.as_deref()).to_owned();
+    if let Some(target) = container::target(spec, host, mode)? {
+        return container::sandbox(&target, spec, host, profile, home);
+    }
     let guard = Guard::of(host);
     if profile.filesystem.workspace != WorkspaceAccess::None
         && let Some(why) = host.objection_to_workspace(&spec.workspace)
@@ -168,6 +188,50 @@ pub fn sandbox(
     };
     let inside = inside(mode, workspace.as_ref());
     let mut view = view(spec, &profile, workspace.as_ref(), inside, &home)?;
+    show_agent(&mut view, spec, host);
+    let layout = layout::layout(&view);
+    refuse_guarded(&layout, &guard)?;
+    if view.identities {
+        refuse_hidden_identities(&layout, &BTreeMap::new())?;
+    }
+    let working_directory = workspace
+        .as_ref()
+        .map_or_else(|| profile.filesystem.home.resolve(&home), |w| w.path.clone());
+    Compiled::of(profile, workspace, inside, layout, home, working_directory)
+}
+
+impl Compiled {
+    /// With what follows from the profile.
+    fn of(
+        profile: Profile,
+        workspace: Option<Workspace>,
+        inside: (u32, u32),
+        layout: Layout,
+        home: PathBuf,
+        working_directory: PathBuf,
+    ) -> Result<Self, Refusal> {
+        Ok(Self {
+            inside,
+            layout,
+            working_directory,
+            cgroup_limits: CgroupLimits {
+                memory: profile.limits.memory.map(|s| s.0),
+                processes: profile.limits.processes.map(u64::from),
+                millicpu: profile.limits.cpu.map(|c| c.thousandths.into()),
+            },
+            filter: builtin_filter(profile.seccomp.filter.as_str())?,
+            home,
+            workspace,
+            profile,
+            is_in_container: false,
+            trees: BTreeMap::new(),
+            network: None,
+        })
+    }
+}
+
+/// The run's socket, for an agent's command.
+fn show_agent(view: &mut View, spec: &Spec, host: &Host) {
     if spec.agent {
         // The way to the runtime directory may have links; what the broker made below it may not.
         let runtime_dir = host.runtime_dir.canonicalize().unwrap_or(host.runtime_dir.clone());
@@ -175,26 +239,6 @@ pub fn sandbox(
         view.agent = socket.parent().filter(|_| socket.exists()).map(Path::to_owned);
         view.binary |= view.agent.is_some();
     }
-    let layout = layout::layout(&view);
-    refuse_guarded(&layout, &guard)?;
-    let working_directory = workspace
-        .as_ref()
-        .map_or_else(|| profile.filesystem.home.resolve(&home), |w| w.path.clone());
-    let filter_name = profile.seccomp.filter.as_str();
-    Ok(Compiled {
-        inside,
-        layout,
-        working_directory,
-        cgroup_limits: CgroupLimits {
-            memory: profile.limits.memory.map(|s| s.0),
-            processes: profile.limits.processes.map(u64::from),
-            millicpu: profile.limits.cpu.map(|c| c.thousandths.into()),
-        },
-        filter: builtin_filter(filter_name)?,
-        home,
-        workspace,
-        profile,
-    })
 }
 
 /// The command for a sandbox.
@@ -216,6 +260,36 @@ pub fn builtin_filter(name: &str) -> Result<BuiltIn, Refusal> {
     BuiltIn::named(name).ok_or_else(|| {
         invalid(format!("there is no seccomp filter `{name}`"), "name one of `seccomp/`")
     })
+}
+
+/// Where the profile shows a `/var` of its own, tokens are found by that one's link to `/run`.
+/// Of a container's it is looked for in its tree.
+fn refuse_hidden_identities(
+    layout: &Layout,
+    trees: &BTreeMap<PathBuf, OwnedFd>,
+) -> Result<(), Refusal> {
+    let Some((at, entry)) = layout.covering(Path::new(layout::VAR_RUN)) else { return Ok(()) };
+    let below = Path::new(layout::VAR_RUN).strip_prefix(at).unwrap_or(Path::new(""));
+    let link = match entry {
+        Entry::Bind { source, .. } => std::fs::read_link(source.join(below)).ok(),
+        Entry::OfContainer { is_directory: true } => trees.get(at).and_then(|tree| {
+            let to = rustix::fs::readlinkat(tree, below, Vec::new()).ok()?;
+            Some(PathBuf::from(std::ffi::OsStr::from_bytes(to.as_bytes())))
+        }),
+        _ => None,
+    };
+    if link.is_some_and(|to| to == Path::new("/run") || to == Path::new("../run")) {
+        return Ok(());
+    }
+    Err(invalid(
+        format!(
+            "the profile shows {} over the place of workload identities, {}, and it has no link there to \
+             /run",
+            at.display(),
+            layout::VAR_RUN
+        ),
+        "make /var/run of the image a link to /run, or do not show it",
+    ))
 }
 
 /// A profile shows nothing that may not be a workspace's either.
@@ -299,7 +373,13 @@ fn view(
         resolver,
         binary: spec.binary,
         agent: None,
+        identities: has_identities(profile),
     })
+}
+
+/// Whether some capability of the profile is delivered as a workload identity.
+pub fn has_identities(profile: &Profile) -> bool {
+    profile.capabilities.iter().any(|c| c.channels.contains(&Channel::Token))
 }
 
 /// The environment but for values, and what the child does with each delivery.
@@ -333,7 +413,7 @@ fn environment(prepare: &Prepare, sandbox: &Compiled) -> Result<(Vec<i64>, Vec<C
             "lease one, or use `format = \"aws\"`",
         ));
     }
-    for DeliverySpec { channel, variable, git: _, endpoint } in &prepare.deliveries {
+    for DeliverySpec { channel, variable, git: _, endpoint, token } in &prepare.deliveries {
         match channel {
             Channel::Memfd => {
                 set(&format!("{variable}_FD"), number.to_string().as_bytes());
@@ -361,11 +441,18 @@ fn environment(prepare: &Prepare, sandbox: &Compiled) -> Result<(Vec<i64>, Vec<C
             }
             Channel::Env => handed.push(lists::ENVIRONMENT),
             Channel::Git => {}
+            Channel::Ssh => set(ssh::VARIABLE, ssh::SOCKET.as_bytes()),
             Channel::Token => {
-                return Err(invalid(
-                    "the `token` channel needs an issuer, which this version does not have".into(),
-                    "use another channel",
-                ));
+                let Some(token) = token else {
+                    return Err(invalid("a token's delivery is not described".into(), ""));
+                };
+                for (name, value) in &token.variables {
+                    // The broker's word is taken for what an identity sets, and for nothing else.
+                    if !token.kind.variables().contains(&name.as_str()) {
+                        return Err(invalid(format!("no token sets `{name}`"), ""));
+                    }
+                    set(name, value.as_bytes());
+                }
             }
         }
     }

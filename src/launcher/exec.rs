@@ -26,12 +26,15 @@ use rustix::io::Errno;
 
 use super::compile::{self, Profiles, Spec};
 use super::posture::{self, Facts};
-use super::wire::{ENDPOINT_PORT, Ending, ExecNumber, FilledSpec, Prepare, Refusal, RefusalKind};
-use crate::delivery::container::{Empty, Filled};
+use super::wire::{
+    DeliverySpec, ENDPOINT_PORT, Ending, ExecNumber, FilledSpec, Prepare, Refusal, RefusalKind,
+};
+use crate::delivery::container::{ContainerError, Empty, Filled, SecretsMount};
 use crate::host::Host;
 use crate::model::name::Channel;
 use crate::model::report::Posture;
 use crate::profile::Profile;
+use crate::profile::identity::IdentityKind;
 use crate::sandbox::cgroup::Cgroups;
 use crate::sandbox::identity::Mode;
 use crate::sandbox::step::{self, Said, Told};
@@ -62,18 +65,29 @@ pub struct BrokerEnds {
 
 /// One delivery in the launcher.
 enum Delivery {
-    Empty(Empty),
+    /// Of a token, whose libraries read it.
+    Empty(Empty, Option<IdentityKind>),
     Filled {
         filled: Filled,
         expires: Duration,
         kill: bool,
+        token: Option<Versions>,
     },
-    /// The value stays with the broker, which answers on the socket.
-    Git {
+    /// The value stays with the broker, which answers on the socket of git's helper or of an SSH agent.
+    Socket {
         expires: Option<Duration>,
         kill: bool,
     },
     Gone,
+}
+
+/// Of a token that is replaced while the exec lives.
+struct Versions {
+    kind: IdentityKind,
+    /// What the broker is filling.
+    next: Option<Empty>,
+    /// What stood there before: whoever was reading it may go on until the one after it comes.
+    previous: Option<Filled>,
 }
 
 pub struct Exec {
@@ -81,11 +95,15 @@ pub struct Exec {
     spec: Spec,
     sandbox: Sandbox,
     deliveries: Vec<Delivery>,
+    /// Where the next version of a token is made.
+    tokens: Option<SecretsMount>,
     names: Names,
     has_endpoint: bool,
     profile: Profile,
     /// Of the deliveries' memory, where there are any.
     never_swaps: Option<bool>,
+    is_in_container: bool,
+    joins_network: bool,
     /// The child has built everything and waits for the go.
     ready: bool,
     start: Option<(Vec<FilledSpec>, Option<Duration>)>,
@@ -146,8 +164,11 @@ impl Exec {
         let mut sandbox = match warm.take(&spec).and_then(|warm| warm.into_sandbox(&compiled)) {
             Some(sandbox) => sandbox,
             None => {
-                let network = compiled.profile.network.mode;
-                let seed = seeds.take(&order.exec_id, network, setting)?;
+                let mode = compiled.profile.network.mode;
+                let seed = match &compiled.network {
+                    Some(network) => seeds.take_joined(&order.exec_id, network, setting)?,
+                    None => seeds.take(&order.exec_id, mode, setting)?,
+                };
                 Sandbox::build(&compiled, seed, setting)?
             }
         };
@@ -157,8 +178,14 @@ impl Exec {
         let secrets = sandbox.secrets.as_ref();
         let (deliveries, delivery_ends) =
             make_deliveries(&order.deliveries, owner, sandbox.root()?, secrets)?;
-        let swaps = secrets.is_some_and(|s| !s.never_swaps)
-            && order.deliveries.iter().any(|d| d.channel == Channel::File);
+        let is_file = |d: &DeliverySpec| matches!(d.channel, Channel::File | Channel::Token);
+        let swaps = secrets.is_some_and(|s| !s.never_swaps) && order.deliveries.iter().any(is_file);
+        let tokens = match secrets {
+            Some(secrets) if order.deliveries.iter().any(|d| d.token.is_some()) => {
+                Some(secrets.again().map_err(|e| delivery_unavailable(&e))?)
+            }
+            _ => None,
+        };
         let mut fds = std::mem::take(&mut streams.outside);
         fds.extend(delivery_ends);
         prepared(BrokerEnds { fds, uid: owner.uid });
@@ -176,7 +203,10 @@ impl Exec {
             has_endpoint: order.deliveries.iter().any(|delivery| delivery.endpoint),
             profile: compiled.profile,
             never_swaps: (!order.deliveries.is_empty()).then_some(!swaps),
+            is_in_container: compiled.is_in_container,
+            joins_network: compiled.network.is_some(),
             deliveries,
+            tokens,
             ready: false,
             start: None,
             started: false,
@@ -192,9 +222,10 @@ impl Exec {
         self.sandbox.child.socket.as_fd()
     }
 
-    /// What its sandbox was made for, and another one may be.
-    pub fn spec(&self) -> &Spec {
-        &self.spec
+    /// What its sandbox was made for, and another one may be. None in a container, whose mounts may be
+    /// others by then.
+    pub fn spec(&self) -> Option<&Spec> {
+        (!self.is_in_container).then_some(&self.spec)
     }
 
     pub fn pidfd(&self) -> BorrowedFd<'_> {
@@ -233,14 +264,15 @@ impl Exec {
         let mut readers = Vec::new();
         for (delivery, spec) in self.deliveries.iter_mut().zip(&specs) {
             *delivery = match std::mem::replace(delivery, Delivery::Gone) {
-                Delivery::Empty(empty) => {
+                Delivery::Empty(empty, kind) => {
                     let (filled, reader) =
                         empty.close(spec.bytes as usize).map_err(|e| failed(&e))?;
                     readers.extend(reader);
-                    Delivery::Filled { filled, expires: spec.expires, kill: spec.kill }
+                    let token = kind.map(|kind| Versions { kind, next: None, previous: None });
+                    Delivery::Filled { filled, expires: spec.expires, kill: spec.kill, token }
                 }
-                Delivery::Git { .. } => {
-                    Delivery::Git { expires: Some(spec.expires), kill: spec.kill }
+                Delivery::Socket { .. } => {
+                    Delivery::Socket { expires: Some(spec.expires), kill: spec.kill }
                 }
                 other => other,
             };
@@ -301,6 +333,7 @@ impl Exec {
             ownership: self.sandbox.facts.ownership.clone(),
             cpus: setting.cpus,
             never_swaps: self.never_swaps,
+            joins_network: self.joins_network,
         }
     }
 
@@ -315,7 +348,7 @@ impl Exec {
             Some(Delivery::Filled { filled, expires, .. }) if !filled.is_wiped() => {
                 *expires = until.max(*expires);
             }
-            Some(Delivery::Git { expires: Some(expires), .. }) => *expires = until.max(*expires),
+            Some(Delivery::Socket { expires: Some(expires), .. }) => *expires = until.max(*expires),
             Some(_) | None => {}
         }
     }
@@ -332,15 +365,16 @@ impl Exec {
             return;
         }
         let kill = match self.deliveries.get_mut(delivery) {
-            Some(Delivery::Filled { filled, kill, .. }) => {
+            Some(Delivery::Filled { filled, kill, token, .. }) => {
                 filled.wipe();
+                wipe_previous(token);
                 *kill
             }
-            Some(Delivery::Git { kill, expires }) => {
+            Some(Delivery::Socket { kill, expires }) => {
                 *expires = None;
                 *kill
             }
-            Some(Delivery::Empty(_) | Delivery::Gone) | None => false,
+            Some(Delivery::Empty(..) | Delivery::Gone) | None => false,
         };
         if kill {
             self.kill();
@@ -364,24 +398,73 @@ impl Exec {
     fn scrubbed(&self) -> Vec<(u64, bool)> {
         let told = |delivery: &Delivery| match delivery {
             Delivery::Filled { filled, .. } => (filled.bytes(), filled.is_wiped()),
-            Delivery::Empty(_) | Delivery::Git { .. } | Delivery::Gone => (0, true),
+            Delivery::Empty(..) | Delivery::Socket { .. } | Delivery::Gone => (0, true),
         };
         self.deliveries.iter().map(told).collect()
     }
 
     fn wipe(&mut self) {
         for delivery in &mut self.deliveries {
-            if let Delivery::Filled { filled, .. } = delivery {
+            if let Delivery::Filled { filled, token, .. } = delivery {
                 filled.wipe();
+                wipe_previous(token);
             }
         }
+    }
+
+    /// An empty file for the next version of a token; its descriptor is the broker's to fill.
+    pub fn replace(&mut self, delivery: usize) -> Result<OwnedFd, Refusal> {
+        let over = || Refusal {
+            kind: RefusalKind::DeliveryUnavailable,
+            message: "there is no token to replace any more".to_owned(),
+            hint: String::new(),
+        };
+        let owner = self.sandbox.owner();
+        match (self.deliveries.get_mut(delivery), &self.tokens) {
+            (Some(Delivery::Filled { filled, token: Some(token), .. }), Some(mount))
+                if !filled.is_wiped() =>
+            {
+                let next =
+                    mount.next_token(token.kind, owner).map_err(|e| delivery_unavailable(&e))?;
+                let fd = next.fd().try_clone_to_owned().map_err(|e| delivery_unavailable(&e))?;
+                token.next = Some(next);
+                Ok(fd)
+            }
+            _ => Err(over()),
+        }
+    }
+
+    /// The next version is filled: it takes the token's place. Where that cannot be, the one that stands
+    /// there stays, and the new one is wiped.
+    pub fn put_replacement(&mut self, delivery: usize, bytes: usize) -> Result<(), ContainerError> {
+        let Some(Delivery::Filled { filled, token: Some(token), .. }) =
+            self.deliveries.get_mut(delivery)
+        else {
+            return Ok(());
+        };
+        let (Some(next), Some(mount)) = (token.next.take(), &self.tokens) else { return Ok(()) };
+        let (mut next, _) = next.close(bytes)?;
+        // It may have been revoked, or have expired, while the broker filled.
+        if filled.is_wiped() {
+            next.wipe();
+            return Ok(());
+        }
+        if let Err(e) = mount.put_token(token.kind) {
+            next.wipe();
+            return Err(e);
+        }
+        let mut before = token.previous.replace(std::mem::replace(filled, next));
+        if let Some(before) = &mut before {
+            before.wipe();
+        }
+        Ok(())
     }
 
     /// The next moment at which [`Exec::on_time`] has something to do.
     pub fn next_time(&self) -> Option<Duration> {
         let expiries = self.deliveries.iter().filter_map(|d| match d {
             Delivery::Filled { filled, expires, .. } if !filled.is_wiped() => Some(*expires),
-            Delivery::Git { expires, .. } => *expires,
+            Delivery::Socket { expires, .. } => *expires,
             _ => None,
         });
         if self.wait_status.is_some() {
@@ -398,7 +481,7 @@ impl Exec {
             .enumerate()
             .filter(|(_, d)| match d {
                 Delivery::Filled { filled, expires, .. } => !filled.is_wiped() && *expires <= now,
-                Delivery::Git { expires, .. } => expires.is_some_and(|e| e <= now),
+                Delivery::Socket { expires, .. } => expires.is_some_and(|e| e <= now),
                 _ => false,
             })
             .map(|(i, _)| i)
@@ -457,6 +540,12 @@ impl Exec {
                 "look for the kernel's out-of-memory killer, or run `sublet doctor`",
             )),
         }
+    }
+}
+
+fn wipe_previous(token: &mut Option<Versions>) {
+    if let Some(Versions { previous: Some(previous), .. }) = token {
+        previous.wipe();
     }
 }
 

@@ -36,6 +36,7 @@ pub fn explain(prepare: &Prepare, setting: &Setting) -> Result<Explanation, Refu
         ownership,
         cpus: setting.cpus,
         never_swaps: (!prepare.deliveries.is_empty()).then_some(setting.mode == Mode::Privileged),
+        joins_network: compiled.network.is_some(),
     })?;
     let mounts = layout.entries.iter().map(|(at, entry)| {
         let at = at.display();
@@ -56,6 +57,7 @@ pub fn explain(prepare: &Prepare, setting: &Setting) -> Result<Explanation, Refu
                 };
                 format!("{at}  the host's, {}{skipped}", mode_text(*access))
             }
+            Entry::OfContainer { .. } => format!("{at}  the container's, read-only"),
             Entry::Workspace { access } => format!("{at}  workspace, {}", mode_text(*access)),
             Entry::Binary => format!("{at}  this sublet, read-only"),
             Entry::Agent { .. } => format!("{at}  the run's socket of the broker"),
@@ -66,9 +68,10 @@ pub fn explain(prepare: &Prepare, setting: &Setting) -> Result<Explanation, Refu
     let rules = layout.entries.iter().filter_map(|(at, entry)| {
         let at = at.display();
         match entry {
-            Entry::Bind { access: Access::ReadOnly, .. } | Entry::Binary | Entry::Agent { .. } => {
-                Some(format!("{at}  read, execute"))
-            }
+            Entry::Bind { access: Access::ReadOnly, .. }
+            | Entry::OfContainer { .. }
+            | Entry::Binary
+            | Entry::Agent { .. } => Some(format!("{at}  read, execute")),
             Entry::Bind { .. } | Entry::Scratch { .. } => {
                 Some(format!("{at}  read, write, make, execute"))
             }

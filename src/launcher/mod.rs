@@ -7,6 +7,7 @@
 //! - [`exec`]: one exec in the launcher, from plan to scrub
 //! - [`compile`]: the plan of one exec, from the profile that the launcher itself reads
 //! - [`guard`]: what of sublet's own no exec may see
+//! - [`into`]: a running container as the place of an exec
 //! - [`posture`]: what is enforced, by what
 //! - [`explain`]: the plan in words
 //! - [`source`]: `file` and `command` sources, opened and run here; [`mint`]: minters, started here
@@ -17,6 +18,7 @@ pub mod compile;
 pub mod exec;
 pub mod explain;
 pub mod guard;
+pub mod into;
 pub mod mint;
 pub mod posture;
 pub mod serve;

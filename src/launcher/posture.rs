@@ -35,6 +35,8 @@ pub struct Facts<'a> {
     pub cpus: usize,
     /// Of the deliveries' memory, where there are any.
     pub never_swaps: Option<bool>,
+    /// A container's network namespace is joined.
+    pub joins_network: bool,
 }
 
 pub fn posture(facts: &Facts<'_>) -> Result<Posture, Refusal> {
@@ -79,6 +81,8 @@ pub fn posture(facts: &Facts<'_>) -> Result<Posture, Refusal> {
                 let by = with(&[], missing.is_empty());
                 posture.set(Effect::Network, &by, &missing, Status::None);
                 demand(&posture, Effect::Network, facts.profile, Some(Waiver::Network))?;
+            } else if facts.joins_network {
+                posture.set(Effect::Network, &["container_network_namespace"], &[], Status::Full);
             } else {
                 posture.set(Effect::Network, &["profile_says_host"], &[], Status::Full);
             }
@@ -234,6 +238,7 @@ mod tests {
             ownership: Ownership::Idmapped,
             cpus,
             never_swaps: None,
+            joins_network: false,
         }
     }
 

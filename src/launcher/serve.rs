@@ -430,7 +430,9 @@ impl Launcher {
         let number = exec.number;
         self.numbers.remove(&(session, number));
         self.agenda.set(key, None);
-        self.warm.want(exec.spec());
+        if let Some(spec) = exec.spec() {
+            self.warm.want(spec);
+        }
         let notice = match exec.end() {
             Ok((ending, deliveries)) => Notice::Ended { exec: number, ending, deliveries },
             Err(refusal) => Notice::Refused { exec: number, refusal },

@@ -66,6 +66,9 @@ pub fn open(config: &HostConfig, secret: &SecretName) -> Result<Opened, Refusal>
             "it lies in the vault".into(),
             "the broker opens the vault by itself",
         )),
+        SecretSource::Jwt(_) | SecretSource::SshCa(_) => {
+            Err(refusal(secret, "the broker makes it".into(), "the broker signs by itself"))
+        }
         SecretSource::Minted(_) => Err(refusal(
             secret,
             "its values are minted, and nothing of it can be opened".into(),

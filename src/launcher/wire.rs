@@ -13,10 +13,13 @@ use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::into::InContainer;
+use super::into::program::Found;
 use crate::host::{Places, ProfileRef};
 use crate::model::id::{ExecId, RunId};
 use crate::model::name::{AudienceName, Channel, SecretName, VariableName};
 use crate::model::report::Posture;
+use crate::profile::identity::{Identity, IdentityKind};
 use crate::sys::socket;
 
 /// The largest message, in a memfd: argv and environment together may reach 2 MiB (execve(2)).
@@ -41,6 +44,32 @@ pub struct DeliverySpec {
     /// On `file`: the value is asked for at an address of the exec's own loopback, where the broker answers;
     /// the file holds what it is asked with.
     pub endpoint: bool,
+    /// On the `token` channel: how it is presented.
+    pub token: Option<TokenSpec>,
+}
+
+/// A workload identity: whose libraries read it, and what they are told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenSpec {
+    pub kind: IdentityKind,
+    /// Of [`IdentityKind::variables`].
+    pub variables: Vec<(String, String)>,
+    /// The content of the file beside it, where the kind has one.
+    pub document: Option<String>,
+}
+
+impl TokenSpec {
+    pub fn of(identity: &Identity, session: &str) -> Self {
+        let variables = identity.variables(session);
+        Self {
+            kind: identity.kind,
+            variables: variables
+                .into_iter()
+                .map(|(name, value)| (name.to_owned(), value))
+                .collect(),
+            document: identity.document().map(|(_, content)| content),
+        }
+    }
 }
 
 /// Where an exec asks for its credential: its network namespace is new, and nobody else's.
@@ -74,6 +103,20 @@ pub struct Prepare {
     pub agent: bool,
     /// The invoker's home, for `~/` in profiles.
     pub home: Option<PathBuf>,
+    /// What is asked of an exec in a container.
+    pub into: InContainer,
+}
+
+/// Which file a command is in a container.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Find {
+    pub run_id: RunId,
+    pub profile: ProfileRef,
+    pub workspace: PathBuf,
+    pub home: Option<PathBuf>,
+    pub into: InContainer,
+    /// argv\[0\].
+    pub name: Vec<u8>,
 }
 
 /// How one delivery was filled.
@@ -104,12 +147,12 @@ pub enum Order {
     /// Open a `file` source, or run a `command` source and give its standard output. The ticket is on
     /// every notice that answers.
     OpenSource { secret: SecretName, ticket: Ticket },
-    /// The first, and then no more: where this host keeps things. What the launcher reads, it reads there by
-    /// itself.
-    Settle(Places),
     /// Start a minter for this source. Descriptors: the request's memory and the answer's, which are the
     /// broker's business and the minter's. Answered by `SourceEnded`, or `SourceRefused`.
     Mint { secret: SecretName, ticket: Ticket },
+    /// The first, and then no more: where this host keeps things. What the launcher reads, it reads there by
+    /// itself.
+    Settle(Places),
     /// Root session only: open a further session on the descriptor that comes along. It has execs of
     /// its own numbers, and they live no longer than it.
     Session,
@@ -117,6 +160,12 @@ pub enum Order {
     KeepHead { head: Vec<u8> },
     /// Compile the plan and describe it; build and run nothing.
     Explain(Box<Prepare>),
+    /// Make an empty file that shall stand in the place of a `token` delivery.
+    Replace { exec: ExecNumber, delivery: u32 },
+    /// It is filled: put it there.
+    Replaced { exec: ExecNumber, delivery: u32, bytes: u32 },
+    /// Say which file of the container a command is, before its plan is asked for.
+    Find(Box<Find>),
 }
 
 /// What failed, in words: the launcher knows the step, the path and the likely cause.
@@ -227,6 +276,16 @@ pub enum Notice {
     },
     Explained {
         explanation: Result<Explanation, Refusal>,
+    },
+    /// Descriptor: the file for a token's next version, unless it was refused.
+    Replacement {
+        exec: ExecNumber,
+        delivery: u32,
+        refusal: Option<Refusal>,
+    },
+    /// Of a command in a container.
+    Found {
+        found: Result<Option<Found>, Refusal>,
     },
 }
 

@@ -33,7 +33,7 @@ fn grant(options: &str) -> Grant {
     };
     let flag: LeaseFlag = format!("db.read@db.internal:5432{options}").parse().unwrap();
     let request = flag.into_request(RequestId::fresh(), run.run_id.clone(), None);
-    let policy = Policy { profile: &profile, config: &config };
+    let policy = Policy { profile: &profile, config: &config, has_issuer: false };
     decide(policy, &request, &run, Counters::default(), None).into_result().unwrap()
 }
 

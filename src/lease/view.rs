@@ -47,11 +47,12 @@ impl LeaseView {
     /// `place`: `Grant::place`, or what the profile's audience says for the record's channel.
     pub fn new(record: &LeaseRecord, place: Option<&Place>, now: &Moment) -> Self {
         let (variable, path) = match place {
-            Some(Place::Env { variable } | Place::Memfd { variable }) => {
+            Some(Place::Env { variable } | Place::Memfd { variable } | Place::Ssh { variable }) => {
                 (Some(variable.clone()), None)
             }
             Some(Place::File { path, .. }) => (None, Some(path.clone())),
-            Some(Place::Git | Place::Token) | None => (None, None),
+            Some(Place::Token { kind }) => (None, Some(kind.token_path())),
+            Some(Place::Git) | None => (None, None),
         };
         Self {
             lease_id: record.lease_id.clone(),

@@ -14,10 +14,11 @@ use hyper::{Method, StatusCode};
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::tls;
 use crate::config::Minted;
@@ -40,6 +41,11 @@ pub struct Http {
     /// In every call, for the far side's log.
     request_id: HeaderValue,
 }
+
+/// A connection, with or without TLS.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Stream for T {}
 
 pub struct Call<'a> {
     pub method: Method,
@@ -105,6 +111,69 @@ impl Http {
         Ok(answered)
     }
 
+    /// Another protocol than HTTP, over one connection. Where TLS is spoken, it begins after the server has
+    /// answered `request` with `consent`, as PostgreSQL has it.
+    ///
+    /// # Errors
+    /// There is no connection, or what `act` says; each with the host.
+    pub fn converse<T>(
+        &self,
+        url: &HttpUrl,
+        request: &[u8],
+        consent: u8,
+        act: impl AsyncFnOnce(&mut dyn Stream) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let host = url.authority();
+        let at_host = |failure: Failure| Failure { host: Some(host.clone()), ..failure };
+        let failed = |fault| at_host(Failure::of(fault));
+        if !self.known.iter().any(|known| known.is_same_origin(url)) {
+            return Err(failed(Fault::Settings));
+        }
+        let addresses = (url.host.as_str(), url.port).to_socket_addrs();
+        let addresses: Vec<SocketAddr> =
+            addresses.map_err(|_| failed(Fault::Unresolved))?.collect();
+        self.runtime.block_on(async {
+            let conversation = async {
+                let mut stream = connect(&addresses).await.map_err(failed)?;
+                if !url.tls {
+                    return act(&mut stream).await.map_err(at_host);
+                }
+                let mut answer = [0];
+                let asked = async {
+                    stream.write_all(request).await?;
+                    stream.read_exact(&mut answer).await
+                };
+                asked.await.map_err(|_| failed(Fault::NoAnswer))?;
+                if answer != [consent] {
+                    return Err(failed(Fault::Tls));
+                }
+                let mut stream = self.secure(url, stream).await.map_err(failed)?;
+                act(&mut stream).await.map_err(at_host)
+            };
+            match timeout_at(self.until, conversation).await {
+                Ok(outcome) => outcome,
+                Err(_) => Err(failed(Fault::TooSlow)),
+            }
+        })
+    }
+
+    async fn secure(
+        &self,
+        url: &HttpUrl,
+        stream: TcpStream,
+    ) -> Result<TlsStream<TcpStream>, Fault> {
+        let name = ServerName::try_from(url.host.clone()).map_err(|_| Fault::Unresolved)?;
+        let config = self.tls.clone().ok_or(Fault::CaFile)?;
+        TlsConnector::from(config).connect(name, stream).await.map_err(|e| {
+            let of_tls = e.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
+            match of_tls {
+                Some(rustls::Error::InvalidCertificate(_)) => Fault::Untrusted,
+                Some(_) => Fault::Tls,
+                None => Fault::NoAnswer,
+            }
+        })
+    }
+
     async fn speak(
         &self,
         call: Call<'_>,
@@ -114,16 +183,7 @@ impl Http {
         if !call.url.tls {
             return exchange(stream, self.request(call)?).await;
         }
-        let name = ServerName::try_from(call.url.host.clone()).map_err(|_| Fault::Unresolved)?;
-        let config = self.tls.clone().ok_or(Fault::CaFile)?;
-        let stream = TlsConnector::from(config).connect(name, stream).await.map_err(|e| {
-            let of_tls = e.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
-            match of_tls {
-                Some(rustls::Error::InvalidCertificate(_)) => Fault::Untrusted,
-                Some(_) => Fault::Tls,
-                None => Fault::NoAnswer,
-            }
-        })?;
+        let stream = self.secure(call.url, stream).await?;
         exchange(stream, self.request(call)?).await
     }
 

@@ -10,7 +10,7 @@
 //! - [`walls`]: what it gives up, before it reads what the broker wrote
 //! - `http`: one call over a connection of its own; `tls`: whom it trusts
 //! - `fill`: placeholders of the configuration
-//! - `oauth`, `github`, `vault_server`, `aws`: a kind of source a file; `jws`: RS256
+//! - `oauth`, `github`, `vault_server`, `aws`, `postgres`: a kind of source a file; `jws`: RS256
 #![forbid(unsafe_code)]
 
 mod aws;
@@ -19,6 +19,7 @@ mod github;
 mod http;
 mod jws;
 mod oauth;
+mod postgres;
 mod tls;
 mod vault_server;
 pub mod walls;
@@ -133,6 +134,7 @@ fn answer(settings: &Settings, request: File) -> Result<Outcome, Failure> {
     let http = Http::new(source, trusted, &request.facts)?;
     match &source.kind {
         MintKind::OAuth(oauth) => oauth::answer(oauth, &http, &request),
+        MintKind::PostgresRole(role) => postgres::answer(role, &http, &request),
         MintKind::GithubApp(app) => github::answer(app, &http, &request),
         MintKind::VaultServer(server) => vault_server::answer(server, &http, &request),
         MintKind::AwsSts(sts) => aws::answer(sts, &http, &request),

@@ -32,6 +32,8 @@ pub enum Role {
     ClientSecret,
     SubjectToken,
     ActorToken,
+    CaKey,
+    Password,
     PrivateKey,
     Token,
     SecretId,
@@ -41,12 +43,19 @@ pub enum Role {
 }
 
 impl Role {
+    /// Whether what proves it may be a token of this host's own issuer.
+    pub fn is_token(self) -> bool {
+        matches!(self, Role::SubjectToken | Role::ActorToken | Role::Jwt | Role::WebIdentityToken)
+    }
+
     /// The key of the configuration that names the secret.
     pub fn as_str(self) -> &'static str {
         match self {
             Role::ClientSecret => "client_secret",
             Role::SubjectToken => "subject_token",
             Role::ActorToken => "actor_token",
+            Role::CaKey => "ca",
+            Role::Password => "password",
             Role::PrivateKey => "private_key",
             Role::Token => "token",
             Role::SecretId => "secret_id",

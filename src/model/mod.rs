@@ -23,4 +23,6 @@ pub mod name;
 pub mod report;
 pub mod run;
 pub mod secret;
+pub mod ssh;
+pub mod user;
 pub mod verdict;

@@ -160,11 +160,12 @@ pub enum Channel {
     Env,
     Git,
     Token,
+    Ssh,
 }
 
 impl Channel {
-    pub const ALL: [Channel; 5] =
-        [Channel::Memfd, Channel::File, Channel::Env, Channel::Git, Channel::Token];
+    pub const ALL: [Channel; 6] =
+        [Channel::Memfd, Channel::File, Channel::Env, Channel::Git, Channel::Token, Channel::Ssh];
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -173,6 +174,7 @@ impl Channel {
             Channel::Env => "env",
             Channel::Git => "git",
             Channel::Token => "token",
+            Channel::Ssh => "ssh",
         }
     }
 }
@@ -189,7 +191,7 @@ impl FromStr for Channel {
         Channel::ALL.into_iter().find(|c| c.as_str() == text).ok_or_else(|| InvalidName {
             kind: "channel",
             text: text.to_owned(),
-            expected: "one of memfd, file, env, git, token",
+            expected: "one of memfd, file, env, git, token, ssh",
         })
     }
 }

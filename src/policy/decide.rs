@@ -2,10 +2,11 @@
 //! to a lease is in `lease`, and the counters come counted.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use crate::config::{HostConfig, SecretSource};
+use crate::config::{HostConfig, Jwt, SecretSource};
 use crate::model::moment::Span;
 use crate::model::name::{Channel, SecretName};
 use crate::model::run::Counters;
@@ -14,6 +15,7 @@ use crate::model::verdict::{Denial, DenyReason};
 use crate::policy::command::{ResolvedCommand, check_command};
 use crate::policy::denial;
 use crate::policy::request::Request;
+use crate::profile::identity::Identity;
 use crate::profile::{Audience, Capability, OnRevoke, Place, Profile};
 
 /// What is decided by: the run's profile, and the host's configuration over it.
@@ -21,6 +23,8 @@ use crate::profile::{Audience, Capability, OnRevoke, Place, Profile};
 pub struct Policy<'a> {
     pub profile: &'a Profile,
     pub config: &'a HostConfig,
+    /// Whether this host has an issuer of identities.
+    pub has_issuer: bool,
 }
 
 /// The answer to one request.
@@ -155,6 +159,9 @@ fn collide(a: &Grant, b: &Grant) -> bool {
     match (a.place.variable(), b.place.variable()) {
         (Some(a), Some(b)) => a == b,
         (None, None) => {
+            if let (Place::Token { kind: a }, Place::Token { kind: b }) = (&a.place, &b.place) {
+                return a == b;
+            }
             a.channel == b.channel
                 && a.audience().host == b.audience().host
                 && a.audience().protocol == b.audience().protocol
@@ -170,7 +177,7 @@ fn judge(
     counters: Counters,
     command: Option<&ResolvedCommand<'_>>,
 ) -> Result<Grant, Denial> {
-    let Policy { profile, config } = policy;
+    let Policy { profile, config, .. } = policy;
     check_run(request, run)?;
     check_ceilings(config, request, run, counters)?;
 
@@ -183,20 +190,14 @@ fn judge(
         .enumerate()
         .find(|(_, a)| a.host == request.audience)
         .ok_or_else(|| denial::audience(profile, capability, request))?;
-    let channel = channel(profile, capability, request)?;
+    let channel = channel(policy, capability, request)?;
     check_permission(config, capability, request, run)?;
     let ttl = ttl(policy, capability, request)?;
     let uses = uses(profile, capability, request)?;
     if let Some(command) = command {
         check_command(capability, &request.asked(), &profile.name, command)?;
     }
-    let secret = config
-        .secrets
-        .get(&audience.secret)
-        .ok_or_else(|| denial::secret_unknown(config, request, audience))?;
-    if !secret.allows(&request.capability, &request.audience) {
-        return Err(denial::secret_not_allowed(config, request, audience, secret));
-    }
+    let source = source(policy, capability, audience, channel, request)?;
     // Parsed profiles derive a place for each declared channel; a profile made by hand may not.
     let place = audience
         .place(channel)
@@ -207,7 +208,7 @@ fn judge(
         audience: index,
         channel,
         place,
-        source: secret.source.clone(),
+        source,
         ttl,
         uses,
     })
@@ -240,19 +241,83 @@ fn check_ceilings(
 }
 
 fn channel(
-    profile: &Profile,
+    policy: Policy<'_>,
     capability: &Capability,
     request: &Request,
 ) -> Result<Channel, Denial> {
+    let profile = policy.profile;
     let channel = match (request.channel, capability.channels.first()) {
         (Some(asked), _) if capability.channels.contains(&asked) => asked,
         (None, Some(first)) => *first,
         (Some(_), _) | (None, None) => return Err(denial::channel(profile, capability, request)),
     };
     match channel {
-        Channel::Memfd | Channel::File | Channel::Env | Channel::Git => Ok(channel),
-        Channel::Token => Err(denial::identity(profile, capability, request)),
+        Channel::Token if !policy.has_issuer => Err(denial::identity(profile, capability, request)),
+        Channel::Memfd
+        | Channel::File
+        | Channel::Env
+        | Channel::Git
+        | Channel::Token
+        | Channel::Ssh => Ok(channel),
     }
+}
+
+/// Where the value comes from, if the host lets this capability and audience draw on it. On `token` that
+/// is the issuer, whatever else the secret is the name of.
+fn source(
+    policy: Policy<'_>,
+    capability: &Capability,
+    audience: &Audience,
+    channel: Channel,
+    request: &Request,
+) -> Result<SecretSource, Denial> {
+    let Policy { profile, config, has_issuer } = policy;
+    let named = match config.secrets.get(&audience.secret) {
+        Some(secret) if secret.allows(&request.capability, &request.audience) => {
+            Some(&secret.source)
+        }
+        Some(secret) => return Err(denial::secret_not_allowed(config, request, audience, secret)),
+        None if audience.is_issuers() => {
+            if !config.issuer.allows(&request.capability, &request.audience) {
+                return Err(denial::issuer_not_allowed(config, request));
+            }
+            None
+        }
+        None => return Err(denial::secret_unknown(config, request, audience)),
+    };
+    if channel != Channel::Token {
+        return match named {
+            Some(source) if !has_issuer && draws_on_issuer(config, source) => {
+                Err(denial::identity(profile, capability, request))
+            }
+            Some(source)
+                if matches!(source, SecretSource::SshCa(_)) != (channel == Channel::Ssh) =>
+            {
+                Err(denial::ssh(capability, audience, channel, request))
+            }
+            Some(source) => Ok(source.clone()),
+            None => Err(denial::secret_unknown(config, request, audience)),
+        };
+    }
+    let (asked, claims) = match named {
+        Some(SecretSource::Jwt(jwt)) => (jwt.audience.clone(), jwt.claims.clone()),
+        Some(_) | None => (None, BTreeMap::new()),
+    };
+    let identity = audience.identity.as_ref();
+    let token_audience = identity
+        .and_then(|identity| identity.audience.clone())
+        .or(asked)
+        .or_else(|| identity.and_then(Identity::default_audience))
+        .unwrap_or_else(|| config.issuer.audience.clone());
+    let ttl = config.issuer.token_ttl;
+    Ok(SecretSource::Jwt(Jwt { audience: Some(token_audience), ttl, claims }))
+}
+
+/// It is a token of this host's issuer, or proves itself with one.
+fn draws_on_issuer(config: &HostConfig, source: &SecretSource) -> bool {
+    let is_jwt = |source: &SecretSource| matches!(source, SecretSource::Jwt(_));
+    let proves = |name: &SecretName| config.secrets.get(name).is_some_and(|s| is_jwt(&s.source));
+    is_jwt(source) || source.credentials().iter().any(|(_, name)| proves(name))
 }
 
 fn check_permission(

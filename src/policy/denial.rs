@@ -13,7 +13,7 @@ use crate::model::verdict::{Denial, DenyReason};
 use crate::policy::command::ResolvedCommand;
 use crate::policy::decide::{Grant, Policy};
 use crate::policy::request::Request;
-use crate::profile::{Audience, Capability, Profile};
+use crate::profile::{Audience, Capability, Place, Profile};
 
 fn denial(request: &Request, reason: DenyReason, message: String, hint: String) -> Denial {
     Denial { asked: request.asked(), reason, message, hint }
@@ -133,18 +133,21 @@ pub(super) fn channel(profile: &Profile, capability: &Capability, request: &Requ
 
 pub(super) fn identity(profile: &Profile, capability: &Capability, request: &Request) -> Denial {
     let others: Vec<_> = capability.channels.iter().filter(|c| **c != Channel::Token).collect();
-    let instead = if others.is_empty() {
-        format!(
-            "give capability `{}` of profile `{}` another channel",
-            capability.name, profile.name
-        )
-    } else {
-        format!("ask for channel {}", list(others))
+    let init = "make this host an issuer with `sublet issuer init --url https://…`";
+    let is_token = request.channel.or(capability.channels.first().copied()) == Some(Channel::Token);
+    let instead = match (is_token, others.is_empty()) {
+        (true, false) => format!("{init}, or ask for channel {}", list(others)),
+        _ => init.to_owned(),
     };
+    let what = if is_token { "channel `token`" } else { "a secret of source `jwt`" };
     denial(
         request,
         DenyReason::IdentityNotConfigured,
-        "channel `token` needs a workload identity issuer, and this host has none".to_owned(),
+        format!(
+            "{what}, which capability `{}` of profile `{}` draws on, needs a workload identity issuer, and \
+             this host has none",
+            capability.name, profile.name
+        ),
         instead,
     )
 }
@@ -315,6 +318,47 @@ pub(super) fn secret_not_allowed(
     )
 }
 
+/// An SSH identity and the channel `ssh` are for each other alone.
+pub(super) fn ssh(
+    capability: &Capability,
+    audience: &Audience,
+    channel: Channel,
+    request: &Request,
+) -> Denial {
+    let (message, hint) = match channel {
+        Channel::Ssh => (
+            format!(
+                "channel `ssh` needs a secret of source `ssh-ca`, and `{}` is another",
+                audience.secret
+            ),
+            format!("give capability `{}` such a secret, or another channel", capability.name),
+        ),
+        _ => (
+            format!(
+                "`{}` is of source `ssh-ca`, which no channel but `ssh` delivers",
+                audience.secret
+            ),
+            format!("name `ssh` in `channels` of capability `{}`", capability.name),
+        ),
+    };
+    denial(request, DenyReason::ChannelMismatch, message, hint)
+}
+
+pub(super) fn issuer_not_allowed(config: &HostConfig, request: &Request) -> Denial {
+    let allowed: Vec<_> = config.issuer.allow.iter().map(|p| p.to_string()).collect();
+    let asked = request.asked();
+    let all = allowed.iter().map(String::as_str).chain([asked.as_str()]).map(quoted);
+    denial(
+        request,
+        DenyReason::SecretNotAllowed,
+        format!("{} does not let this have a token of the host's issuer", config.called()),
+        format!(
+            "if it should, write under [issuer]:\nallow = [{}]",
+            all.collect::<Vec<_>>().join(", ")
+        ),
+    )
+}
+
 pub(super) fn no_place(
     profile: &Profile,
     request: &Request,
@@ -332,7 +376,10 @@ pub(super) fn no_place(
 pub(super) fn collision(grant: &Grant, other: &Grant, profile: &Profile) -> Denial {
     let place = match grant.place().variable() {
         Some(variable) => format!("as `{variable}`"),
-        None => format!("to git for `{}`", grant.audience().host),
+        None => match grant.place() {
+            Place::Token { kind } => format!("as the token of kind `{}`", kind.as_str()),
+            _ => format!("to git for `{}`", grant.audience().host),
+        },
     };
     denial(
         grant.request(),

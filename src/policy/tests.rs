@@ -122,7 +122,7 @@ fn request(flag: &str) -> Request {
 
 impl Scene {
     fn policy(&self) -> Policy<'_> {
-        Policy { profile: &self.profile, config: &self.config }
+        Policy { profile: &self.profile, config: &self.config, has_issuer: false }
     }
 
     fn command(&self) -> ResolvedCommand<'_> {

@@ -17,6 +17,7 @@ use crate::model::name::{
     AudienceName, CapabilityName, Channel, InvalidName, Permission, SecretName, VariableName,
 };
 use crate::profile::command::CommandPattern;
+use crate::profile::identity::{Identity, IdentityKind};
 
 /// Where files of the `file` channel are, inside an exec; also `$CREDENTIALS_DIRECTORY`.
 pub const SECRETS_DIRECTORY: &str = "/run/sublet/secrets";
@@ -103,9 +104,19 @@ pub struct Audience {
     /// As written. What is delivered under which name is [`Audience::place`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub variable: Option<VariableName>,
+    /// Channel `token`: for whose client libraries.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Identity>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub format: Option<Format>,
 }
+
+/// The variable by which SSH finds its agent.
+pub const SSH_AGENT: &str = "SSH_AUTH_SOCK";
+
+/// What an audience of the `token` channel draws on that names no secret: the issuer itself. No secret of
+/// a configuration need have that name.
+pub const ISSUER: &str = "sublet.issuer";
 
 /// How a value of several parts is presented.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,6 +143,15 @@ pub const AWS_VARIABLES: [(&str, &str); 3] = [
 ];
 
 impl Audience {
+    /// Whether it draws on the issuer itself.
+    pub fn is_issuers(&self) -> bool {
+        self.secret.as_str() == ISSUER
+    }
+
+    pub fn identity_kind(&self) -> IdentityKind {
+        self.identity.as_ref().map_or_else(IdentityKind::default, |identity| identity.kind)
+    }
+
     /// What the credential helper answers: `username`, else the name that hosts accept with any token.
     pub fn git_username(&self) -> &str {
         self.username.as_ref().map_or("x-access-token", Username::as_str)
@@ -175,7 +195,8 @@ impl Audience {
                 Some(Place::Memfd { variable: suffixed(&self.delivery_name()?, "_FD")? })
             }
             Channel::Git => Some(Place::Git),
-            Channel::Token => Some(Place::Token),
+            Channel::Token => Some(Place::Token { kind: self.identity_kind() }),
+            Channel::Ssh => Some(Place::Ssh { variable: SSH_AGENT.parse().ok()? }),
         }
     }
 }
@@ -192,17 +213,20 @@ pub enum Place {
     /// Git asks its helper.
     Git,
     /// The workload identity's own file.
-    Token,
+    Token { kind: IdentityKind },
+    /// An agent's socket, which `variable` names.
+    Ssh { variable: VariableName },
 }
 
 impl Place {
     /// The variable that the delivery sets.
     pub fn variable(&self) -> Option<&VariableName> {
         match self {
-            Place::Env { variable } | Place::File { variable, .. } | Place::Memfd { variable } => {
-                Some(variable)
-            }
-            Place::Git | Place::Token => None,
+            Place::Env { variable }
+            | Place::File { variable, .. }
+            | Place::Memfd { variable }
+            | Place::Ssh { variable } => Some(variable),
+            Place::Git | Place::Token { .. } => None,
         }
     }
 }

@@ -13,7 +13,7 @@ use toml::Spanned;
 
 use crate::config::place::{self, Located};
 use crate::model::name::{CapabilityName, Channel, VariableName};
-use crate::profile::capability::{Audience, Capability, Format};
+use crate::profile::capability::{Audience, Capability, Format, ISSUER};
 use crate::profile::command::CommandPattern;
 use crate::profile::kinds::NetworkMode;
 use crate::profile::names::{self, NameClass};
@@ -282,14 +282,44 @@ impl At<'_> {
                 ),
             ));
         }
-        let at_name = raw.variable.as_ref().map_or(raw.secret.span(), Spanned::span);
+        let secret = match (raw.secret, channels) {
+            (Some(secret), _) => secret,
+            // It draws on the issuer alone.
+            (None, [Channel::Token]) => match ISSUER.parse() {
+                Ok(issuer) => Spanned::new(whole.clone(), issuer),
+                Err(e) => return Err(self.error(whole, format!("{e}"))),
+            },
+            (None, _) => {
+                return Err(self.error(
+                    whole,
+                    format!(
+                        "audience `{}` of `{capability}` has no `secret`: name the `[secrets.NAME]` of the \
+                         configuration that it draws on (`token` alone needs none)",
+                        raw.host.get_ref()
+                    ),
+                ));
+            }
+        };
+        let identity = match raw.identity {
+            None => None,
+            Some(identity) if !channels.contains(&Channel::Token) => {
+                let message =
+                    "`identity` is for the channel `token`, which this capability has not";
+                return Err(self.error(identity.span(), message));
+            }
+            Some(identity) => Some(
+                identity.into_inner().into_identity().map_err(|(at, why)| self.error(at, why))?,
+            ),
+        };
+        let at_name = raw.variable.as_ref().map_or(secret.span(), Spanned::span);
         let audience = Audience {
             protocol: raw.protocol.map(Spanned::into_inner),
             host: raw.host.into_inner(),
             path: raw.path,
-            secret: raw.secret.into_inner(),
+            secret: secret.into_inner(),
             username: raw.username,
             variable: raw.variable.map(Spanned::into_inner),
+            identity,
             format: raw.format,
         };
         let is_endpoint = audience.format == Some(Format::AwsEndpoint);

@@ -12,6 +12,7 @@
 
 pub mod capability;
 pub mod command;
+pub mod identity;
 pub mod kinds;
 mod layer;
 pub mod names;

@@ -37,6 +37,7 @@ pub fn class(name: &str) -> NameClass {
         | "AZURE_FEDERATED_TOKEN"
         | "AWS_ROLE_ARN"
         | "AWS_WEB_IDENTITY_TOKEN_FILE"
+        | "AWS_ROLE_SESSION_NAME"
         | "GOOGLE_APPLICATION_CREDENTIALS"
         | "CREDENTIALS_DIRECTORY" => NameClass::Reserved,
         // glibc reads its tunables in the loader, before anything of the program runs.
@@ -113,6 +114,7 @@ mod tests {
             "AZURE_KUBERNETES_TOKEN_PROXY",
             "AWS_ROLE_ARN",
             "AWS_WEB_IDENTITY_TOKEN_FILE",
+            "AWS_ROLE_SESSION_NAME",
             "AWS_CONTAINER_CREDENTIALS_FULL_URI",
             "GOOGLE_APPLICATION_CREDENTIALS",
             "CREDENTIALS_DIRECTORY",

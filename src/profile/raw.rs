@@ -17,6 +17,7 @@ use crate::model::name::{
     AudienceName, CapabilityName, Channel, Permission, SecretName, VariableName,
 };
 use crate::profile::capability::{Format, OnRevoke, Protocol, RepositoryPath, Username};
+use crate::profile::identity::RawIdentity;
 use crate::profile::kinds::{
     CpuQuota, Enforcement, NetworkMode, SeccompFilter, Waiver, WorkspaceAccess,
 };
@@ -119,9 +120,10 @@ pub(super) struct RawAudience {
     pub protocol: Option<Spanned<Protocol>>,
     pub host: Spanned<AudienceName>,
     pub path: Option<RepositoryPath>,
-    pub secret: Spanned<SecretName>,
+    pub secret: Option<Spanned<SecretName>>,
     pub username: Option<Username>,
     pub variable: Option<Spanned<VariableName>>,
+    pub identity: Option<Spanned<RawIdentity>>,
     pub format: Option<Format>,
 }
 

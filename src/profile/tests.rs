@@ -206,7 +206,7 @@ fn a_capability_must_be_able_to_deliver() {
     without("protocol = \"https\"", "", &["p.toml:6:1", "protocol = \"https\""]);
     without("protocol = \"https\"", "protocol = \"ssh\"", &["p.toml:7:12", "speaks HTTP"]);
     without("host = \"github.com\"", "host = \"GitHub.com\"", &["p.toml:8:8", "lower case"]);
-    without("secret = \"github-bot\"", "", &["missing field `secret`"]);
+    without("secret = \"github-bot\"", "", &["has no `secret`"]);
     without(
         "secret = \"github-bot\"",
         "secret = \"1password\"",

@@ -2,12 +2,15 @@
 //! of the launcher heard. One loop, one poll, no thread.
 #![forbid(unsafe_code)]
 
+mod agent;
 mod answer;
 mod exited;
 mod leases;
 mod listen;
+mod tokens;
 
 pub use exited::Exited;
+pub use tokens::Token;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpListener;
@@ -27,7 +30,9 @@ use super::error::RunError;
 use super::ledger::Ledger;
 use super::mint::renew::Renewal;
 use super::scene::{EXEC, Scene};
+use super::ssh::SshIdentity;
 use crate::delivery::aws_endpoint::Endpoint;
+use crate::delivery::ssh;
 use crate::launcher::client::Session;
 use crate::launcher::wire::{Ending, Notice, Order};
 use crate::model::report::Posture;
@@ -52,6 +57,7 @@ struct Attendant<'a> {
     caller: &'a Caller,
     leased: &'a mut [Leased],
     deliveries: Vec<Delivery>,
+    tokens: Vec<Token>,
     uid: u32,
     input: Option<Input<'a>>,
     outputs: Vec<Output<'a>>,
@@ -59,6 +65,10 @@ struct Attendant<'a> {
     /// Of the lease of this index, and where it is asked for.
     endpoint: Option<(usize, Endpoint)>,
     asked_at: Option<TcpListener>,
+    ssh: Option<UnixListener>,
+    ssh_clients: Vec<ssh::Connection>,
+    /// By lease.
+    identities: BTreeMap<usize, SshIdentity>,
     /// What this exec was given, for the mask.
     given: Vec<Given>,
     unmasked: u64,
@@ -72,8 +82,8 @@ struct Attendant<'a> {
     revoked: BTreeSet<u32>,
     /// The client of this exec is gone, or has broken the protocol.
     lost: bool,
-    git_uses: BTreeMap<u32, u32>,
-    git_refused: u64,
+    uses: BTreeMap<u32, u32>,
+    refused: u64,
     /// Of minted values, at their sources.
     renewing: Vec<Renewal>,
     ended: Option<(Ending, Vec<(u64, bool)>)>,
@@ -90,7 +100,8 @@ pub fn attend(
     delivered: Delivered,
     watch: &mut Stopwatch,
 ) -> Result<Exited, RunError> {
-    let Delivered { mut streams, deliveries, masked, endpoint, uid } = delivered;
+    let Delivered { mut streams, deliveries, tokens, identities, masked, endpoint, uid } =
+        delivered;
     let parent = caller.parent();
     let caller: &Caller = caller;
     let (mut input, mut outputs) = (None, Vec::new());
@@ -105,11 +116,12 @@ pub fn attend(
             outputs.push(output(caller, err, Kind::Stderr)?);
         }
     }
-    let git = deliveries.iter().find_map(|d| match d {
-        Delivery::Git(listener) => Some(listener.try_clone()),
-        Delivery::Held(_) => None,
-    });
-    let git = git.transpose().map_err(RunError::Relay)?.map(UnixListener::from);
+    let listener = |of: fn(&Delivery) -> Option<&OwnedFd>| {
+        let listener = deliveries.iter().find_map(of).map(OwnedFd::try_clone).transpose();
+        listener.map(|fd| fd.map(UnixListener::from)).map_err(RunError::Relay)
+    };
+    let git = listener(|d| if let Delivery::Git(fd) = d { Some(fd) } else { None })?;
+    let ssh = listener(|d| if let Delivery::Ssh(fd) = d { Some(fd) } else { None })?;
     let mut attendant = Attendant {
         scene,
         ledger,
@@ -117,12 +129,16 @@ pub fn attend(
         caller,
         leased,
         deliveries,
+        tokens,
         uid,
         input,
         outputs,
         git,
         endpoint,
         asked_at: None,
+        ssh,
+        ssh_clients: Vec::new(),
+        identities,
         given: masked.into_iter().map(|secret| Given { secret, redact: true }).collect(),
         unmasked: 0,
         raw_mode: None,
@@ -134,8 +150,8 @@ pub fn attend(
         expired: BTreeSet::new(),
         revoked: BTreeSet::new(),
         lost: false,
-        git_uses: BTreeMap::new(),
-        git_refused: 0,
+        uses: BTreeMap::new(),
+        refused: 0,
         renewing: Vec::new(),
         ended: None,
         gone: false,
@@ -172,6 +188,7 @@ impl Attendant<'_> {
                 return Ok(self.exited());
             }
             self.renew_what_is_due()?;
+            self.replace_what_is_due()?;
             let is_unheard = self.caller.connection().is_some_and(|c| c.borrow().is_unheard());
             if is_unheard && self.has_room() {
                 self.listen()?;
@@ -190,6 +207,8 @@ impl Attendant<'_> {
                 Woken::Client => self.listen()?,
                 Woken::Git => self.answer_git()?,
                 Woken::Endpoint => self.answer_endpoint()?,
+                Woken::Ssh => self.accept_ssh()?,
+                Woken::SshClient(which) => self.answer_ssh(which)?,
                 Woken::Streams => {}
             }
         }
@@ -199,7 +218,8 @@ impl Attendant<'_> {
     fn ready(&self, parent: Option<&OwnedFd>) -> Result<Vec<Of>, RunError> {
         let patience = self.outputs.iter().filter_map(Output::patience);
         let renewal = self.next_renewal().map(|at| at.saturating_sub(clock::boottime()));
-        let patience = patience.chain(renewal).min();
+        let replacement = self.next_replacement().map(|at| at.saturating_sub(clock::boottime()));
+        let patience = patience.chain(renewal).chain(replacement).min();
         let connection = match self.lost {
             true => None,
             false => self.caller.connection(),
@@ -219,6 +239,13 @@ impl Attendant<'_> {
         }
         if let Some(listener) = &self.asked_at {
             watched.push((listener.as_fd(), PollFlags::IN, Of::Woken(Woken::Endpoint)));
+        }
+        // At most so many are spoken with; the next waits.
+        if let Some(ssh) = self.ssh.as_ref().filter(|_| self.ssh_clients.len() < ssh::MOST) {
+            watched.push((ssh.as_fd(), PollFlags::IN, Of::Woken(Woken::Ssh)));
+        }
+        for (which, client) in self.ssh_clients.iter().enumerate() {
+            watched.push((client.fd(), PollFlags::IN, Of::Woken(Woken::SshClient(which))));
         }
         if let Some((fd, flags)) = self.input.as_ref().and_then(Input::interest) {
             watched.push((fd, flags, Of::Input));
@@ -300,10 +327,11 @@ impl Attendant<'_> {
             }
             Notice::Expired { delivery, .. } => {
                 self.expired.insert(delivery);
-                if let Some(Delivery::Held(held)) = self.deliveries.get(delivery as usize) {
-                    held.wipe();
-                }
+                self.wipe(delivery as usize);
                 self.close_endpoint(delivery as usize);
+            }
+            Notice::Replacement { delivery, refusal, .. } => {
+                self.take_replacement(delivery, refusal, fds.pop())?;
             }
             Notice::TimedOut { .. } => self.timed_out = true,
             Notice::Ending { ending, deliveries, .. } => self.end(ending, deliveries),
@@ -326,32 +354,37 @@ impl Attendant<'_> {
             Notice::Unsettled { .. }
             | Notice::Prepared { .. }
             | Notice::Source { .. }
+            | Notice::Found { .. }
             | Notice::Explained { .. } => return Err(RunError::LauncherDied),
         }
         Ok(())
     }
 
     fn end(&mut self, ending: Ending, deliveries: Vec<(u64, bool)>) {
-        for delivery in &self.deliveries {
-            if let Delivery::Held(held) = delivery {
-                held.wipe();
-            }
-        }
+        (0..self.deliveries.len()).for_each(|index| self.wipe(index));
         self.git = None;
         self.asked_at = None;
         self.endpoint = None;
+        // Private keys with them.
+        self.ssh = None;
+        self.ssh_clients.clear();
+        self.identities.clear();
         self.input = None;
         self.ended = Some((ending, deliveries));
     }
 
     /// The launcher died: the lifeline kills the tree, our mappings wipe its deliveries.
     fn outlive_the_launcher(&mut self) {
-        for delivery in &self.deliveries {
-            if let Delivery::Held(held) = delivery {
-                held.wipe();
-            }
-        }
+        (0..self.deliveries.len()).for_each(|index| self.wipe(index));
         outlive_the_launcher(self.scene);
+    }
+
+    /// Zeroes what a delivery's holders see: of a token, every version that is left.
+    fn wipe(&self, index: usize) {
+        if let Some(Delivery::Held(held)) = self.deliveries.get(index) {
+            held.wipe();
+        }
+        self.tokens.iter().filter(|token| token.index == index).for_each(Token::wipe_previous);
     }
 
     fn exited(&mut self) -> Exited {
@@ -366,7 +399,7 @@ impl Attendant<'_> {
             revoked: std::mem::take(&mut self.revoked),
             redacted: self.outputs.iter().map(Output::masked).sum(),
             unmasked: self.unmasked,
-            git_uses: std::mem::take(&mut self.git_uses),
+            uses: std::mem::take(&mut self.uses),
             gone: self.gone,
         }
     }
@@ -387,6 +420,8 @@ enum Woken {
     Client,
     Git,
     Endpoint,
+    Ssh,
+    SshClient(usize),
     Streams,
 }
 

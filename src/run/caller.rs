@@ -12,6 +12,7 @@ use super::deliver::{Delivered, Delivery};
 use super::entries::Leased;
 use super::error::RunError;
 use super::mailbox::{Guarded, Mail, Mailbox};
+use crate::delivery::fill::Held;
 use crate::launcher::client::Session;
 use crate::model::id::LeaseId;
 use crate::relay::FORWARDED;
@@ -160,13 +161,20 @@ impl Caller {
         let leases = leased.iter().zip(&delivered.deliveries).map(|(lease, delivery)| {
             let wiper = match delivery {
                 Delivery::Held(held) => held.wiper(),
-                Delivery::Git(_) => None,
+                Delivery::Git(_) | Delivery::Ssh(_) => None,
             };
-            (lease.record.lease_id.clone(), wiper)
+            (lease.record.lease_id.clone(), wiper.into_iter().collect())
         });
         let launcher = session.hand().map_err(RunError::Settle)?;
         client.mailbox.guard(Guarded { launcher, leases: leases.collect() });
         self.refuse_to_begin()
+    }
+
+    /// As [`Caller::guard`], of a further version of a delivery.
+    pub fn guard_also(&self, delivery: usize, held: &Held) {
+        if let (Caller::Client(client), Some(wiper)) = (self, held.wiper()) {
+            client.mailbox.guard_also(delivery, wiper);
+        }
     }
 
     /// The last look before the command may run.

@@ -1,14 +1,16 @@
 //! Filling the containers that the launcher made, and saying so.
 #![forbid(unsafe_code)]
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;
 
+use super::attend::Token;
 use super::caller::Caller;
 use super::entries::Leased;
 use super::error::RunError;
 use super::ledger::Ledger;
 use super::scene::{EXEC, Scene};
+use super::ssh::SshIdentity;
 use super::value::{self, Material, Piece, Value};
 use crate::delivery::aws_endpoint::Endpoint;
 use crate::delivery::fill::{self, Content, Held};
@@ -34,12 +36,17 @@ pub enum Delivery {
     Held(Held),
     /// Answered on this socket, one `get` a use.
     Git(OwnedFd),
+    /// An agent's socket, one signature a use.
+    Ssh(OwnedFd),
 }
 
 /// Every value is where only the exec can reach it.
 pub struct Delivered {
     pub streams: Vec<OwnedFd>,
     pub deliveries: Vec<Delivery>,
+    pub tokens: Vec<Token>,
+    /// By lease: what the agent's socket is answered with.
+    pub identities: BTreeMap<usize, SshIdentity>,
     /// What is masked in the output. A copy of its own: the containers are wiped as soon as the command
     /// has ended, and its last words are still on their way then.
     pub masked: Vec<Secret>,
@@ -103,9 +110,10 @@ pub fn fill(
         }
     }
     let mut deliveries = Vec::with_capacity(leased.len());
-    let mut pieces = Vec::new();
+    let (mut pieces, mut tokens, mut identities) = (Vec::new(), Vec::new(), BTreeMap::new());
     let mut endpoint = None;
-    for ((lease, material), container) in leased.iter().zip(values).zip(containers) {
+    let each = leased.iter().zip(values).zip(containers).enumerate();
+    for (index, ((lease, material), container)) in each {
         let Some(Material { value, pieces: of_value, .. }) = material else {
             deliveries.push(Delivery::Git(container));
             continue;
@@ -122,6 +130,17 @@ pub fn fill(
             }
             continue;
         }
+        let value = match value {
+            Value::Ssh(identity) => {
+                identities.insert(index, identity);
+                deliveries.push(Delivery::Ssh(container));
+                continue;
+            }
+            other => other,
+        };
+        if let (Value::Token(minted), Channel::Token) = (&value, lease.record.channel) {
+            tokens.push(Token::new(index, minted));
+        }
         let held = match (lease.grant.place(), lease.grant.audience().format) {
             (Place::Env { .. }, Some(Format::Aws)) => fill_aws_variables(container, &of_value)?,
             (Place::Env { variable }, None) => {
@@ -137,7 +156,7 @@ pub fn fill(
     }
     let mut masked = masked(leased, &deliveries)?;
     masked.extend(pieces);
-    Ok(Delivered { streams, deliveries, masked, endpoint, uid })
+    Ok(Delivered { streams, deliveries, tokens, identities, masked, endpoint, uid })
 }
 
 fn masked(leased: &[Leased], deliveries: &[Delivery]) -> Result<Vec<Secret>, RunError> {
@@ -307,7 +326,7 @@ impl Delivered {
             .map(|(lease, delivery)| FilledSpec {
                 bytes: match delivery {
                     Delivery::Held(held) => held.len() as u32,
-                    Delivery::Git(_) => 0,
+                    Delivery::Git(_) | Delivery::Ssh(_) => 0,
                 },
                 expires: lease.until(),
                 kill: lease.grant.on_revoke() == OnRevoke::Kill,

@@ -123,15 +123,16 @@ pub fn record_denial(
     Ok(())
 }
 
-/// Requests counted, leases made.
+/// Requests counted, leases made, under these ids.
 pub fn record_grants(
     tx: &mut Tx<'_>,
     who: Who<'_>,
     grants: Vec<Grant>,
+    ids: &[LeaseId],
 ) -> Result<Vec<Leased>, StoreError> {
     let mut leased = Vec::with_capacity(grants.len());
-    for grant in grants {
-        let record = Lease::granted(&grant, LeaseId::fresh(), who.now).into_record();
+    for (grant, id) in grants.into_iter().zip(ids) {
+        let record = Lease::granted(&grant, id.clone(), who.now).into_record();
         tx.count_request(&who.run.run_id, who.now)?;
         tx.append(requested(who, grant.request()))?;
         tx.put_lease(&record)?;

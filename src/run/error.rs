@@ -81,6 +81,10 @@ impl RunError {
         RunError::Settle(e.into())
     }
 
+    pub(crate) fn unavailable_vault(e: crate::source::vault::VaultError) -> Self {
+        super::value::unavailable_vault(e)
+    }
+
     pub(crate) fn relay(e: impl Into<io::Error>) -> Self {
         RunError::Relay(e.into())
     }

@@ -39,7 +39,7 @@ pub struct Explained {
 pub fn explain(asked: Asked) -> Result<Explained, RunError> {
     let launcher = Launcher::fork(&asked.places, Trust::Invoker)?;
     let session = launcher.root();
-    let scene = scene::set(asked, ExecId::fresh())?;
+    let scene = scene::set(asked, ExecId::fresh(), session)?;
     session.order(&Order::Explain(Box::new(scene.prepare())))?;
     scene.host.become_state_owner()?;
 
@@ -51,7 +51,11 @@ pub fn explain(asked: Asked) -> Result<Explained, RunError> {
         Err(StoreError::NotFound { .. }) => Counters::default(),
         Err(e) => return Err(RunError::Trail(e)),
     };
-    let policy = Policy { profile: &scene.profile, config: &scene.host.config };
+    let policy = Policy {
+        profile: &scene.profile,
+        config: &scene.host.config,
+        has_issuer: scene.host.has_issuer(),
+    };
     let resolved = scene.resolved();
     let leases = scene
         .requests

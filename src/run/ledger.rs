@@ -4,7 +4,7 @@
 
 mod grant;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::attend::Exited;
@@ -73,6 +73,10 @@ impl Ledger {
     /// apart. Nothing of a value is in it.
     pub fn leave_open(self) {
         std::mem::forget(self.store);
+    }
+
+    pub fn state_dir(&self) -> &Path {
+        self.key.state_dir()
     }
 
     /// The vault's key, read anew: it is not kept.

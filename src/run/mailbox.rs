@@ -56,16 +56,14 @@ struct Inbox {
 pub struct Guarded {
     pub launcher: Hand,
     /// In the order of the deliveries; nothing to wipe on `git`.
-    pub leases: Vec<(LeaseId, Option<Wiper>)>,
+    pub leases: Vec<(LeaseId, Vec<Wiper>)>,
 }
 
 impl Guarded {
     fn revoke(&self, revoked: &Revoked) {
-        for ((id, wiper), delivery) in self.leases.iter().zip(0..) {
+        for ((id, wipers), delivery) in self.leases.iter().zip(0..) {
             if revoked.has(id) {
-                if let Some(wiper) = wiper {
-                    wiper.wipe();
-                }
+                wipers.iter().for_each(Wiper::wipe);
                 self.order(&Order::Revoke { exec: EXEC, delivery });
             }
         }
@@ -128,6 +126,24 @@ impl Mailbox {
         let mut inbox = self.inbox();
         guarded.revoke(&inbox.revoked);
         inbox.guarded = Some(guarded);
+    }
+
+    /// A delivery has a further version, before anyone can read it: a revocation wipes it too, and the one
+    /// before it. One that has come already has done so when this returns.
+    pub fn guard_also(&self, delivery: usize, wiper: Wiper) {
+        let mut inbox = self.inbox();
+        let Inbox { guarded, revoked, .. } = &mut *inbox;
+        let Some((id, wipers)) = guarded.as_mut().and_then(|g| g.leases.get_mut(delivery)) else {
+            return;
+        };
+        if revoked.has(id) {
+            wiper.wipe();
+        }
+        // The one before the last is gone by now.
+        if wipers.len() > 1 {
+            wipers.remove(0);
+        }
+        wipers.push(wiper);
     }
 
     /// Whether the lease was taken back, whether or not its mail was taken.
@@ -195,9 +211,12 @@ mod tests {
         let [a, b] = [LeaseId::fresh(), LeaseId::fresh()];
         let [first, second, late] = [held(), held(), held()];
         let (launcher, ours) = crate::sys::socket::packet_pair().unwrap();
-        let guard = |leases| {
+        let guard = |leases: Vec<(LeaseId, Option<Wiper>)>| {
             let launcher = Hand::from(ours.try_clone().unwrap());
-            mailbox.guard(Guarded { launcher, leases });
+            let leases = leases
+                .into_iter()
+                .map(|(id, wiper): (LeaseId, Option<Wiper>)| (id, wiper.into_iter().collect()));
+            mailbox.guard(Guarded { launcher, leases: leases.collect() });
         };
         let told = || wire::receive::<Order>(launcher.as_fd()).unwrap().0;
         guard(vec![(a.clone(), first.wiper()), (b.clone(), second.wiper())]);
@@ -210,7 +229,14 @@ mod tests {
         guard(vec![(b.clone(), second.wiper()), (a.clone(), late.wiper())]);
         assert_eq!(late.expose().bytes(), [0; 5]);
         assert!(matches!(told(), Order::Revoke { exec: EXEC, delivery: 1 }));
+        // A token's next version, before and after a revocation.
+        let [third, fourth] = [held(), held()];
+        mailbox.guard_also(1, fourth.wiper().unwrap());
+        assert_eq!(fourth.expose().bytes(), [0; 5], "its lease was revoked");
+        mailbox.guard_also(0, third.wiper().unwrap());
+        assert_eq!(third.expose().bytes(), b"value");
         mailbox.send(Mail::RevokeAll).unwrap();
+        assert_eq!(third.expose().bytes(), [0; 5]);
         assert_eq!(second.expose().bytes(), [0; 5]);
         mailbox.send(Mail::Kill("x")).unwrap();
         assert!(matches!((told(), told(), told()), (_, _, Order::Kill { exec: EXEC })));

@@ -17,15 +17,18 @@ use jiff::Timestamp;
 
 use super::entries::Leased;
 use super::error::RunError;
+use super::identity;
 use super::ledger::Ledger;
 use super::scene::Scene;
 use super::sources::{self, Answer, Exchange, Question, unavailable};
 use super::value::{self, Material, Piece, Value, unavailable_vault};
-use crate::config::HostConfig;
+use crate::config::{HostConfig, SecretSource};
 use crate::launcher::client::Session;
 use crate::model::event::{Draft, EventType};
 use crate::model::id::{ExecId, MintId};
-use crate::model::mint::{Credential, Facts, Failure, Fault, Operation, Reply, Request, Role};
+use crate::model::mint::{
+    About, Credential, Facts, Failure, Fault, Operation, Reply, Request, Role,
+};
 use crate::model::moment::{Moment, timestamp_text};
 use crate::model::name::SecretName;
 use crate::model::secret::Secret;
@@ -45,6 +48,22 @@ const PAUSES: [i64; 2] = [5_000, 3_600_000];
 pub struct Fresh {
     record: MintRecord,
     handle: Option<Secret>,
+}
+
+impl Fresh {
+    /// Made by ourselves for a lease: nothing revokes it, and it ends when it expires.
+    pub fn of_ours(exec_id: &ExecId, lease: &Leased, about: About) -> Self {
+        let record = MintRecord {
+            mint_id: MintId::fresh(),
+            lease_id: lease.record.lease_id.clone(),
+            exec_id: exec_id.clone(),
+            secret: lease.grant.secret().clone(),
+            about,
+            handle: None,
+            attempts: 0,
+        };
+        Self { record, handle: None }
+    }
 }
 
 /// Asks a minter for the value of a lease.
@@ -98,7 +117,11 @@ fn send(
                 "add [secrets]",
             ));
         };
-        credentials.push((role, value::credential(ledger, session, other, source)?));
+        let secret = match source {
+            SecretSource::Jwt(jwt) => identity::proof(ledger, &facts, jwt)?,
+            source => value::credential(ledger, session, other, source)?,
+        };
+        credentials.push((role, secret));
     }
     let room = credentials.iter().map(|(_, secret)| secret.len()).sum::<usize>()
         + handle.map_or(0, Secret::len)
@@ -352,7 +375,9 @@ fn end(
     let (mut ended, mut asked, mut questions) = (Vec::new(), Vec::new(), Vec::new());
     for mint in mints {
         match (&mint.handle, mint.about.expires_at) {
-            (_, Some(at)) if at <= now => ended.push((mint, End::Expired)),
+            (_, Some(at)) if at <= now && !must_be_revoked(config, &mint) => {
+                ended.push((mint, End::Expired));
+            }
             (None, Some(at)) => ended.push((mint, End::Waits(at))),
             (None, None) => ended.push((mint, End::LeftToTheFarSide)),
             (Some(sealed), _) => {
@@ -375,6 +400,13 @@ fn end(
         ended.push((mint, end));
     }
     tell(ledger, hostname, &ended)
+}
+
+/// Whether it is there until it is taken away, as a role of a database is.
+fn must_be_revoked(config: &HostConfig, mint: &MintRecord) -> bool {
+    let source = config.secrets.get(&mint.secret).map(|entry| &entry.source);
+    mint.handle.is_some()
+        && matches!(source, Some(SecretSource::Minted(minted)) if minted.kind.must_be_revoked())
 }
 
 fn ask_to_revoke(
@@ -433,7 +465,9 @@ fn tell(ledger: &Ledger, hostname: &str, ended: &[(MintRecord, End)]) -> Result<
                     let pause = PAUSES[0] << mint.attempts.min(10);
                     let again = now.wall.as_millisecond() + pause.min(PAUSES[1]);
                     // Its own end comes first.
-                    let again = mint.about.expires_at.map_or(again, |at| at.min(again));
+                    let ends_by_itself =
+                        mint.about.expires_at.filter(|at| *at > now.wall.as_millisecond());
+                    let again = ends_by_itself.map_or(again, |at| at.min(again));
                     tx.postpone_mint(&mint.mint_id, again, true)?;
                     let mut draft = of(tx, EventType::MintRevocationFailed)?
                         .because(failure.fault.as_str())

@@ -12,8 +12,10 @@ use std::time::Duration;
 use super::entries::{Leased, Who};
 use super::error::RunError;
 use super::ledger::Ledger;
-use crate::host::{self, Host, Places, ProfileRef, Program};
-use crate::launcher::wire::{DeliverySpec, GitSpec, Prepare};
+use crate::host::{self, Host, Places, ProfileRef, Program, container};
+use crate::launcher::client::Session;
+use crate::launcher::into::InContainer;
+use crate::launcher::wire::{DeliverySpec, Find, GitSpec, Notice, Order, Prepare, TokenSpec};
 use crate::model::digest;
 use crate::model::id::{ExecId, LeaseId, RequestId, RunId};
 use crate::model::lease::LeaseRecord;
@@ -42,6 +44,8 @@ pub struct Asked {
     pub terminal: Option<(u16, u16)>,
     pub network: Option<NetworkMode>,
     pub command: Vec<OsString>,
+    /// `--into`, with what is asked of an exec in a container.
+    pub into: InContainer,
 }
 
 /// What a client of the broker asks for: an exec of its run, under leases that it has.
@@ -56,6 +60,8 @@ pub struct AskedOfRun {
     pub terminal: Option<(u16, u16)>,
     pub network: Option<NetworkMode>,
     pub command: Vec<OsString>,
+    /// What is asked of an exec in a container; whether it is in one, its run says.
+    pub into: InContainer,
 }
 
 /// Everything that the later stages read and none of them changes.
@@ -69,6 +75,8 @@ pub struct Scene {
     pub requests: Vec<Request>,
     /// The leases that the requests stand for, where they were granted before.
     pub held: Option<Vec<LeaseId>>,
+    /// One a request: of the leases that were granted before, or that are to be granted.
+    pub lease_ids: Vec<LeaseId>,
     pub reason: Option<Reason>,
     pub command: Vec<OsString>,
     pub terminal: Option<(u16, u16)>,
@@ -80,12 +88,13 @@ pub struct Scene {
     environment: BTreeMap<OsString, OsString>,
     given: Vec<(VariableName, OsString)>,
     home: PathBuf,
+    into: InContainer,
 }
 
 /// The exec among those of its session: there is one.
 pub const EXEC: u32 = 1;
 
-pub fn set(asked: Asked, exec_id: ExecId) -> Result<Scene, RunError> {
+pub fn set(asked: Asked, exec_id: ExecId, session: &Session) -> Result<Scene, RunError> {
     let now = crate::host::now().map_err(RunError::Clock)?;
     let host = Host::load(&asked.places)?;
     let run = Run {
@@ -120,13 +129,15 @@ pub fn set(asked: Asked, exec_id: ExecId) -> Result<Scene, RunError> {
         network: asked.network,
         command: asked.command,
         home: host::home(),
+        is_in_container: asked.into.pid.is_some(),
+        into: asked.into,
         now,
     };
-    parts.compose(|name| std::env::var_os(name.as_str()))
+    parts.compose(session, |name| std::env::var_os(name.as_str()))
 }
 
 /// The scene of an exec of the broker.
-pub fn of_run(host: &Arc<Host>, asked: AskedOfRun) -> Result<Scene, RunError> {
+pub fn of_run(host: &Arc<Host>, asked: AskedOfRun, session: &Session) -> Result<Scene, RunError> {
     let now = crate::host::now().map_err(RunError::Clock)?;
     let requests = asked.leases.iter().map(|lease| Request {
         request_id: lease.request_id.clone(),
@@ -155,6 +166,8 @@ pub fn of_run(host: &Arc<Host>, asked: AskedOfRun) -> Result<Scene, RunError> {
         host: Arc::clone(host),
         profile,
         profile_ref,
+        is_in_container: container::is_of_a_container(&asked.run.run_id),
+        into: asked.into,
         run: asked.run,
         is_new_run: false,
         exec_id: asked.exec_id,
@@ -167,7 +180,7 @@ pub fn of_run(host: &Arc<Host>, asked: AskedOfRun) -> Result<Scene, RunError> {
         home: host.home_for(None).to_owned(),
         now,
     };
-    parts.compose(|name| passed.iter().find(|g| g.name == *name).map(|g| g.value.clone()))
+    parts.compose(session, |name| passed.iter().find(|g| g.name == *name).map(|g| g.value.clone()))
 }
 
 /// What both have in common.
@@ -187,12 +200,15 @@ struct Parts {
     network: Option<NetworkMode>,
     command: Vec<OsString>,
     home: PathBuf,
+    is_in_container: bool,
+    into: InContainer,
     now: Moment,
 }
 
 impl Parts {
     fn compose(
         self,
+        session: &Session,
         invoker: impl Fn(&VariableName) -> Option<OsString>,
     ) -> Result<Scene, RunError> {
         let Parts { host, mut profile, profile_ref, run, requests, home, command, .. } = self;
@@ -217,12 +233,29 @@ impl Parts {
             environment::compose(&context, self.environment, invoker, &home)?
         };
         let program = match (requests.is_empty(), command.first()) {
+            (false, Some(name)) if self.is_in_container => {
+                let (workspace, into) = (run.workspace.clone(), self.into.clone());
+                let find = Find {
+                    run_id: run.run_id.clone(),
+                    profile: profile_ref.clone(),
+                    workspace,
+                    home: Some(home.clone()),
+                    into,
+                    name: name.as_bytes().to_vec(),
+                };
+                find_in_container(session, find)?
+            }
             (false, Some(name)) => Program::find(name, &profile, &run.workspace, &home),
             _ => None,
         };
         let timeout =
             [self.timeout, profile.limits.timeout].into_iter().flatten().min().map(|s| s.0);
+        let lease_ids = match &self.held {
+            Some(held) => held.clone(),
+            None => requests.iter().map(|_| LeaseId::fresh()).collect(),
+        };
         Ok(Scene {
+            lease_ids,
             host,
             profile_ref,
             run,
@@ -241,8 +274,20 @@ impl Parts {
             environment,
             given,
             home,
+            into: self.into,
             profile,
         })
+    }
+}
+
+/// Which file a command is in a container: the launcher looks, for it alone can.
+fn find_in_container(session: &Session, find: Find) -> Result<Option<Program>, RunError> {
+    session.order(&Order::Find(Box::new(find)))?;
+    match session.notice_of(|notice| matches!(notice, Notice::Found { .. }))?.0 {
+        Notice::Found { found } => Ok(found?.map(|found| {
+            Program::in_container(found.path, found.found_on_path, found.can_be_changed)
+        })),
+        _ => Err(RunError::LauncherDied),
     }
 }
 
@@ -274,7 +319,7 @@ impl Scene {
     /// The order for the launcher. Which delivery goes where follows from the profile alone; what is not
     /// granted is never filled or started.
     pub fn prepare(&self) -> Prepare {
-        let deliveries = self.requests.iter().filter_map(|request| {
+        let deliveries = self.requests.iter().zip(&self.lease_ids).filter_map(|(request, id)| {
             let capability = self.profile.capability(&request.capability)?;
             let audience = capability.audience(&request.audience)?;
             let channel = request.channel.or(capability.channels.first().copied())?;
@@ -283,7 +328,11 @@ impl Scene {
                 host: audience.host.clone(),
             });
             let endpoint = audience.format == Some(Format::AwsEndpoint);
-            Some(DeliverySpec { channel, variable: audience.delivery_name()?, git, endpoint })
+            let token = (channel == Channel::Token).then(|| {
+                TokenSpec::of(&audience.identity.clone().unwrap_or_default(), id.as_str())
+            });
+            let variable = audience.delivery_name()?;
+            Some(DeliverySpec { channel, variable, git, endpoint, token })
         });
         let pinned = self
             .requests
@@ -312,6 +361,7 @@ impl Scene {
             // A leased command has what it needs; it is the agent who asks.
             agent: self.requests.is_empty() && !self.is_new_run,
             home: Some(self.home.clone()),
+            into: self.into.clone(),
         }
     }
 

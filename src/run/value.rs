@@ -6,11 +6,13 @@ use std::time::Duration;
 use super::caller::Caller;
 use super::entries::Leased;
 use super::error::RunError;
+use super::identity::{self, Minted};
 use super::ledger::Ledger;
 use super::mint::{self, Fresh};
 use super::printed;
 use super::scene::Scene;
 use super::sources::{self, Answer, Question, unavailable};
+use super::ssh::{self, SshIdentity};
 use crate::config::SecretSource;
 use crate::launcher::client::Session;
 use crate::launcher::wire::{Refusal, RefusalKind};
@@ -47,6 +49,10 @@ pub enum Value {
         len: usize,
     },
     Plain(Secret),
+    /// Of this host's own issuer, which may be replaced while its exec lives.
+    Token(Minted),
+    /// Never delivered itself: what is signed with it is.
+    Ssh(SshIdentity),
 }
 
 impl Value {
@@ -54,6 +60,8 @@ impl Value {
         match self {
             Value::Sealed { len, .. } => *len,
             Value::Plain(secret) => secret.len(),
+            Value::Token(minted) => minted.token.len(),
+            Value::Ssh(_) => 0,
         }
     }
 
@@ -69,6 +77,11 @@ impl Value {
                 out.copy_from_slice(plain.expose());
                 Ok(())
             }
+            Value::Token(minted) => {
+                out.copy_from_slice(minted.token.expose());
+                Ok(())
+            }
+            Value::Ssh(_) => Err(no_value()),
         }
     }
 
@@ -76,6 +89,8 @@ impl Value {
     pub fn into_secret(self) -> Result<Secret, RunError> {
         match self {
             Value::Plain(secret) => Ok(secret),
+            Value::Token(minted) => Ok(minted.token),
+            Value::Ssh(_) => Err(no_value()),
             sealed @ Value::Sealed { .. } => {
                 let mut secret = Secret::zeroed(sealed.len()).map_err(RunError::Delivery)?;
                 sealed.write_to(secret.expose_mut())?;
@@ -83,6 +98,11 @@ impl Value {
             }
         }
     }
+}
+
+/// The decision lets an SSH identity go to an agent's socket alone.
+fn no_value() -> RunError {
+    RunError::Delivery(std::io::ErrorKind::Unsupported.into())
 }
 
 pub fn unavailable_vault(error: VaultError) -> RunError {
@@ -106,10 +126,14 @@ pub fn resolve(
     let now = crate::host::now().map_err(RunError::Clock)?;
     let begun: Vec<Begun> =
         leases.iter().map(|lease| begin(ledger, scene, session, lease, &now)).collect();
-    let (mut questions, mut kept) = (Vec::new(), Vec::new());
+    let (mut questions, mut kept, mut fresh) = (Vec::new(), Vec::new(), Vec::new());
     for (begun, lease) in begun.into_iter().zip(leases) {
         match begun {
             Begun::Resolved(material) => kept.push(Some(material)),
+            Begun::Made(material, made) => {
+                kept.push(Some(material));
+                fresh.push(made);
+            }
             Begun::Asked(question) => {
                 kept.push(None);
                 questions.push(question);
@@ -122,7 +146,7 @@ pub fn resolve(
     }
     let mut answers = sources::answers(session, caller, questions, None)?.into_iter();
     let now = crate::host::now().map_err(RunError::Clock)?;
-    let (mut fresh, mut materials) = (Vec::new(), Vec::new());
+    let mut materials = Vec::new();
     for (kept, lease) in kept.into_iter().zip(leases) {
         materials.push(match kept {
             Some(material) => Ok(material),
@@ -138,6 +162,8 @@ pub fn resolve(
 
 enum Begun {
     Resolved(Material),
+    /// By ourselves.
+    Made(Material, Fresh),
     Asked(Question),
     Failed(RunError),
 }
@@ -148,6 +174,9 @@ fn begin(ledger: &Ledger, scene: &Scene, session: &Session, lease: &Leased, now:
         Ok(question) => Begun::Asked(question),
         Err(why) => Begun::Failed(why),
     };
+    // What it says of its own end is between it and who takes it: a delivery may outlast it.
+    let made =
+        |value, fresh| Begun::Made(Material { value, pieces: Vec::new(), until: None }, fresh);
     match lease.grant.source() {
         SecretSource::Vault => match sealed(ledger, name) {
             Ok(value) => Begun::Resolved(Material { value, pieces: Vec::new(), until: None }),
@@ -155,6 +184,16 @@ fn begin(ledger: &Ledger, scene: &Scene, session: &Session, lease: &Leased, now:
         },
         SecretSource::File { .. } | SecretSource::Command { .. } => {
             asked(Question::open(session, name))
+        }
+        SecretSource::Jwt(jwt) => match identity::mint(scene, lease, jwt, now) {
+            Ok((minted, fresh)) => made(Value::Token(minted), fresh),
+            Err(why) => Begun::Failed(why),
+        },
+        SecretSource::SshCa(source) => {
+            match ssh::issue(ledger, scene, session, lease, source, now) {
+                Ok((identity, fresh)) => made(Value::Ssh(identity), fresh),
+                Err(why) => Begun::Failed(why),
+            }
         }
         SecretSource::Minted(_) => asked(mint::ask(ledger, scene, session, lease, now)),
     }
@@ -189,7 +228,10 @@ pub fn credential(
             }
         }
         // The configuration was checked when it was read.
-        SecretSource::Command { .. } | SecretSource::Minted(_) => {
+        SecretSource::Command { .. }
+        | SecretSource::Jwt(_)
+        | SecretSource::SshCa(_)
+        | SecretSource::Minted(_) => {
             let hint = "use `vault` or `file`";
             return Err(unavailable(name, "its source cannot prove another", hint));
         }

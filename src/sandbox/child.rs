@@ -107,6 +107,9 @@ fn become_init(plan: &mut Plan) -> Result<i32, Failure> {
     // neither would ever show its death.
     close_all_but_our_own(plan)?;
 
+    if let Some(network) = plan.network.take() {
+        process::enter_namespace(network.as_fd(), libc::CLONE_NEWNET).at(Step::JoinNetwork)?;
+    }
     let proc = match plan.proc_mount {
         ProcMount::Inside => {
             process::unshare(plan.late_namespaces).at(Step::EnterNetworkNamespace)?;
@@ -226,13 +229,14 @@ fn take_trees(
 fn take_places(plan: &Plan) -> Result<(Option<OwnedFd>, BuiltIn), Failure> {
     let mut places = Handover::empty();
     let told = told(plan, |fd| places.push(fd)).at(Step::AwaitPlaces)?;
-    let Told::Places { ruleset, workspace, secrets, filter } = told else {
+    let Told::Places { ruleset, workspace, secrets, foreign, filter } = told else {
         return Err(Errno::PROTO).at(Step::AwaitPlaces);
     };
     let filter = BuiltIn::of_number(filter).ok_or(Errno::BADMSG).at(Step::AwaitPlaces)?;
     if workspace {
         let at = slate(plan).and_then(|slate| slate.string(lists::PLACES, WORKSPACE));
         let tree = places.nth(usize::from(ruleset)).at(Step::AttachWorkspace)?;
+        let attach = if foreign { attach_without_links } else { attach };
         attach(tree, at.at(Step::AttachWorkspace)?).at(Step::AttachWorkspace)?;
     }
     let before = slate(plan).at(Step::AwaitPlaces)?.count(lists::TREES);

@@ -18,6 +18,9 @@ pub const AGENT_SOCKET: &str = "/run/sublet/agent.sock";
 /// socket, which a mount of the first would never show.
 const AGENT_DIRECTORY: &str = "/run/sublet/agent";
 
+/// Where a system keeps the way to `/run` that workload identities are looked for on.
+pub const VAR_RUN: &str = "/var/run";
+
 /// The name of the exec's user.
 const USER: &str = "agent";
 
@@ -47,6 +50,8 @@ pub struct View {
     pub binary: bool,
     /// The directory of the run's socket on the host, for [`AGENT_SOCKET`].
     pub agent: Option<PathBuf>,
+    /// The ways to workload identities: the profile has some.
+    pub identities: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +91,10 @@ pub enum Entry {
         optional: bool,
         access: Access,
     },
+    /// A tree or a file of the container that the exec is in.
+    OfContainer {
+        is_directory: bool,
+    },
     /// The workspace: its tree comes later, mapped to the exec's user.
     Workspace {
         access: Access,
@@ -109,8 +118,13 @@ impl Layout {
     pub fn covering(&self, path: &Path) -> Option<(&Path, &Entry)> {
         path.ancestors().find_map(|above| {
             let (at, entry) = self.entries.get_key_value(above)?;
-            let is_mount =
-                matches!(entry, Entry::Bind { .. } | Entry::Workspace { .. } | Entry::Inner);
+            let is_mount = matches!(
+                entry,
+                Entry::Bind { .. }
+                    | Entry::OfContainer { .. }
+                    | Entry::Workspace { .. }
+                    | Entry::Inner
+            );
             is_mount.then_some((at.as_path(), entry))
         })
     }
@@ -149,6 +163,11 @@ pub fn layout(view: &View) -> Layout {
     put("/proc", Entry::Inner);
     put("/run/.landlock", Entry::Probe);
     put(SECRETS, Entry::Secrets);
+    if view.identities {
+        // The place that client libraries and people know; the files lie with the other deliveries.
+        put("/run/secrets/sublet", Entry::Symlink { target: SECRETS.into() });
+        put(VAR_RUN, Entry::Symlink { target: "/run".into() });
+    }
     if view.binary {
         put("/run/sublet/bin/sublet", Entry::Binary);
     }
@@ -222,6 +241,7 @@ mod tests {
             resolver: None,
             binary: false,
             agent: None,
+            identities: false,
         }
     }
 

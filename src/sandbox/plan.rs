@@ -75,6 +75,9 @@ pub struct Plan {
     /// launcher goes on; all but the pid namespace where `/proc` comes first.
     pub late_namespaces: u64,
     pub proc_mount: ProcMount,
+    /// The network namespace of a container, joined before there is a user namespace of the exec's own:
+    /// from in there it could not be.
+    pub network: Option<OwnedFd>,
     /// The tmpfs that becomes its root, empty yet: the launcher builds in it.
     pub root: Option<OwnedFd>,
     pub hostname: CString,

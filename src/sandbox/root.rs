@@ -75,10 +75,11 @@ pub enum RootError {
 }
 
 /// Builds the root for `layout` in this tmpfs. `size` bounds all that the exec writes outside of its
-/// workspace.
+/// workspace; `container` has the trees of [`Entry::OfContainer`].
 pub fn build(
     tmpfs: OwnedFd,
     layout: &Layout,
+    container: &BTreeMap<PathBuf, OwnedFd>,
     size: u64,
     mode: identity::Mode,
     identity: &Identity,
@@ -86,6 +87,7 @@ pub fn build(
     bound(&tmpfs, size)?;
     let mut builder = Builder {
         layout,
+        container,
         mode,
         owner: (Uid::from_raw(identity.outside_uid), Gid::from_raw(identity.outside_gid)),
         tmpfs,
@@ -136,6 +138,7 @@ fn bound(tmpfs: &OwnedFd, size: u64) -> Result<(), RootError> {
 
 struct Builder<'a> {
     layout: &'a Layout,
+    container: &'a BTreeMap<PathBuf, OwnedFd>,
     mode: identity::Mode,
     owner: (Uid, Gid),
     tmpfs: OwnedFd,
@@ -181,6 +184,25 @@ impl Builder<'_> {
             Entry::Device { major, minor } => self.device(at, *major, *minor),
             Entry::Bind { source, optional, access } => {
                 self.bind(at, source, *optional, *access, make)
+            }
+            Entry::OfContainer { is_directory } => {
+                let failed = |source: io::Error| RootError::Open { path: at.to_owned(), source };
+                let tree = self.container.get(at);
+                let tree = tree.ok_or_else(|| failed(Errno::NOENT.into()))?;
+                let tree = tree.try_clone().map_err(failed)?;
+                let kind = if *is_directory {
+                    self.directory(at)?;
+                    PlaceKind::ReadOnlyTree
+                } else {
+                    self.file(at, b"")?;
+                    PlaceKind::ReadOnlyFile
+                };
+                let attributes = MountAttributes {
+                    set: mount::RDONLY | mount::NOSUID | mount::NODEV,
+                    recursive: true,
+                    idmap: None,
+                };
+                self.attach(at, tree, &attributes, Some(kind))
             }
             Entry::Binary => {
                 let exe = std::fs::read_link("/proc/self/exe")

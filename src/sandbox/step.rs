@@ -33,6 +33,7 @@ macro_rules! steps {
 
 steps! {
     MountProcBeforeUserNamespace = "mount a /proc for the new pid namespace from outside the user namespace",
+    JoinNetwork = "join the container's network namespace",
     EnterUserNamespace = "enter a new user namespace",
     EnterNetworkNamespace = "enter a new network namespace",
     MountProc = "mount /proc for the new pid namespace",
@@ -100,7 +101,8 @@ pub enum Told {
     Trees,
     /// With it come the landlock ruleset, the workspace's tree and the secrets' mount, where due. The
     /// filter is the command's, by its number among the built-in ones.
-    Places { ruleset: bool, workspace: bool, secrets: bool, filter: u8 },
+    /// `foreign`: strangers made the way to the workspace, and no link of theirs is followed.
+    Places { ruleset: bool, workspace: bool, secrets: bool, foreign: bool, filter: u8 },
     /// The command: the slate says what it is. With it come its three streams, if it gets no terminal.
     Command { terminal: Option<(u16, u16)> },
     /// Go. With it come the deliveries that are descriptors, in the slate's order.
@@ -160,8 +162,11 @@ impl Told {
                 word(b'M', u8::from(drop_groups), uid as i32, gid)
             }
             Told::Trees => word(b'T', 0, 0, 0),
-            Told::Places { ruleset, workspace, secrets, filter } => {
-                let flags = u8::from(ruleset) | u8::from(workspace) << 1 | u8::from(secrets) << 2;
+            Told::Places { ruleset, workspace, secrets, foreign, filter } => {
+                let flags = u8::from(ruleset)
+                    | u8::from(workspace) << 1
+                    | u8::from(secrets) << 2
+                    | u8::from(foreign) << 3;
                 word(b'P', flags, filter.into(), 0)
             }
             Told::Command { terminal } => {
@@ -184,6 +189,7 @@ impl Told {
                 ruleset: flags & 1 != 0,
                 workspace: flags & 2 != 0,
                 secrets: flags & 4 != 0,
+                foreign: flags & 8 != 0,
                 filter: u8::try_from(filter).ok()?,
             },
             (b'C', terminal, rows, columns) => {
@@ -250,8 +256,20 @@ mod tests {
         for told in [
             Told::Maps { uid: u32::MAX - 1, gid: 7, drop_groups: true },
             Told::Maps { uid: 0, gid: u32::MAX - 1, drop_groups: false },
-            Told::Places { ruleset: true, workspace: false, secrets: true, filter: 0 },
-            Told::Places { ruleset: false, workspace: true, secrets: false, filter: 255 },
+            Told::Places {
+                ruleset: true,
+                workspace: false,
+                secrets: true,
+                foreign: false,
+                filter: 0,
+            },
+            Told::Places {
+                ruleset: false,
+                workspace: true,
+                secrets: false,
+                foreign: true,
+                filter: 255,
+            },
             Told::Trees,
             Told::Command { terminal: Some((24, u16::MAX)) },
             Told::Command { terminal: None },

@@ -18,6 +18,7 @@ use hmac::{HmacReset, Mac};
 use sha2::Sha256;
 use zeroize::Zeroize;
 
+use crate::guard::{Fingerprint, GuardKey};
 use crate::host::keyfile::{self, KeyFile, KeyFileError};
 use crate::model::digest::ValueDigest;
 use crate::model::id::MintId;
@@ -97,7 +98,7 @@ impl From<KeyFileError> for VaultError {
 
 /// The host's key and what is derived from it, in locked memory.
 pub struct VaultKey {
-    /// The sealing key, then the digest key.
+    /// The sealing key, then the digest key, then the guard's.
     derived: Secret,
     name: [u8; KEY_NAME_SIZE],
 }
@@ -113,6 +114,11 @@ impl KeySource {
     /// [`VaultError::UnsafeKey`] or [`VaultError::ReadKey`] if there is a credential that cannot be used.
     pub fn open(state_dir: &Path, credentials: Option<&Path>) -> Result<Self, VaultError> {
         Ok(Self(FILE.open(state_dir, credentials)?))
+    }
+
+    /// Of the state that it is the key of.
+    pub fn state_dir(&self) -> &Path {
+        self.0.state_dir()
     }
 
     /// The key that is there.
@@ -160,11 +166,13 @@ impl VaultKey {
 
     fn derive(master: &Secret) -> Result<Self, VaultError> {
         let lock = |source| VaultError::LockMemory { source };
-        let mut derived = Secret::zeroed(2 * KEY_SIZE).map_err(lock)?;
-        let (seal, digest) = derived.expose_mut().split_at_mut(KEY_SIZE);
+        let mut derived = Secret::zeroed(3 * KEY_SIZE).map_err(lock)?;
+        let (seal, rest) = derived.expose_mut().split_at_mut(KEY_SIZE);
+        let (digest, guard) = rest.split_at_mut(KEY_SIZE);
         let mut name = [0; KEY_SIZE];
         mac(master.expose(), &[b"sublet.vault.seal.v1"], seal);
         mac(master.expose(), &[b"sublet.vault.digest.v1"], digest);
+        mac(master.expose(), &[b"sublet.vault.guard.v1"], guard);
         mac(master.expose(), &[b"sublet.vault.name.v1"], &mut name);
         let mut key = Self { derived, name: [0; KEY_NAME_SIZE] };
         key.name.copy_from_slice(&name[..KEY_NAME_SIZE]);
@@ -175,9 +183,16 @@ impl VaultKey {
     /// The keyed digest by which a managed value is recognised.
     pub fn digest(&self, value: &[u8]) -> ValueDigest {
         let mut digest = [0; 32];
-        mac(&self.derived.expose()[KEY_SIZE..], &[value], &mut digest);
+        mac(&self.derived.expose()[KEY_SIZE..2 * KEY_SIZE], &[value], &mut digest);
         burn_stack();
         ValueDigest(digest)
+    }
+
+    /// The key of the guard's fingerprints, from which none of the others follows.
+    pub fn guard_key(&self) -> GuardKey {
+        let mut key = [0; KEY_SIZE];
+        key.copy_from_slice(&self.derived.expose()[2 * KEY_SIZE..]);
+        GuardKey::new(key)
     }
 
     fn cipher(&self) -> XChaCha20Poly1305 {
@@ -291,6 +306,24 @@ pub fn open_into(
         out.zeroize();
     }
     opened
+}
+
+/// What the guard recognises a sealed value by. The value is opened in locked memory, and wiped.
+///
+/// # Errors
+/// As [`open_into`]; no locked memory.
+pub fn fingerprints(
+    key: &VaultKey,
+    name: &SecretName,
+    version: u64,
+    sealed: &[u8],
+) -> Result<Vec<Fingerprint>, VaultError> {
+    let lock = |source| VaultError::LockMemory { source };
+    let mut value = Secret::zeroed(plaintext_len(name, sealed)?).map_err(lock)?;
+    open_into(key, name, version, sealed, value.expose_mut())?;
+    let prints = key.guard_key().fingerprints(name, value.expose()).map_err(lock);
+    burn_stack();
+    prints
 }
 
 fn try_open_into(

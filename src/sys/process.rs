@@ -338,6 +338,17 @@ pub fn unshare(namespaces: u64) -> Result<(), Errno> {
     if unsafe { libc::unshare(namespaces as i32) } < 0 { Err(last_errno()) } else { Ok(()) }
 }
 
+/// Enters a namespace of another process: what its descriptor is of, which must be one of `kinds`
+/// (`CLONE_NEW*`). setns(2). Child-side, in a single-threaded process.
+pub fn enter_namespace(namespace: BorrowedFd<'_>, kinds: libc::c_int) -> Result<(), Errno> {
+    // SAFETY: touches no memory of this process; its descriptors stay what they are.
+    if unsafe { libc::setns(namespace.as_raw_fd(), kinds) } < 0 {
+        Err(last_errno())
+    } else {
+        Ok(())
+    }
+}
+
 /// Blocks every signal. Child-side.
 pub fn block_all_signals() -> Result<(), Errno> {
     // SAFETY: `all` is filled by sigfillset before it is read; a null old set is allowed.

@@ -10,7 +10,10 @@
 //! - [`servers`]: other programs that serve: from PyPI and npm, and `tests/servers`
 //! - [`broker`]: `sublet serve` for one test
 //! - [`far`]: the far side of a source, which answers as a test wants it
+//! - [`bundle`]: containers of a real `runc`
 //! - [`leak`]: descriptors that a command passes out of its sandbox, and what they show later
+//! - [`postgres`]: a database server of one test
+//! - [`venv`]: Python libraries of the tests
 //! - [`git_server`]: `git http-backend` behind a server that demands a token
 //!
 //! The tests speak to the command line only: what they hold is what a user can see.
@@ -18,15 +21,18 @@
 #![forbid(unsafe_code)]
 
 pub mod broker;
+pub mod bundle;
 pub mod far;
 pub mod git_server;
 pub mod host;
 pub mod http;
 pub mod leak;
 pub mod outcome;
+pub mod postgres;
 pub mod probe;
 pub mod schema;
 pub mod servers;
+pub mod venv;
 pub mod world;
 
 #[allow(unused_imports)]

@@ -45,6 +45,13 @@ impl Outcome {
         outcome
     }
 
+    /// The message holds `words`.
+    #[track_caller]
+    pub fn explains(self, words: &str) -> Self {
+        assert!(self.err().contains(words), "expected {words:?} on stderr\n{self}");
+        self
+    }
+
     #[track_caller]
     pub fn says(self, text: &str) -> Self {
         assert!(self.out().contains(text), "expected {text:?} on stdout\n{self}");

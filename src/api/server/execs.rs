@@ -26,6 +26,7 @@ use crate::api::server::routes::Shared;
 use crate::api::server::runs::own_run;
 use crate::api::wire::{self, ErrorBody, ExecAnswer, ExecBody};
 use crate::broker::{Accepting, ClientStream, ExecAsk, ExecView};
+use crate::launcher::into::InContainer;
 use crate::model::id::ExecId;
 use crate::relay::frames::{self, Kind};
 
@@ -75,7 +76,8 @@ pub(super) async fn start(
 }
 
 fn ask(body: ExecBody, asker: &Asker) -> Result<ExecAsk, Refusal> {
-    let ExecBody { lease_ids, command, environment, timeout, terminal, network, reason } = body;
+    let ExecBody { lease_ids, command, environment, timeout, terminal, network, .. } = body;
+    let (reason, user, directory) = (body.reason, body.user, body.workdir);
     if command.is_empty() {
         return Err(Refusal::malformed("body: `command` is empty"));
     }
@@ -91,6 +93,7 @@ fn ask(body: ExecBody, asker: &Asker) -> Result<ExecAsk, Refusal> {
         terminal: terminal.map(|t| (t.rows, t.columns)),
         without_network: matches!(network, Some(wire::NetworkBody::None)),
         reason,
+        into: InContainer { pid: None, user: user.map(|u| (u.uid, u.gid)), directory },
         caller,
     })
 }

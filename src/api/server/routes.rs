@@ -64,6 +64,7 @@ fn table() -> Vec<Row> {
         post_on("/v1/execs", Agent, post(execs::start)),
         get_on("/v1/execs", Both, get(execs::list)),
         get_on("/v1/execs/{exec_id}", Both, get(execs::show)),
+        get_on("/v1/guard", Control, get(service::guard)),
         get_on("/v1/events", Control, get(events::stream)),
         get_on("/v1/jwks.json", Both, get(service::jwks)),
         get_on("/v1/openapi.json", Both, get(service::openapi)),

@@ -23,6 +23,10 @@ pub(super) async fn jwks(State(app): State<Shared>, asker: Asker) -> Answer {
     asker.reply(StatusCode::OK, move || Ok(app.broker.jwks())).await
 }
 
+pub(super) async fn guard(State(app): State<Shared>, asker: Asker) -> Answer {
+    asker.reply(StatusCode::OK, move || app.broker.guard()).await
+}
+
 /// Always 200: who asks is answered, so the service lives.
 pub(super) async fn health(State(app): State<Shared>) -> Answer {
     let status = if app.broker.is_draining() { "draining" } else { "ok" };

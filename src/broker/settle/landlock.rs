@@ -82,6 +82,7 @@ fn rules(host: &Host, state: &Taken, place: &Place) -> Vec<(PathBuf, BitFlags<Ac
         | AccessFs::RemoveFile;
     // The state's own directory for the trail's head, which the launcher writes.
     let mut rules = vec![(state.dir.clone(), read), (place.runs(), sockets)];
+    rules.push((place.containers(), read));
     rules.extend(state.owned().map(|owned| (owned, read | files)));
     rules.extend(host.config_file.iter().map(|file| (file.clone(), read_file)));
     rules.extend(host.profile_directories().iter().map(|dir| (dir.clone(), read)));

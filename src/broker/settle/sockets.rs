@@ -16,7 +16,7 @@ use rustix::process::{Gid, Uid};
 use super::posture::ControlFrom;
 use super::state::{lock, open_directory, place, refuse_others, status, trusted};
 use super::{SettleError, manager};
-use crate::host::Account;
+use crate::host::{Account, container};
 
 const RUNS: &str = "runs";
 const CONTROL: &str = "control.sock";
@@ -33,6 +33,11 @@ pub(super) struct Place {
 impl Place {
     pub fn runs(&self) -> PathBuf {
         self.dir.join(RUNS)
+    }
+
+    /// Records of containers, which root's hook writes.
+    pub fn containers(&self) -> PathBuf {
+        self.dir.join(container::DIRECTORY)
     }
 
     pub fn control(&self) -> PathBuf {
@@ -55,6 +60,8 @@ pub(super) fn open(runtime_dir: &Path, account: Account) -> Result<Place, Settle
     refuse_others(&dir, &status(&dir, &fd)?, us)?;
     let lock = lock(&dir, &fd, LOCK)?;
     runs(&dir, &fd, account)?;
+    let boot = crate::host::now().map_err(|e| place(&dir, "dated", e))?.boot_id;
+    container::sweep(&dir, &boot).map_err(|e| place(&dir, "swept of dead containers", e))?;
     Ok(Place { dir, _lock: lock })
 }
 

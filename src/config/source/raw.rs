@@ -11,8 +11,8 @@ use toml::Spanned;
 
 use super::url::HttpUrl;
 use super::{
-    AwsSts, GithubApp, MAX_TIMEOUT, MintKind, Minted, OAuth, SOURCE_TIMEOUT, SecretSource,
-    VaultServer,
+    AwsSts, GithubApp, Jwt, MAX_TIMEOUT, MintKind, Minted, OAuth, PostgresRole, SOURCE_TIMEOUT,
+    SecretSource, SshCa, VaultServer,
 };
 use crate::config::parse::{At, Checked};
 use crate::model::moment::Span;
@@ -94,6 +94,22 @@ keys! {
     actor_token: SecretName,
     actor_token_type: String,
     requested_token_type: String,
+    ttl: Span,
+    claims: BTreeMap<String, Spanned<String>>,
+    ca: SecretName,
+    principals: Words,
+    force_command: String,
+    source_address: String,
+    extensions: Words,
+    validity: Span,
+    host_keys: Words,
+    server: String,
+    database: String,
+    user: String,
+    password: SecretName,
+    grants: Words,
+    tls: String,
+    reassign_to: String,
     app_id: Word,
     private_key: SecretName,
     installation_id: Word,
@@ -126,6 +142,9 @@ pub(in crate::config) enum RawSource {
     Vault,
     File,
     Command,
+    Jwt,
+    SshCa,
+    PostgresRole,
     #[serde(rename = "oauth")]
     OAuth,
     GithubApp,
@@ -148,6 +167,12 @@ impl At<'_> {
                 SecretSource::File { path: self.absolute(path, &format!("secrets.{name}.path"))? }
             }
             RawSource::Command => self.command(name, raw, whole)?,
+            RawSource::Jwt => SecretSource::Jwt(Jwt::take(self, raw)?),
+            RawSource::SshCa => SecretSource::SshCa(SshCa::take(self, name, raw, whole)?),
+            RawSource::PostgresRole => {
+                let kind = MintKind::PostgresRole(PostgresRole::take(self, name, raw, whole)?);
+                self.minted(name, raw, kind)?
+            }
             RawSource::OAuth => {
                 let kind = MintKind::OAuth(OAuth::take(self, name, raw, whole)?);
                 self.minted(name, raw, kind)?

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 
 use super::invalid;
 use crate::launcher::guard::Guard;
+use crate::launcher::into::survey::Seen;
 use crate::launcher::wire::Refusal;
 use crate::sandbox::layout::Access;
 
@@ -21,11 +22,34 @@ pub struct Workspace {
     pub uid: u32,
     pub gid: u32,
     pub access: Access,
+    /// Its magic number, statfs(2).
+    pub file_system: u64,
+    /// `directory` is a detached clone already: of a container, whose mounts only it can clone.
+    pub is_clone: bool,
     /// Device and inode.
     identity: (u64, u64),
 }
 
 impl Workspace {
+    /// One in a container, as the survey found it; whose files the exec's user has on the host.
+    pub(super) fn of_container(
+        path: &Path,
+        (seen, tree): (Seen, OwnedFd),
+        owner: (u32, u32),
+        access: Access,
+    ) -> Self {
+        Self {
+            directory: tree,
+            path: path.to_owned(),
+            uid: owner.0,
+            gid: owner.1,
+            access,
+            file_system: seen.file_system,
+            is_clone: true,
+            identity: (seen.dev, seen.ino),
+        }
+    }
+
     pub(super) fn facts(&self) -> (&Path, u32, u32, Access, (u64, u64)) {
         (&self.path, self.uid, self.gid, self.access, self.identity)
     }
@@ -89,7 +113,10 @@ pub(super) fn open_workspace(
     if let Some(why) = guard.objection_to(path, &found) {
         return Err(refuse(why));
     }
+    let file_system = rustix::fs::fstatfs(&directory).map_err(|e| refuse(e.to_string()))?.f_type;
     Ok(Workspace {
+        file_system: file_system as u64,
+        is_clone: false,
         directory,
         path: path.to_owned(),
         uid: found.uid(),

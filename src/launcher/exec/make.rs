@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::{Delivery, refuse, refuse_error};
 use crate::delivery::container::{Empty, Owner, SecretsMount};
-use crate::delivery::git;
+use crate::delivery::{git, ssh};
 use crate::launcher::compile::{self, Workspace};
 use crate::launcher::posture::Ownership;
 use crate::launcher::wire::{DeliverySpec, Prepare, Refusal, RefusalKind};
@@ -68,7 +68,7 @@ pub(super) fn make_deliveries(
     root: BorrowedFd<'_>,
     secrets: Option<&SecretsMount>,
 ) -> Result<Made, Refusal> {
-    let mut git_socket: Option<OwnedFd> = None;
+    let (mut git_socket, mut ssh_socket): (Option<OwnedFd>, Option<OwnedFd>) = (None, None);
     let mut deliveries = Vec::new();
     let mut ends = Vec::new();
     for spec in specs {
@@ -81,24 +81,34 @@ pub(super) fn make_deliveries(
                     "name it in `channels`",
                 ));
             }
-            (Channel::Token, _) => {
-                return Err(refuse(format!("channel `{}` is not built", spec.channel), ""));
+            (Channel::Token, secrets) => {
+                let (Some(secrets), Some(token)) = (secrets, &spec.token) else {
+                    return Err(refuse(
+                        "no capability of the profile has the channel `token`".into(),
+                        "name it in `channels`",
+                    ));
+                };
+                secrets.token(token.kind, token.document.as_deref(), owner)
             }
-            (Channel::Git, _) => {
-                let listener = match &git_socket {
+            (Channel::Git | Channel::Ssh, _) => {
+                let (socket, listen): (_, fn(BorrowedFd<'_>, _) -> _) = match spec.channel {
+                    Channel::Ssh => (&mut ssh_socket, ssh::listen),
+                    _ => (&mut git_socket, git::listen),
+                };
+                let listener = match &*socket {
                     Some(socket) => socket.try_clone(),
-                    None => git::listen(root, (owner.uid, owner.gid)),
+                    None => listen(root, (owner.uid, owner.gid)),
                 }
-                .map_err(|e| delivery_unavailable(&e))?;
+                .map_err(|e: io::Error| delivery_unavailable(&e))?;
                 ends.push(listener.try_clone().map_err(|e| delivery_unavailable(&e))?);
-                git_socket = Some(listener);
-                deliveries.push(Delivery::Git { expires: None, kill: false });
+                *socket = Some(listener);
+                deliveries.push(Delivery::Socket { expires: None, kill: false });
                 continue;
             }
         }
         .map_err(|e| delivery_unavailable(&e))?;
         ends.push(empty.fd().try_clone_to_owned().map_err(|e| delivery_unavailable(&e))?);
-        deliveries.push(Delivery::Empty(empty));
+        deliveries.push(Delivery::Empty(empty, spec.token.as_ref().map(|token| token.kind)));
     }
     Ok((deliveries, ends))
 }
@@ -112,8 +122,7 @@ pub fn ownership(
     let (Mode::Privileged, Some(workspace)) = (mode, workspace) else {
         return Ok(Ownership::Plain);
     };
-    let stat = rustix::fs::fstatfs(&workspace.directory).map_err(|e| refuse_error(&e, ""))?;
-    let kind = match stat.f_type as u64 {
+    let kind = match workspace.file_system {
         0x794c_7630 => "overlayfs",
         0x6969 => "nfs",
         0x0102_1997 => "9p",
@@ -153,8 +162,11 @@ pub(super) fn workspace_tree(
     ownership: &Ownership,
 ) -> Result<(OwnedFd, Option<Helper>), Refusal> {
     let shown = workspace.path.display();
-    let tree = root::clone_tree(workspace.directory.as_fd())
-        .map_err(|e| refuse(format!("could not show {shown} inside: {e}"), ""))?;
+    let tree = match workspace.is_clone {
+        true => rustix::io::fcntl_dupfd_cloexec(&workspace.directory, 0),
+        false => root::clone_tree(workspace.directory.as_fd()),
+    }
+    .map_err(|e| refuse(format!("could not show {shown} inside: {e}"), ""))?;
     let idmap = match ownership {
         Ownership::Plain | Ownership::AsOwner { .. } => None,
         Ownership::Idmapped => {

@@ -104,6 +104,7 @@ pub(super) fn keep_only_planned(plan: &mut Plan) {
         .into_iter()
         .chain(&plan.uid_lock)
         .chain(&plan.root)
+        .chain(&plan.network)
         .collect();
     plan.close = compile::gaps(&mut compile::numbers(kept), 0);
 }

@@ -55,6 +55,17 @@ pub(super) struct FactsKept {
     pub landlock_missing: Vec<Feature>,
 }
 
+/// How many files a capability may be delivered as at once: of a token two versions, what comes next, and
+/// what stands beside it.
+fn files_of(capability: &Arc<Capability>) -> usize {
+    let of = |channel: &Channel| match channel {
+        Channel::File => 1,
+        Channel::Token => 4,
+        Channel::Memfd | Channel::Env | Channel::Git | Channel::Ssh => 0,
+    };
+    capability.audiences.len() * capability.channels.iter().map(of).sum::<usize>()
+}
+
 impl Sandbox {
     /// Builds what this exec's child needs, from a seed, whose child may still be making its namespaces.
     /// It goes on by itself after this has returned; what it cannot do shows on its socket.
@@ -84,9 +95,10 @@ impl Sandbox {
         sandbox.write_maps()?;
         let size = compiled.profile.filesystem.tmp.0.saturating_add(SYNTHESISED);
         let root =
-            root::build(root, &compiled.layout, size, setting.mode, &identity).map_err(|e| {
-                refuse_error(&e, "correct the profile's [filesystem], or run `sublet doctor`")
-            })?;
+            root::build(root, &compiled.layout, &compiled.trees, size, setting.mode, &identity)
+                .map_err(|e| {
+                    refuse_error(&e, "correct the profile's [filesystem], or run `sublet doctor`")
+                })?;
         let Root { tmpfs, attachments, attachments_in_workspace, places } = root;
         sandbox.root = Some(tmpfs);
         sandbox.lay_out(compiled)?;
@@ -199,9 +211,7 @@ impl Sandbox {
         let built = landlock::build(setting.landlock_abi, &places, ports.as_ref())
             .map_err(|e| refuse_error(&e, "run `sublet doctor`"))?;
         // Attached before any value is there, while the child may still attach something.
-        let file = |c: &&Arc<Capability>| c.channels.contains(&Channel::File);
-        let files: usize =
-            compiled.profile.capabilities.iter().filter(file).map(|c| c.audiences.len()).sum();
+        let files: usize = compiled.profile.capabilities.iter().map(files_of).sum();
         if files > 0 {
             let made = SecretsMount::new(files).map_err(|e| delivery_unavailable(&e))?;
             self.secrets = Some(made);
@@ -213,6 +223,7 @@ impl Sandbox {
             ruleset: built.ruleset.is_some(),
             workspace: tree.is_some(),
             secrets: secrets.is_some(),
+            foreign: compiled.is_in_container,
             filter: compiled.filter.number(),
         };
         tell(self.child.socket.as_fd(), told, &fds)?;

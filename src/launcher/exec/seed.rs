@@ -64,6 +64,16 @@ pub(super) struct Seed {
 impl Seed {
     /// Clones the child, which goes on by itself. What it cannot do shows on its socket.
     pub fn plant(name: &ExecId, network: NetworkMode, setting: &Setting) -> Result<Self, Refusal> {
+        Self::plant_in(name, network, None, setting)
+    }
+
+    /// One that joins this network namespace, of a container.
+    pub fn plant_in(
+        name: &ExecId,
+        network: NetworkMode,
+        joined: Option<&OwnedFd>,
+        setting: &Setting,
+    ) -> Result<Self, Refusal> {
         let failed = |e: &dyn std::error::Error| refuse_error(e, "");
         let (uid, uid_lock) = match setting.mode {
             Mode::Rootless => (None, None),
@@ -86,9 +96,11 @@ impl Seed {
         let (ours, theirs) = socket::packet_pair().map_err(|e| failed(&e))?;
         let (lifeline_read, lifeline_write) = io::pipe().map_err(|e| failed(&e))?;
         let all = namespaces(network);
-        let (now, late, proc_mount) = if setting.mode == Mode::Privileged && setting.proc_is_masked
-        {
-            // The kernel refuses a new /proc from inside the user namespace there.
+        let is_masked = setting.mode == Mode::Privileged && setting.proc_is_masked;
+        let (now, late, proc_mount) = if is_masked || joined.is_some() {
+            // Where it is masked the kernel refuses a new /proc from inside the user namespace; and another's
+            // network namespace is joined before there is one, which must then come later than the pid
+            // namespace whose /proc it is.
             let now = libc::CLONE_NEWPID as u64;
             (now, all & !now, ProcMount::BeforeUserNamespace)
         } else {
@@ -99,6 +111,7 @@ impl Seed {
             namespaces: now,
             late_namespaces: late,
             proc_mount,
+            network: joined.map(OwnedFd::try_clone).transpose().map_err(|e| failed(&e))?,
             root: Some(root.try_clone().map_err(|e| failed(&e))?),
             hostname: c"sublet".to_owned(),
             loopback: network != NetworkMode::Host,
@@ -182,6 +195,18 @@ impl Seeds {
             // One that does not fit is gone by now, with its cgroup, which may have the same name.
             None => Seed::plant(name, network, setting),
         }
+    }
+
+    /// For an exec in a container: one of its own, with nothing of an earlier one that stood ready.
+    pub(super) fn take_joined(
+        &mut self,
+        name: &ExecId,
+        network: &OwnedFd,
+        setting: &Setting,
+    ) -> Result<Seed, Refusal> {
+        // It is gone, with its cgroup, which may have the same name.
+        self.ready = None;
+        Seed::plant_in(name, NetworkMode::Host, Some(network), setting)
     }
 
     /// Whether [`Seeds::plant`] has something to do.

@@ -1,7 +1,7 @@
 //! What a session orders, and what is done for it.
 #![forbid(unsafe_code)]
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
@@ -11,7 +11,7 @@ use rustix::event::epoll;
 use super::watched::{Key, ROOT, Token};
 use super::{Asked, HEAD_FILE, Launcher, LauncherError, Live, MAX_HELPERS, tell, watch};
 use crate::launcher::compile;
-use crate::launcher::exec::{BrokerEnds, Exec};
+use crate::launcher::exec::{BrokerEnds, Exec, Setting};
 use crate::launcher::explain;
 use crate::launcher::mint;
 use crate::launcher::source::{self, Helper};
@@ -40,6 +40,14 @@ impl Launcher {
                 e.revoke(delivery as usize);
                 Ok(())
             }),
+            Order::Replace { exec, delivery } => self.replace(session, exec, delivery),
+            Order::Replaced { exec, delivery, bytes } => self.with(session, exec, |e| {
+                if let Err(e) = e.put_replacement(delivery as usize, bytes as usize) {
+                    // The version that stands there is good for a while, and the broker tries again.
+                    eprintln!("sublet: launcher: {}", compile::chain(&e));
+                }
+                Ok(())
+            }),
             Order::Kill { exec } => self.with(session, exec, |e| {
                 e.kill();
                 Ok(())
@@ -61,6 +69,11 @@ impl Launcher {
             Order::Session | Order::KeepHead { .. } | Order::Settle(_) => {
                 eprintln!("sublet: launcher: a session ends: its orders are the root session's");
                 self.end_session(session)
+            }
+            Order::Find(find) => {
+                let Setting { host, profiles, mode, .. } = &self.setting;
+                let found = compile::find(&find, host, profiles, *mode);
+                self.notify(session, &Notice::Found { found }, &[])
             }
             Order::Explain(prepare) => {
                 let explanation = explain::explain(&prepare, &self.setting);
@@ -100,6 +113,22 @@ impl Launcher {
             }
             Err(refusal) => self.notify(session, &Notice::Refused { exec: number, refusal }, &[]),
         }
+    }
+
+    fn replace(
+        &mut self,
+        session: Key,
+        number: ExecNumber,
+        delivery: u32,
+    ) -> Result<(), LauncherError> {
+        let Some(key) = self.key_of(session, number) else { return Ok(()) };
+        let Some(live) = self.execs.get_mut(&key) else { return Ok(()) };
+        let (fd, refusal) = match live.exec.replace(delivery as usize) {
+            Ok(fd) => (Some(fd), None),
+            Err(refusal) => (None, Some(refusal)),
+        };
+        let fds: Vec<_> = fd.iter().map(AsFd::as_fd).collect();
+        self.notify(session, &Notice::Replacement { exec: number, delivery, refusal }, &fds)
     }
 
     /// Does something with an exec; what cannot be done ends it.
@@ -188,7 +217,8 @@ impl Launcher {
     }
 
     /// Written in place: the encoding tells a torn write from a rollback. Not synced: it is for tampering,
-    /// and what a power cut may take from the trail it may take from here.
+    /// and what a power cut may take from the trail it may take from here. But for the first time: else
+    /// the cut leaves a file without content, which is no older head but none.
     fn keep_head(&self, head: &[u8]) -> io::Result<()> {
         let path = self.setting.host.state_dir.join(HEAD_FILE);
         let mut file = OpenOptions::new()
@@ -199,6 +229,12 @@ impl Launcher {
             .mode(0o644)
             .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
             .open(path)?;
-        file.write_all(head)
+        let is_fresh = file.metadata()?.len() == 0;
+        file.write_all(head)?;
+        if is_fresh {
+            file.sync_all()?;
+            File::open(&self.setting.host.state_dir)?.sync_all()?;
+        }
+        Ok(())
     }
 }

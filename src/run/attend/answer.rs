@@ -48,8 +48,8 @@ impl Attendant<'_> {
                 },
             },
         };
-        self.git_refused += 1;
-        if self.git_refused <= TOLD_REFUSALS {
+        self.refused += 1;
+        if self.refused <= TOLD_REFUSALS {
             let index = asked.request.as_ref().ok().and_then(|r| self.lease_for(r));
             let lease = index.map(|index| &self.leased[index]);
             self.ledger.refuse_git(self.scene, lease, &why)?;
@@ -108,7 +108,7 @@ impl Attendant<'_> {
             return Ok(Err(format!("lease_not_active: lease {id} was revoked")));
         }
         match self.ledger.take(self.scene, lease) {
-            Ok(Ok(())) => *self.git_uses.entry(index as u32).or_default() += 1,
+            Ok(Ok(())) => *self.uses.entry(index as u32).or_default() += 1,
             Ok(Err(refused)) => {
                 let name = match refused {
                     UseRefused::Exhausted => "uses_exhausted",

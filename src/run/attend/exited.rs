@@ -27,7 +27,7 @@ pub struct Exited {
     pub(super) revoked: BTreeSet<u32>,
     pub redacted: u64,
     pub(super) unmasked: u64,
-    pub(super) git_uses: BTreeMap<u32, u32>,
+    pub(super) uses: BTreeMap<u32, u32>,
     /// No process of it is left.
     pub(super) gone: bool,
 }
@@ -100,10 +100,10 @@ impl Exited {
         }
     }
 
-    /// A use is one start of an exec; on `git`, one answered `get`.
+    /// A use is one start of an exec; on `git` one answered `get`, on `ssh` one signature.
     fn uses_of(&self, lease: &Leased, index: u32) -> u32 {
         match lease.record.channel {
-            Channel::Git => self.git_uses.get(&index).copied().unwrap_or(0),
+            Channel::Git | Channel::Ssh => self.uses.get(&index).copied().unwrap_or(0),
             Channel::Memfd | Channel::File | Channel::Env | Channel::Token => 1,
         }
     }

@@ -9,7 +9,6 @@ use super::Attendant;
 use crate::launcher::wire::{Notice, Order};
 use crate::model::id::LeaseId;
 use crate::redact::Patterns;
-use crate::run::deliver::Delivery;
 use crate::run::error::RunError;
 use crate::run::mint::renew::{self, Renewal};
 use crate::run::scene::EXEC;
@@ -22,9 +21,7 @@ impl Attendant<'_> {
 
     /// Wiped by us at once, and by the launcher, which kills the exec if the capability says so.
     pub(super) fn revoke(&mut self, index: usize) -> Result<(), RunError> {
-        if let Some(Delivery::Held(held)) = self.deliveries.get(index) {
-            held.wipe();
-        }
+        self.wipe(index);
         self.close_endpoint(index);
         self.revoked.insert(index as u32);
         self.session.order(&Order::Revoke { exec: EXEC, delivery: index as u32 })?;

@@ -38,7 +38,11 @@ pub(super) fn grant_fresh(
     who: Who<'_>,
 ) -> Result<Result<Vec<Leased>, RunError>, StoreError> {
     let counters = tx.requests_counted(&who.run.run_id, who.now)?;
-    let policy = Policy { profile: &scene.profile, config: &scene.host.config };
+    let policy = Policy {
+        profile: &scene.profile,
+        config: &scene.host.config,
+        has_issuer: scene.host.has_issuer(),
+    };
     let resolved = scene.resolved();
     match policy::decide_all(policy, &scene.requests, who.run, counters, resolved.as_ref()) {
         Err(denial) => {
@@ -46,7 +50,7 @@ pub(super) fn grant_fresh(
             Ok(Err(denial.into()))
         }
         Ok(grants) => {
-            let leased = entries::record_grants(tx, who, grants)?;
+            let leased = entries::record_grants(tx, who, grants, &scene.lease_ids)?;
             take_uses(tx, scene, who, &leased)?;
             Ok(Ok(leased))
         }
@@ -61,7 +65,11 @@ pub(super) fn redeem(
     who: Who<'_>,
     ids: &[LeaseId],
 ) -> Result<Result<Vec<Leased>, RunError>, StoreError> {
-    let policy = Policy { profile: &scene.profile, config: &scene.host.config };
+    let policy = Policy {
+        profile: &scene.profile,
+        config: &scene.host.config,
+        has_issuer: scene.host.has_issuer(),
+    };
     let resolved = scene.resolved();
     let decided = policy::decide_all(
         policy,
@@ -143,14 +151,16 @@ fn deny_use(
     Ok(Err(why))
 }
 
-/// One use of each, which each has: it was looked at in this transaction. On `git` a use is one `get`.
+/// One use of each, which each has: it was looked at in this transaction. On `git` a use is one `get`, on `ssh` one
+/// signature.
 fn take_uses(
     tx: &mut Tx<'_>,
     scene: &Scene,
     who: Who<'_>,
     leased: &[Leased],
 ) -> Result<(), StoreError> {
-    for lease in leased.iter().filter(|lease| lease.record.channel != Channel::Git) {
+    let at_start = |lease: &&Leased| !matches!(lease.record.channel, Channel::Git | Channel::Ssh);
+    for lease in leased.iter().filter(at_start) {
         if let Err(refused) = entries::take_use(tx, who, &scene.exec_id, &lease.record)? {
             // Nothing of the transaction stays.
             let what = format!("a use of lease {}: {refused}", lease.record.lease_id);

@@ -1,0 +1,36 @@
+//! `[issuer]`.
+#![forbid(unsafe_code)]
+
+use serde::Deserialize;
+use toml::Spanned;
+
+use super::{At, Checked};
+use crate::config::Issuer;
+use crate::config::source::jwt::{token_audience, token_ttl};
+use crate::model::moment::Span;
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawIssuer {
+    audience: Option<Spanned<String>>,
+    token_ttl: Option<Spanned<Span>>,
+    #[serde(default)]
+    allow: Vec<Spanned<String>>,
+}
+
+impl At<'_> {
+    pub(super) fn issuer(&self, raw: RawIssuer) -> Checked<Issuer> {
+        let default = Issuer::default();
+        Ok(Issuer {
+            audience: match &raw.audience {
+                Some(audience) => token_audience(self, audience.span(), audience.get_ref())?,
+                None => default.audience,
+            },
+            token_ttl: match &raw.token_ttl {
+                Some(ttl) => token_ttl(self, ttl, "issuer.token_ttl", *Issuer::TOKEN_TTL.start())?,
+                None => default.token_ttl,
+            },
+            allow: self.allow(&raw.allow)?,
+        })
+    }
+}
