@@ -64,11 +64,7 @@ pub const ROWS: &[Row] = &[
     row("bwrap-printenv", "`bwrap --setenv`; `printenv`", false),
     row("bwrap-curl", "`bwrap --setenv`; `curl`", false),
     row("bwrap-git-push", "`bwrap --setenv`; `git push` with a helper that echoes it", false),
-    row(
-        "docker-printenv",
-        "docker-style: `runc run`, `process.env` of its bundle; `printenv`",
-        false,
-    ),
+    row("docker-echo", "docker-style: `runc run`, `process.env` of its bundle; `echo`", false),
     row("credential-wiped", "systemd-like: a 0400 file on ramfs, unmounted after; wiped", false),
     row("credential-cat", "the same; `cat`", false),
     row("credential-curl", "the same; `curl`", false),
