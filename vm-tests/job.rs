@@ -23,13 +23,13 @@ pub struct Job {
 }
 
 /// One thing that was tried.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub struct Check {
     pub name: String,
     pub ok: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Outcome {
     pub job: String,
     pub kernel: String,
@@ -46,6 +46,24 @@ impl Outcome {
 
     pub fn fact(&mut self, name: &str, value: impl ToString) {
         self.facts.insert(name.to_owned(), value.to_string());
+    }
+
+    /// Where it is kept for a report of a run that leaves this job out.
+    fn place(workshop: &Workshop, job: &str) -> PathBuf {
+        workshop.dir.join("results").join(format!("{}.json", job.replace('/', "-")))
+    }
+
+    pub fn keep(&self, workshop: &Workshop) -> Result<()> {
+        let place = Self::place(workshop, &self.job);
+        let text = serde_json::to_string(self).map_err(|e| e.to_string())?;
+        std::fs::create_dir_all(workshop.dir.join("results"))
+            .and_then(|()| std::fs::write(&place, text))
+            .map_err(|e| format!("{}: {e}", place.display()))
+    }
+
+    /// The last one of this job.
+    pub fn kept(workshop: &Workshop, job: &str) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(Self::place(workshop, job)).ok()?).ok()
     }
 
     pub fn print(&self) {

@@ -75,7 +75,13 @@ fn tell(options: &Options) -> Result<usize> {
     let outcomes = run_all(&workshop, &jobs, options.jobs);
     let failed = tally(&outcomes)?;
     if let Some(path) = &options.report {
-        report::write(path, &workshop, &outcomes)?;
+        let mut all = outcomes;
+        for job in job::all(&workshop.kernels, options) {
+            if !all.iter().any(|o| o.job == job.name) {
+                all.extend(Outcome::kept(&workshop, &job.name));
+            }
+        }
+        report::write(path, &workshop, &all)?;
         println!("vm: wrote {}", path.display());
     }
     Ok(failed)
@@ -92,6 +98,9 @@ fn run_all(workshop: &Workshop, jobs: &[Job], at_once: usize) -> Vec<Outcome> {
                     let outcome = job.run(workshop);
                     let mut done = done.lock().expect("a job's thread panicked");
                     outcome.print();
+                    if let Err(why) = outcome.keep(workshop) {
+                        println!("vm: the result is not kept: {why}");
+                    }
                     done.push((job.place, outcome));
                 }
             });

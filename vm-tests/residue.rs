@@ -64,11 +64,7 @@ pub const ROWS: &[Row] = &[
     row("bwrap-printenv", "`bwrap --setenv`; `printenv`", false),
     row("bwrap-curl", "`bwrap --setenv`; `curl`", false),
     row("bwrap-git-push", "`bwrap --setenv`; `git push` with a helper that echoes it", false),
-    row(
-        "docker-printenv",
-        "docker-style: `runc run`, `process.env` of its bundle; `printenv`",
-        false,
-    ),
+    row("docker-echo", "docker-style: `runc run`, `process.env` of its bundle; `echo`", false),
     row("credential-wiped", "systemd-like: a 0400 file on ramfs, unmounted after; wiped", false),
     row("credential-cat", "the same; `cat`", false),
     row("credential-curl", "the same; `curl`", false),
@@ -156,6 +152,15 @@ impl Ram {
     fn new(place: &Path) -> Result<Self> {
         // In memory if there is a place for it: a disk would be busy with it all the time.
         let shm = Path::new("/dev/shm");
+        // A runner that was killed could not remove its own.
+        for entry in fs::read_dir(shm).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let owner = name.strip_prefix("sublet-vm-").and_then(|rest| rest.split('-').next());
+            if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+                // Another runner may have been quicker.
+                let _ = fs::remove_file(entry.path());
+            }
+        }
         let name = place.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let ram = match shm.is_dir() {
             true => shm.join(format!("sublet-vm-{}-{name}", std::process::id())),
