@@ -26,7 +26,7 @@ fn issues(asked: &Asked) -> Does {
 fn source(name: &str, far: &Far, capability: &str) -> String {
     format!(
         "[secrets.{name}]\nsource = \"oauth\"\ntoken_url = \"{}\"\nrevocation_url = \"{}\"\n\
-         client_id = \"a\"\nclient_secret = \"client\"\ntimeout = \"8s\"\nallow = [\"{capability}@svc.test\"]\n",
+         client_id = \"a\"\nclient_secret = \"client\"\ntimeout = \"25s\"\nallow = [\"{capability}@svc.test\"]\n",
         far.url("/token"),
         far.url("/revoke"),
     )
@@ -114,7 +114,7 @@ fn a_source_that_hangs_does_not_slow_the_leases_of_others() {
     for thread in hung {
         let (status, time) = thread.join().unwrap();
         assert_ne!(status, 200);
-        assert!(time < Duration::from_secs(20), "{time:?}");
+        assert!(time < Duration::from_secs(45), "{time:?}");
     }
 }
 

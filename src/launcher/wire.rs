@@ -147,12 +147,6 @@ pub enum Order {
     /// Open a `file` source, or run a `command` source and give its standard output. The ticket is on
     /// every notice that answers.
     OpenSource { secret: SecretName, ticket: Ticket },
-    /// Start a minter for this source. Descriptors: the request's memory and the answer's, which are the
-    /// broker's business and the minter's. Answered by `SourceEnded`, or `SourceRefused`.
-    Mint { secret: SecretName, ticket: Ticket },
-    /// The first, and then no more: where this host keeps things. What the launcher reads, it reads there by
-    /// itself.
-    Settle(Places),
     /// Root session only: open a further session on the descriptor that comes along. It has execs of
     /// its own numbers, and they live no longer than it.
     Session,
@@ -166,6 +160,12 @@ pub enum Order {
     Replaced { exec: ExecNumber, delivery: u32, bytes: u32 },
     /// Say which file of the container a command is, before its plan is asked for.
     Find(Box<Find>),
+    /// Start a minter for this source. Descriptors: the request's memory and the answer's, which are the
+    /// broker's business and the minter's. Answered by `SourceEnded`, or `SourceRefused`.
+    Mint { secret: SecretName, ticket: Ticket },
+    /// The first, and then no more: where this host keeps things. What the launcher reads, it reads there by
+    /// itself.
+    Settle(Places),
 }
 
 /// What failed, in words: the launcher knows the step, the path and the likely cause.
