@@ -40,8 +40,7 @@ const RESIDUE_TAIL: &str = "\
 - in the kernel's buffers that the command wrote to: pages of pipes (those of the relayed output among them), socket
   buffers. On `git` the answer crosses a Unix socket and git's own pipe, which leave a copy each.
 
-Nothing but the kernel can wipe those: boot with `init_on_free=1`. What then is left is in slabs that are not freed page by
-page, or in memory that is still in use.
+`init_on_free=1` has the kernel wipe what it frees; the columns show what that takes away.
 
 ";
 

@@ -43,14 +43,10 @@ pub const ROWS: &[Row] = &[
     row("file-wiped", "`sublet`, file; the same", true),
     row(
         "memfd-killed",
-        "`sublet`, memfd; mapped, never copied, and the command is killed at the deadline",
+        "`sublet`, memfd; never read, and the command is killed at its deadline",
         true,
     ),
-    row(
-        "file-killed",
-        "`sublet`, file; mapped, never copied, and `sublet` is killed with -9",
-        true,
-    ),
+    row("file-killed", "`sublet`, file; never read, and `sublet` is killed with -9", true),
     row("denied", "`sublet`, a lease that is denied", true),
     row("memfd-unread", "`sublet`, memfd; `true`", true),
     row("env-unread", "`sublet`, env; `true`", false),
