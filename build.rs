@@ -40,7 +40,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 ///
 /// rustc names the C libraries after switching to shared ones; a directory of ours, looked into first, has
 /// the archives under those names. Where a C library has no archives (Fedora without glibc-static), or
-/// with `SUBLET_LINK=dynamic`, the link stays dynamic, and all is the same but slower.
+/// with `SUBLET_LINK=dynamic`, the link stays dynamic, and all is the same but slower. So it does in debug
+/// builds: a test turns the clock by a preloaded library.
 fn link_statically() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-env-changed=SUBLET_LINK");
     println!("cargo::rerun-if-env-changed=CC");
@@ -48,7 +49,8 @@ fn link_statically() -> Result<(), Box<dyn Error>> {
     let is_asked_otherwise = env::var("SUBLET_LINK").is_ok_and(|how| how == "dynamic");
     // Then rustc does it all by itself.
     let is_static = env::var("CARGO_CFG_TARGET_FEATURE").is_ok_and(|f| f.contains("crt-static"));
-    if !is_glibc || is_asked_otherwise || is_static {
+    let is_debug = env::var("PROFILE")? == "debug";
+    if !is_glibc || is_asked_otherwise || is_static || is_debug {
         return Ok(());
     }
     // Static names under which rustc asks for the shared libraries: libgcc_s has no archive, its parts do.
