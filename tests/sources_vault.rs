@@ -1,6 +1,5 @@
-//! `vault-server` against a test server written from OpenBao's published API: KV v2, a dynamic engine with
-//! leases that are renewed and revoked, AppRole, JWT and token logins. AppRole and KV v1 against a real
-//! `rusty_vault`: `sources_rusty_vault.rs`.
+//! `vault-server` against a test server written from OpenBao's published API: KV v1 and v2, a dynamic engine
+//! with leases that are renewed and revoked, AppRole, JWT and token logins.
 #![forbid(unsafe_code)]
 
 mod support;

@@ -1,4 +1,4 @@
-"""What `rusty_vault` lacks of a Vault or OpenBao server, written from OpenBao's published API
+"""A Vault or OpenBao server, as far as the tests ask it, written from OpenBao's published API
 (openbao.org/api-docs): KV v2, a dynamic engine (`database/creds/ROLE`) whose leases are renewed and revoked,
 AppRole and JWT logins, tokens that are ended with all that hangs on them. Seals, storage and policies are
 not here.
