@@ -1,4 +1,4 @@
-//! `vault-server` against a test server written from OpenBao's published API: KV v1 and v2, a dynamic engine
+//! `vault-server` against a test server written from OpenBao's published API: KV v2, a dynamic engine
 //! with leases that are renewed and revoked, AppRole, JWT and token logins.
 #![forbid(unsafe_code)]
 
