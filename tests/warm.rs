@@ -267,7 +267,9 @@ fn the_next_exec_of_a_run_gets_what_stood_ready() {
     assert!(comes_true(|| holds("mountinfo").lines().count() == 1), "{}", holds("mountinfo"));
     assert_eq!(holds("uid_map"), "");
     let second = cold.sh("echo two");
-    assert_eq!((second.stdout.as_str(), second.during), ("two\n", BTreeSet::from([seed])));
+    assert_eq!(second.stdout, "two\n");
+    // The next one's is planted meanwhile.
+    assert!(second.during.contains(&seed), "{:?}", second.during);
     assert!(!is_alive(seed));
 }
 
