@@ -100,7 +100,7 @@ fn copies_in_memory(masked: &[u8], mask: u8) -> usize {
 fn no_copy_of_the_signing_key_stays_behind() {
     const MASK: u8 = 0x5A;
     let mut masked = [0; 32];
-    getrandom::fill(&mut masked).unwrap();
+    sublet::sys::random::fill(&mut masked).unwrap();
     let mut seed = Secret::zeroed(32).unwrap();
     for (byte, masked) in seed.expose_mut().iter_mut().zip(masked) {
         *byte = masked ^ MASK;

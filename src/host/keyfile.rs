@@ -46,7 +46,7 @@ pub enum KeyFileError {
     #[error("cannot lock memory for a key; raise the limit for locked memory (ulimit -l)")]
     LockMemory { source: io::Error },
     #[error("the kernel gave no random bytes (getrandom(2))")]
-    Random { source: getrandom::Error },
+    Random { source: std::io::Error },
 }
 
 /// Where a key is read from. Holds no key.
@@ -228,8 +228,8 @@ impl KeyFile {
         let random = |source| KeyFileError::Random { source };
         let mut key =
             Secret::zeroed(KEY_SIZE).map_err(|source| KeyFileError::LockMemory { source })?;
-        getrandom::fill(key.expose_mut()).map_err(random)?;
-        let unique = getrandom::u64().map_err(random)?;
+        crate::sys::random::fill(key.expose_mut()).map_err(random)?;
+        let unique = crate::sys::random::random_u64().map_err(random)?;
         let fresh = directory.join(format!(".{}.{unique:016x}", self.name));
         let written = write_new(&fresh, key.expose()).and_then(|()| {
             match std::fs::hard_link(&fresh, path) {

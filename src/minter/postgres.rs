@@ -58,7 +58,7 @@ async fn mint(
 ) -> Result<Minted, Failure> {
     let random = |size: usize| -> Result<Vec<u8>, Failure> {
         let mut bytes = vec![0; size];
-        getrandom::fill(&mut bytes).map_err(|_| Failure::of(Fault::Minter))?;
+        crate::sys::random::fill(&mut bytes).map_err(|_| Failure::of(Fault::Minter))?;
         Ok(bytes)
     };
     let password = URL_SAFE_NO_PAD.encode(random(24)?);
@@ -181,7 +181,7 @@ struct Proof {
 impl Scram {
     fn new() -> Result<Self, Failure> {
         let mut nonce = [0; 18];
-        getrandom::fill(&mut nonce).map_err(|_| Failure::of(Fault::Minter))?;
+        crate::sys::random::fill(&mut nonce).map_err(|_| Failure::of(Fault::Minter))?;
         Ok(Self { nonce: STANDARD.encode(nonce) })
     }
 

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +16,16 @@ pub struct InvalidId {
     expected: &'static str,
 }
 
+/// Milliseconds, 12 bits of the next fraction (RFC 9562 §6.2, method 3), the rest random.
+fn fresh_uuid() -> uuid::Uuid {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let mut rest = [0; 10];
+    crate::sys::random::fill(&mut rest).expect("getrandom(2) is there since Linux 3.17");
+    let fraction = (now.subsec_nanos() % 1_000_000) * 4096 / 1_000_000;
+    rest[..2].copy_from_slice(&(fraction as u16).to_be_bytes());
+    uuid::Builder::from_unix_timestamp_millis(now.as_millis() as u64, &rest).into_uuid()
+}
+
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident, $kind:literal, $prefix:literal) => {
         $(#[$doc])*
@@ -25,9 +36,9 @@ macro_rules! id {
         impl $name {
             pub const PREFIX: &'static str = $prefix;
 
-            /// A fresh id: wall-clock milliseconds and 74 random bits.
+            /// A fresh id: the wall clock to a quarter of a microsecond, and 62 random bits.
             pub fn fresh() -> Self {
-                Self(format!(concat!($prefix, "{}"), uuid::Uuid::now_v7().simple()))
+                Self(format!(concat!($prefix, "{}"), fresh_uuid().simple()))
             }
 
             pub fn as_str(&self) -> &str {

@@ -219,7 +219,7 @@ fn fill_environment(container: OwnedFd, name: &str, value: &Value) -> Result<Hel
 /// What the exec asks its address with: 256 random bits.
 fn random_token() -> Result<Secret, RunError> {
     let mut bytes = Secret::zeroed(32)?;
-    getrandom::fill(bytes.expose_mut())
+    crate::sys::random::fill(bytes.expose_mut())
         .map_err(|e| RunError::Delivery(std::io::Error::other(e)))?;
     let mut token = Secret::zeroed(64)?;
     for (digits, byte) in token.expose_mut().chunks_mut(2).zip(bytes.expose()) {

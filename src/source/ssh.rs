@@ -144,10 +144,10 @@ pub struct Identity {
 impl Identity {
     pub fn issue(ca: &CaKey, terms: &Terms<'_>) -> Result<Self, SshError> {
         let mut seed = Secret::zeroed(32).map_err(|_| SshError::Lock)?;
-        getrandom::fill(seed.expose_mut()).map_err(|_| SshError::Random)?;
+        crate::sys::random::fill(seed.expose_mut()).map_err(|_| SshError::Random)?;
         let mut nonce = [0; 32];
-        getrandom::fill(&mut nonce).map_err(|_| SshError::Random)?;
-        let serial = getrandom::u64().map_err(|_| SshError::Random)?;
+        crate::sys::random::fill(&mut nonce).map_err(|_| SshError::Random)?;
+        let serial = crate::sys::random::random_u64().map_err(|_| SshError::Random)?;
         let public = with_seed(&seed, |key| key.verifying_key().to_bytes());
         let public = public.ok_or(SshError::NotAKey)?;
 

@@ -62,7 +62,7 @@ pub enum VaultError {
     )]
     LockMemory { source: io::Error },
     #[error("the kernel gave no random bytes (getrandom(2))")]
-    Random { source: getrandom::Error },
+    Random { source: std::io::Error },
     #[error("a secret holds at most {MAX_VALUE} bytes, and {name} has {len}")]
     TooLarge { name: SecretName, len: usize },
     #[error(
@@ -263,7 +263,7 @@ fn seal_bound(
     let mut text =
         Secret::copy_of(value.expose()).map_err(|source| VaultError::LockMemory { source })?;
     let mut nonce = XNonce::default();
-    getrandom::fill(&mut nonce).map_err(|source| VaultError::Random { source })?;
+    crate::sys::random::fill(&mut nonce).map_err(|source| VaultError::Random { source })?;
     let tag = key
         .cipher()
         .encrypt_inout_detached(&nonce, bound, text.expose_mut().into())

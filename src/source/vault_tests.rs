@@ -236,7 +236,7 @@ fn no_copy_of_a_value_stays_behind() {
     let (_dir, key) = vault();
     for len in [40, 64, 5000] {
         let mut masked = vec![0; len];
-        getrandom::fill(&mut masked).unwrap();
+        crate::sys::random::fill(&mut masked).unwrap();
         let mut value = Secret::zeroed(len).unwrap();
         for (byte, masked) in value.expose_mut().iter_mut().zip(&masked) {
             *byte = masked ^ MASK;

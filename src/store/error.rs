@@ -39,7 +39,7 @@ pub enum StoreError {
     #[error("the database {path} refused a step")]
     Failed { path: PathBuf, source: rusqlite::Error },
     #[error("the kernel gave no random bytes (getrandom(2))")]
-    Random { source: getrandom::Error },
+    Random { source: std::io::Error },
     /// One commit failed for all whose steps were in it. [`StoreError::cause`] looks through it.
     #[error(transparent)]
     Shared(Arc<StoreError>),

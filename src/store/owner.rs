@@ -47,7 +47,8 @@ impl Owner {
             .open(&place.owners)
             .map_err(|e| unusable(&place.owners, "opened", e))?;
         loop {
-            let random = getrandom::u64().map_err(|source| StoreError::Random { source })?;
+            let random =
+                crate::sys::random::random_u64().map_err(|source| StoreError::Random { source })?;
             let id = OwnerId((random >> 2) as i64);
             match fcntl(&file, FcntlArg::F_OFD_SETLK(&byte(id.0, libc::F_WRLCK))) {
                 Ok(_) => return Ok(Self { file, id }),

@@ -134,7 +134,7 @@ pub(super) fn enforce(prepared: Option<Prepared>) -> Result<u32, SettleError> {
 impl Outside {
     fn listen() -> Result<Self, SettleError> {
         let listen = || -> io::Result<Self> {
-            let random = getrandom::u64().map_err(io::Error::other)?;
+            let random = crate::sys::random::random_u64()?;
             let name = format!("sublet-{}-{random:016x}", std::process::id());
             let address = SocketAddr::from_abstract_name(name)?;
             let listener = UnixListener::bind_addr(&address)?;

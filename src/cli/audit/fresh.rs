@@ -55,7 +55,7 @@ impl Fresh {
     pub fn begin(path: &Path) -> Result<Self, Failure> {
         let failed = |e: io::Error| not_written(path).because(&e);
         let name = path.file_name().ok_or_else(|| not_written(path).why("it names no file"))?;
-        let unique = getrandom::u64().map_err(|e| not_written(path).because(&e))?;
+        let unique = crate::sys::random::random_u64().map_err(|e| not_written(path).because(&e))?;
         let partial = format!(".{}.{unique:016x}.partial", name.to_string_lossy());
         let partial = path.with_file_name(partial);
         let file = OpenOptions::new()

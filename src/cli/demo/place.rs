@@ -191,7 +191,7 @@ fn fresh_value() -> io::Result<Secret> {
 }
 
 fn random(bytes: &mut [u8]) -> io::Result<()> {
-    getrandom::fill(bytes).map_err(io::Error::other)
+    crate::sys::random::fill(bytes)
 }
 
 fn not_made(what: &Path, error: &io::Error) -> Failure {
