@@ -126,9 +126,6 @@ fn tell(
     scene.refuse_managed_values(&ledger)?;
     watch.lap(|t| &mut t.decide);
 
-    // The rest is done while the child works on by itself, and no longer the launcher: all three would have
-    // to share two CPUs.
-    let prepared = deliver::prepared(session);
     // Decided and durable before any value moves: granted, and the use taken.
     let leased = ledger.grant(scene)?;
     let kept = ledger.keep_head(session);
@@ -136,7 +133,7 @@ fn tell(
     watch.lap(|t| &mut t.record);
 
     // A launcher that could not prepare has said why; one that is gone keeps no head either.
-    let prepared = prepared.and_then(|prepared| kept.map(|()| prepared));
+    let prepared = deliver::prepared(session).and_then(|prepared| kept.map(|()| prepared));
     let told = perform(scene, session, caller, &mut ledger, leased, prepared, watch);
     // Whatever became of it: what was minted for it ends with it.
     mint::end_all(&mut ledger, scene, session);

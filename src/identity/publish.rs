@@ -34,7 +34,7 @@ fn write(out: &Path, below: &str, document: &Value) -> Result<PathBuf, PublishEr
     let failed = |source| PublishError { path: path.clone(), source };
     let directory = path.parent().unwrap_or(out);
     std::fs::DirBuilder::new().recursive(true).mode(0o755).create(directory).map_err(failed)?;
-    let unique = crate::sys::random::random_u64().map_err(|e| failed(e))?;
+    let unique = crate::sys::random::random_u64().map_err(failed)?;
     let fresh = directory.join(format!(".sublet.{unique:016x}"));
     let mut text = document.to_string();
     text.push('\n');
