@@ -276,7 +276,7 @@ fn the_next_exec_of_a_run_gets_what_stood_ready() {
 fn nothing_of_one_exec_is_there_for_the_next() {
     let mut place = Place::new(1);
     let look = "echo $(ls -A /tmp /dev/shm $HOME | grep -v -e : -e ^$ -e ^home$ -e ^sublet-warm); \
-                ls -d /proc/[0-9]* | wc -l; cat /proc/self/uid_map | xargs; umask; ulimit -n; hostname";
+                set -- /proc/[0-9]*; echo $#; cat /proc/self/uid_map | xargs; umask; ulimit -n; hostname";
     let leave = "touch /tmp/a /dev/shm/b $HOME/c; umask 0; ulimit -n 20; (sleep 1000 >&- 2>&-) &";
     let first = place.sh(&format!("{look}; {leave}")).stdout;
     place.ready();
