@@ -232,6 +232,17 @@ fn no_descriptor_of_the_caller_is_inherited() {
     }
 }
 
+/// The launcher and its children ask for short slices, so that they are let run at once. A command that
+/// kept that would be switched out twenty times as often as without sublet.
+#[test]
+fn the_command_has_the_callers_slice_of_cpu_time() {
+    for world in World::each() {
+        let world = world.with_probe();
+        let plain = bare(&world, Bare::OwnProc, ORDINARY, "./probe slice").ok();
+        world.run(&["--", "./probe", "slice"]).ok().prints(&plain.out());
+    }
+}
+
 fn copy_of(mut command: Command, more: &[&std::ffi::OsStr]) -> Command {
     command.args(more);
     command

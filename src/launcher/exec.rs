@@ -33,11 +33,11 @@ use crate::delivery::container::{ContainerError, Empty, Filled, SecretsMount};
 use crate::host::Host;
 use crate::model::name::Channel;
 use crate::model::report::Posture;
-use crate::profile::Profile;
 use crate::profile::identity::IdentityKind;
 use crate::sandbox::cgroup::Cgroups;
 use crate::sandbox::identity::Mode;
 use crate::sandbox::step::{self, Said, Told};
+use crate::sys::slice::Slice;
 use crate::sys::{clock, net, process};
 
 /// Between SIGTERM at the deadline and SIGKILL.
@@ -55,6 +55,8 @@ pub struct Setting {
     pub cgroups: Result<Cgroups, String>,
     /// The caller's, for the command: what the launcher makes has the modes that it names.
     pub umask: FileMode,
+    /// The caller's, for the command.
+    pub slice: Option<Slice>,
 }
 
 /// What the broker keeps of the exec's streams and containers.
@@ -99,11 +101,9 @@ pub struct Exec {
     tokens: Option<SecretsMount>,
     names: Names,
     has_endpoint: bool,
-    profile: Profile,
-    /// Of the deliveries' memory, where there are any.
-    never_swaps: Option<bool>,
+    /// Until the child stands behind its walls and it is told.
+    posture: Option<Posture>,
     is_in_container: bool,
-    joins_network: bool,
     /// The child has built everything and waits for the go.
     ready: bool,
     start: Option<(Vec<FilledSpec>, Option<Duration>)>,
@@ -190,6 +190,18 @@ impl Exec {
         fds.extend(delivery_ends);
         prepared(BrokerEnds { fds, uid: owner.uid });
         sandbox.give(&command, order.terminal, &streams)?;
+        // While the child goes on. A protection that is missing and not waived ends it here.
+        let posture = posture::posture(&Facts {
+            mode: setting.mode,
+            profile: &compiled.profile,
+            landlock_missing: &sandbox.facts.landlock_missing,
+            landlock_abi: setting.landlock_abi,
+            cgroup: sandbox.facts.cgroup.clone(),
+            ownership: sandbox.facts.ownership.clone(),
+            cpus: setting.cpus,
+            never_swaps: (!order.deliveries.is_empty()).then_some(!swaps),
+            joins_network: compiled.network.is_some(),
+        })?;
 
         let path = compiled.profile.environment.path.iter().map(ToString::to_string);
         Ok(Self {
@@ -201,10 +213,8 @@ impl Exec {
                 path: path.collect::<Vec<_>>().join(":"),
             },
             has_endpoint: order.deliveries.iter().any(|delivery| delivery.endpoint),
-            profile: compiled.profile,
-            never_swaps: (!order.deliveries.is_empty()).then_some(!swaps),
+            posture: Some(posture),
             is_in_container: compiled.is_in_container,
-            joins_network: compiled.network.is_some(),
             deliveries,
             tokens,
             ready: false,
@@ -283,7 +293,7 @@ impl Exec {
     }
 
     /// The child has something to say.
-    pub fn hear(&mut self, setting: &Setting) -> Result<Happened, Refusal> {
+    pub fn hear(&mut self) -> Result<Happened, Refusal> {
         let mut fds = Vec::new();
         let said =
             step::hear(self.socket(), |fd| fds.push(fd)).map_err(|e| refuse_error(&e, ""))?;
@@ -292,7 +302,9 @@ impl Exec {
             Some(Said::NeedsMaps) => Ok(Happened::Nothing),
             Some(Said::Ready) => {
                 self.ready = true;
-                let posture = posture::posture(&self.facts(setting))?;
+                let posture = self.posture.take();
+                let posture =
+                    posture.ok_or_else(|| refuse("the exec was ready twice".into(), ""))?;
                 // Before there is a command that could have taken the port.
                 let endpoint = match self.has_endpoint {
                     true => Some(
@@ -320,20 +332,6 @@ impl Exec {
                 Ok(Happened::Nothing)
             }
             None => Ok(Happened::Silence),
-        }
-    }
-
-    fn facts<'a>(&'a self, setting: &Setting) -> Facts<'a> {
-        Facts {
-            mode: setting.mode,
-            profile: &self.profile,
-            landlock_missing: &self.sandbox.facts.landlock_missing,
-            landlock_abi: setting.landlock_abi,
-            cgroup: self.sandbox.facts.cgroup.clone(),
-            ownership: self.sandbox.facts.ownership.clone(),
-            cpus: setting.cpus,
-            never_swaps: self.never_swaps,
-            joins_network: self.joins_network,
         }
     }
 

@@ -25,7 +25,7 @@ use crate::host::{Host, Trust};
 use crate::model::id::ExecId;
 use crate::sandbox::cgroup::Cgroups;
 use crate::sandbox::identity::{self, Mode};
-use crate::sys::{clock, landlock, memory, process};
+use crate::sys::{clock, landlock, memory, process, slice};
 use agenda::Agenda;
 use alarm::Alarm;
 use rustix::event::{Timespec, epoll};
@@ -164,10 +164,17 @@ impl Launcher {
         ))?;
         // With the caller's 077 the exec could not read the root that is made for it.
         let umask = rustix::process::umask(FileMode::empty());
+        let slice = slice::shorten();
         process::set_name(c"sublet-launch").map_err(errno("set the process name"))?;
         // Inherited by every exec: were a core ever written, no memory would be in it (core(5)).
         std::fs::write("/proc/self/coredump_filter", "0").map_err(failed("set coredump_filter"))?;
         memory::forbid_core_dumps().map_err(failed("forbid core dumps"))?;
+        let program = mint::Program::own().map_err(failed("open this program"))?;
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        // Not std's count, which walks the cgroup hierarchy for it.
+        let cpus = rustix::thread::sched_getaffinity(None)?.count() as usize;
+        let (landlock_abi, proc_is_masked) =
+            (landlock::abi_version(), super::exec::proc_is_masked());
         // So far it did not matter for what; the command line is parsed meanwhile.
         let places = match wire::receive(root.as_fd())? {
             (Order::Settle(places), _) => places,
@@ -182,18 +189,15 @@ impl Launcher {
             identity::enter_own_namespaces()?;
         }
         memory::set_dumpable(false).map_err(failed("become undumpable"))?;
-        let program = mint::Program::own().map_err(failed("open this program"))?;
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        // Not std's count, which walks the cgroup hierarchy for it.
-        let cpus = rustix::thread::sched_getaffinity(None)?.count() as usize;
         let setting = Setting {
             host,
             profiles: Profiles::default(),
             mode,
-            landlock_abi: landlock::abi_version(),
+            landlock_abi,
             cpus,
             umask,
-            proc_is_masked: super::exec::proc_is_masked(),
+            slice,
+            proc_is_masked,
             cgroups: Cgroups::open(mode).map_err(|e| compile::chain(&e)),
         };
         let warm = match trust {
@@ -397,7 +401,7 @@ impl Launcher {
     fn hear(&mut self, key: Key) -> Result<(), LauncherError> {
         let Some(Live { exec, session }) = self.execs.get_mut(&key) else { return Ok(()) };
         let (number, session) = (exec.number, *session);
-        let happened = exec.hear(&self.setting);
+        let happened = exec.hear();
         if matches!(happened, Ok(Happened::Silence)) {
             epoll::delete(&self.epoll, exec.socket())?;
         }

@@ -16,6 +16,7 @@ use super::plan::{Plan, WORKING_DIRECTORY, lists};
 use super::seccomp::BuiltIn;
 use super::step::{Said, Step, Told, listen, say};
 use crate::sys::exec::ReadMapping;
+use crate::sys::slice::Slice;
 use crate::sys::socket::MAX_FDS;
 use crate::sys::{ids, landlock, process, seccomp};
 
@@ -95,6 +96,10 @@ fn become_command(command: &Command<'_>, kept: &Kept) -> Result<(), Failure> {
     process::join_new_session_keyring().at(Step::Keyring)?;
     rustix::process::setsid().at(Step::Session)?;
     rustix::process::umask(command.plan.umask);
+    // Only speed hangs on it.
+    match command.plan.slice.as_ref().map(Slice::ask) {
+        Some(Ok(()) | Err(_)) | None => {}
+    }
     let slate = slate(command.plan).at(Step::WorkingDirectory)?;
     let working_directory = slate.string(lists::PLACES, WORKING_DIRECTORY);
     rustix::process::chdir(working_directory.at(Step::WorkingDirectory)?)

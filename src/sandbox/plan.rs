@@ -10,6 +10,7 @@ use rustix::fs::Mode;
 
 use super::seccomp::BuiltIn;
 use crate::sys::slate::{Place, Slate};
+use crate::sys::slice::Slice;
 
 /// The lists of a slate.
 pub mod lists {
@@ -84,6 +85,8 @@ pub struct Plan {
     pub loopback: bool,
     /// The caller's.
     pub umask: Mode,
+    /// The caller's, where the launcher and its children have another.
+    pub slice: Option<Slice>,
     pub inner_rules: Vec<InnerRule>,
     pub init_filter: BuiltIn,
     /// The child's end of the packet socket.

@@ -19,5 +19,6 @@ pub mod process;
 pub mod random;
 pub mod seccomp;
 pub mod slate;
+pub mod slice;
 pub mod socket;
 pub mod wiping;

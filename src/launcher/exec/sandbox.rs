@@ -259,8 +259,9 @@ impl Sandbox {
 
     /// Lets the command run, with these deliveries.
     pub fn go(&mut self, deliveries: &[BorrowedFd<'_>]) -> Result<(), Refusal> {
+        let told = tell(self.child.socket.as_fd(), Told::Go, deliveries);
         self.child.slate = None;
-        tell(self.child.socket.as_fd(), Told::Go, deliveries)
+        told
     }
 
     /// The root's own tmpfs, where the `git` channel's socket is made.

@@ -121,6 +121,7 @@ impl Seed {
             lifeline: lifeline_read.into(),
             close: Vec::new(),
             umask: setting.umask,
+            slice: setting.slice,
             uid_lock: uid_lock
                 .as_ref()
                 .map(OwnedFd::try_clone)
