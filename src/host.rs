@@ -126,37 +126,59 @@ pub enum HostError {
     Owner(#[from] OwnerError),
 }
 
+/// Where things are by default: what the invoker and their environment say.
+#[derive(Debug, Clone)]
+pub struct Defaults {
+    config_file: Option<PathBuf>,
+    state_dir: Option<PathBuf>,
+    runtime_dir: Option<PathBuf>,
+    config_directories: Vec<PathBuf>,
+}
+
+impl Defaults {
+    pub fn of_environment() -> Self {
+        Self {
+            config_file: default_config_file(),
+            state_dir: default_state_dir(),
+            runtime_dir: default_runtime_dir(),
+            config_directories: default_config_directories(),
+        }
+    }
+}
+
 impl Host {
     pub fn load(places: &Places) -> Result<Self, HostError> {
-        let (file, text) = match &places.config {
-            Some(path) => (Some(path.clone()), Some(read(path)?)),
-            None => match default_config_file() {
-                Some(path) => match std::fs::read_to_string(&path) {
-                    Ok(text) => (Some(path), Some(text)),
-                    Err(e) if is_absent(&e) => (None, None),
-                    Err(source) => return Err(HostError::Unreadable { path, source }),
-                },
-                None => (None, None),
+        Self::load_with(places, Defaults::of_environment())
+    }
+
+    /// Looks at no variable of the environment.
+    pub fn load_with(places: &Places, defaults: Defaults) -> Result<Self, HostError> {
+        let (file, text) = match (&places.config, defaults.config_file) {
+            (Some(path), _) => (Some(path.clone()), Some(read(path)?)),
+            (None, Some(path)) => match std::fs::read_to_string(&path) {
+                Ok(text) => (Some(path), Some(text)),
+                Err(e) if is_absent(&e) => (None, None),
+                Err(source) => return Err(HostError::Unreadable { path, source }),
             },
+            (None, None) => (None, None),
         };
         let config = match (&file, &text) {
             (Some(path), Some(text)) => HostConfig::parse(text, &path.display().to_string())?,
             _ => HostConfig::default(),
         };
-        let state_dir = match (&places.state_dir, &config.state.dir) {
-            (Some(flag), _) => flag.clone(),
-            (None, Some(configured)) => configured.clone(),
-            (None, None) => default_state_dir().ok_or(HostError::NoStateDirectory)?,
+        let state_dir = match (&places.state_dir, &config.state.dir, &defaults.state_dir) {
+            (Some(chosen), ..) | (None, Some(chosen), _) | (None, None, Some(chosen)) => chosen,
+            (None, None, None) => return Err(HostError::NoStateDirectory),
         };
-        let state_dir = std::path::absolute(&state_dir)
-            .map_err(|source| HostError::Unreadable { path: state_dir, source })?;
+        let state_dir = std::path::absolute(state_dir)
+            .map_err(|source| HostError::Unreadable { path: state_dir.clone(), source })?;
         let runtime_dir = match places.runtime_dir.as_ref().or(config.host.runtime_dir.as_ref()) {
             Some(configured) => configured.clone(),
-            None => runtime_dir(&state_dir, default_state_dir().as_deref(), default_runtime_dir()),
+            None => runtime_dir(&state_dir, defaults.state_dir.as_deref(), defaults.runtime_dir),
         };
         let beside = file.as_deref().and_then(Path::parent).map(|d| d.join("profiles"));
         let mut profiles: Vec<PathBuf> = beside.into_iter().collect();
-        for directory in default_config_directories() {
+        for directory in defaults.config_directories {
             let directory = directory.join("profiles");
             if !profiles.contains(&directory) {
                 profiles.push(directory);

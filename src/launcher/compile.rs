@@ -14,7 +14,7 @@ use workspace::open_workspace;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -518,37 +518,4 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
-}
-
-/// Ranges of descriptor numbers that are not in `keep`, from 3 (from 0 with `all`).
-pub fn gaps(keep: &mut Vec<i32>, from: i32) -> Vec<(u32, u32)> {
-    keep.sort_unstable();
-    keep.dedup();
-    let mut ranges = Vec::new();
-    let mut next = from;
-    for &fd in keep.iter().filter(|&&fd| fd >= from) {
-        if fd > next {
-            ranges.push((next as u32, fd as u32 - 1));
-        }
-        next = fd + 1;
-    }
-    ranges.push((next as u32, u32::MAX));
-    ranges
-}
-
-/// The descriptor numbers of these, for [`gaps`].
-pub fn numbers<'a>(fds: impl IntoIterator<Item = &'a OwnedFd>) -> Vec<i32> {
-    fds.into_iter().map(|fd| fd.as_fd().as_raw_fd()).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn gaps_leave_out_what_is_kept() {
-        assert_eq!(gaps(&mut vec![7, 3, 4], 3), [(5, 6), (8, u32::MAX)]);
-        assert_eq!(gaps(&mut vec![5], 0), [(0, 4), (6, u32::MAX)]);
-        assert_eq!(gaps(&mut vec![], 3), [(3, u32::MAX)]);
-    }
 }

@@ -21,11 +21,11 @@ use words::end_text;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::fs::Mode as FileMode;
 use rustix::io::Errno;
 
 use super::compile::{self, Profiles, Spec};
 use super::posture::{self, Facts};
+use super::surroundings::Surroundings;
 use super::wire::{
     DeliverySpec, ENDPOINT_PORT, Ending, ExecNumber, FilledSpec, Prepare, Refusal, RefusalKind,
 };
@@ -34,10 +34,7 @@ use crate::host::Host;
 use crate::model::name::Channel;
 use crate::model::report::Posture;
 use crate::profile::identity::IdentityKind;
-use crate::sandbox::cgroup::Cgroups;
-use crate::sandbox::identity::Mode;
 use crate::sandbox::step::{self, Said, Told};
-use crate::sys::slice::Slice;
 use crate::sys::{clock, net, process};
 
 /// Between SIGTERM at the deadline and SIGKILL.
@@ -46,17 +43,7 @@ pub const KILL_AFTER: Duration = Duration::from_secs(2);
 pub struct Setting {
     pub host: Host,
     pub profiles: Profiles,
-    pub mode: Mode,
-    pub landlock_abi: u32,
-    pub cpus: usize,
-    /// Parts of /proc are masked, as container runtimes do.
-    pub proc_is_masked: bool,
-    /// Where execs get their cgroups, or why there is no such place.
-    pub cgroups: Result<Cgroups, String>,
-    /// The caller's, for the command: what the launcher makes has the modes that it names.
-    pub umask: FileMode,
-    /// The caller's, for the command.
-    pub slice: Option<Slice>,
+    pub here: Surroundings,
 }
 
 /// What the broker keeps of the exec's streams and containers.
@@ -159,15 +146,16 @@ impl Exec {
         prepared: impl FnOnce(BrokerEnds),
     ) -> Result<Self, Refusal> {
         let spec = Spec::of(&order);
-        let compiled = compile::sandbox(&spec, &setting.host, &setting.profiles, setting.mode)?;
+        let compiled =
+            compile::sandbox(&spec, &setting.host, &setting.profiles, setting.here.mode)?;
         let command = compile::command(&order, &compiled)?;
         let mut sandbox = match warm.take(&spec).and_then(|warm| warm.into_sandbox(&compiled)) {
             Some(sandbox) => sandbox,
             None => {
                 let mode = compiled.profile.network.mode;
                 let seed = match &compiled.network {
-                    Some(network) => seeds.take_joined(&order.exec_id, network, setting)?,
-                    None => seeds.take(&order.exec_id, mode, setting)?,
+                    Some(network) => seeds.take_joined(&order.exec_id, network, &setting.here)?,
+                    None => seeds.take(&order.exec_id, mode, &setting.here)?,
                 };
                 Sandbox::build(&compiled, seed, setting)?
             }
@@ -192,13 +180,13 @@ impl Exec {
         sandbox.give(&command, order.terminal, &streams)?;
         // While the child goes on. A protection that is missing and not waived ends it here.
         let posture = posture::posture(&Facts {
-            mode: setting.mode,
+            mode: setting.here.mode,
             profile: &compiled.profile,
             landlock_missing: &sandbox.facts.landlock_missing,
-            landlock_abi: setting.landlock_abi,
+            landlock_abi: setting.here.landlock_abi,
             cgroup: sandbox.facts.cgroup.clone(),
             ownership: sandbox.facts.ownership.clone(),
-            cpus: setting.cpus,
+            cpus: setting.here.cpus,
             never_swaps: (!order.deliveries.is_empty()).then_some(!swaps),
             joins_network: compiled.network.is_some(),
         })?;

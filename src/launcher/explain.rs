@@ -13,29 +13,30 @@ use crate::sandbox::seccomp;
 pub fn explain(prepare: &Prepare, setting: &Setting) -> Result<Explanation, Refusal> {
     let pool = setting.host.config.host.uid_pool;
     let compiled =
-        compile::sandbox(&Spec::of(prepare), &setting.host, &setting.profiles, setting.mode)?;
+        compile::sandbox(&Spec::of(prepare), &setting.host, &setting.profiles, setting.here.mode)?;
     let Command { environment, argv, .. } = compile::command(prepare, &compiled)?;
     let Compiled { profile, workspace, layout, .. } = &compiled;
-    let mut identity = match setting.mode {
+    let mut identity = match setting.here.mode {
         Mode::Privileged => Identity::pooled(compiled.inside, pool.first),
         Mode::Rootless => Identity::of_caller(compiled.inside),
     };
-    let ownership = exec::ownership(setting.mode, workspace.as_ref(), &mut identity)?;
-    let cgroup = setting.cgroups.as_ref().map_err(Clone::clone).and_then(|cgroups| {
+    let ownership = exec::ownership(setting.here.mode, workspace.as_ref(), &mut identity)?;
+    let cgroup = setting.here.cgroups.as_ref().map_err(Clone::clone).and_then(|cgroups| {
         let made = cgroups.make(&prepare.exec_id);
         made.and_then(|c| c.bound(compiled.cgroup_limits)).map_err(|e| compile::chain(&e))
     });
-    let missing = landlock::missing(setting.landlock_abi);
+    let missing = landlock::missing(setting.here.landlock_abi);
     let limits = exec::limits(profile, cgroup.as_ref().ok().copied().unwrap_or_default());
     let posture = posture::posture(&Facts {
-        mode: setting.mode,
+        mode: setting.here.mode,
         profile,
         landlock_missing: &missing,
-        landlock_abi: setting.landlock_abi,
+        landlock_abi: setting.here.landlock_abi,
         cgroup,
         ownership,
-        cpus: setting.cpus,
-        never_swaps: (!prepare.deliveries.is_empty()).then_some(setting.mode == Mode::Privileged),
+        cpus: setting.here.cpus,
+        never_swaps: (!prepare.deliveries.is_empty())
+            .then_some(setting.here.mode == Mode::Privileged),
         joins_network: compiled.network.is_some(),
     })?;
     let mounts = layout.entries.iter().map(|(at, entry)| {
@@ -114,13 +115,13 @@ pub fn explain(prepare: &Prepare, setting: &Setting) -> Result<Explanation, Refu
         None => vec![format!("{name}: not built in")],
     };
     Ok(Explanation {
-        mode: match setting.mode {
+        mode: match setting.here.mode {
             Mode::Privileged => "privileged".to_owned(),
             Mode::Rootless => "rootless".to_owned(),
         },
         inside_uid: identity.inside_uid,
         inside_gid: identity.inside_gid,
-        outside_uid: match setting.mode {
+        outside_uid: match setting.here.mode {
             Mode::Privileged if identity.outside_uid == pool.first => {
                 format!("a fresh one of {}:{}", pool.first, pool.count)
             }
@@ -128,7 +129,7 @@ pub fn explain(prepare: &Prepare, setting: &Setting) -> Result<Explanation, Refu
         },
         namespaces: exec::namespace_names(profile.network.mode),
         mounts: mounts.collect(),
-        landlock_abi: setting.landlock_abi,
+        landlock_abi: setting.here.landlock_abi,
         landlock: rules.chain(lacking).collect(),
         filter,
         limits: limits

@@ -8,7 +8,7 @@
 //! - [`compile`]: the plan of one exec, from the profile that the launcher itself reads
 //! - [`guard`]: what of sublet's own no exec may see
 //! - [`into`]: a running container as the place of an exec
-//! - [`posture`]: what is enforced, by what
+//! - [`surroundings`], [`posture`]: what this host lets a launcher do; what is enforced for an exec, by what
 //! - [`explain`]: the plan in words
 //! - [`source`]: `file` and `command` sources, opened and run here; [`mint`]: minters, started here
 #![forbid(unsafe_code)]
@@ -23,4 +23,5 @@ pub mod mint;
 pub mod posture;
 pub mod serve;
 pub mod source;
+pub mod surroundings;
 pub mod wire;

@@ -2,6 +2,7 @@
 //! session ends, its execs die and their deliveries are wiped; when the root session ends, the broker is
 //! gone: everything dies, and the launcher ends.
 //!
+//! - `settle`: from the fork to the first order
 //! - `orders`: what a session orders; `watched`: what epoll's words stand for; `agenda`, `alarm`: when which
 //!   exec has something to do
 #![forbid(unsafe_code)]
@@ -9,6 +10,7 @@
 mod agenda;
 mod alarm;
 mod orders;
+mod settle;
 mod watched;
 
 use std::collections::BTreeMap;
@@ -16,20 +18,18 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use super::compile::{self, Profiles};
+use super::compile::{self};
 use super::exec::{Exec, Happened, Pool, Ready, Seeds, Setting};
 use super::mint;
 use super::source::Helper;
 use super::wire::{self, ExecNumber, Notice, Order, Refusal, RefusalKind, Ticket, WireError};
-use crate::host::{Host, Trust};
+use crate::host::Trust;
 use crate::model::id::ExecId;
-use crate::sandbox::cgroup::Cgroups;
 use crate::sandbox::identity::{self, Mode};
-use crate::sys::{clock, landlock, memory, process, slice};
+use crate::sys::{clock, process};
 use agenda::Agenda;
 use alarm::Alarm;
 use rustix::event::{Timespec, epoll};
-use rustix::fs::Mode as FileMode;
 use rustix::io::Errno;
 use watched::{Key, ROOT, Token};
 
@@ -121,15 +121,6 @@ enum LauncherError {
     Epoll(#[from] Errno),
 }
 
-/// Maps are written to /proc by number: in the /proc of another pid namespace that is another process.
-fn refuse_foreign_proc() -> io::Result<()> {
-    let number = std::fs::read_link("/proc/self")?;
-    if number.as_os_str() == std::process::id().to_string().as_str() {
-        return Ok(());
-    }
-    Err(io::Error::other(format!("/proc/self is {}, not {}", number.display(), std::process::id())))
-}
-
 struct Launcher {
     sessions: BTreeMap<Key, OwnedFd>,
     epoll: OwnedFd,
@@ -153,89 +144,11 @@ struct Launcher {
 }
 
 impl Launcher {
-    fn settle(root: OwnedFd, trust: Trust, ahead: Option<&ExecId>) -> Result<Self, LauncherError> {
-        let failed = |doing| move |source| LauncherError::Settle { doing, source };
-        let errno = |doing| move |e: Errno| LauncherError::Settle { doing, source: e.into() };
-        // Blocked for the launcher; the command unblocks them, and finds default actions.
-        process::block_all_signals().map_err(errno("block signals"))?;
-        process::reset_signals();
-        refuse_foreign_proc().map_err(failed(
-            "find ourselves in /proc: it must be the one of our pid namespace, mount it anew",
-        ))?;
-        // With the caller's 077 the exec could not read the root that is made for it.
-        let umask = rustix::process::umask(FileMode::empty());
-        let slice = slice::shorten();
-        process::set_name(c"sublet-launch").map_err(errno("set the process name"))?;
-        // Inherited by every exec: were a core ever written, no memory would be in it (core(5)).
-        std::fs::write("/proc/self/coredump_filter", "0").map_err(failed("set coredump_filter"))?;
-        memory::forbid_core_dumps().map_err(failed("forbid core dumps"))?;
-        let program = mint::Program::own().map_err(failed("open this program"))?;
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        // Not std's count, which walks the cgroup hierarchy for it.
-        let cpus = rustix::thread::sched_getaffinity(None)?.count() as usize;
-        let (landlock_abi, proc_is_masked) =
-            (landlock::abi_version(), super::exec::proc_is_masked());
-        // So far it did not matter for what; the command line is parsed meanwhile.
-        let places = match wire::receive(root.as_fd())? {
-            (Order::Settle(places), _) => places,
-            _ => return Err(WireError::Malformed(postcard::Error::DeserializeBadEnum).into()),
-        };
-        let mut host = Host::load(&places)?;
-        host.trust(trust);
-        // Everything that the environment decides is decided: it may hold anything.
-        process::wipe_argv_and_environ().map_err(failed("wipe argv and environ"))?;
-        let mode = Mode::detect(host.config.host.uid_pool)?;
-        if mode == Mode::Rootless {
-            identity::enter_own_namespaces()?;
-        }
-        memory::set_dumpable(false).map_err(failed("become undumpable"))?;
-        let setting = Setting {
-            host,
-            profiles: Profiles::default(),
-            mode,
-            landlock_abi,
-            cpus,
-            umask,
-            slice,
-            proc_is_masked,
-            cgroups: Cgroups::open(mode).map_err(|e| compile::chain(&e)),
-        };
-        let warm = match trust {
-            // One exec, and the end.
-            Trust::Invoker => Pool::default(),
-            Trust::Host => Pool::new(setting.host.config.host.warm.0),
-        };
-        let mut launcher = Self {
-            sessions: BTreeMap::from([(ROOT, root)]),
-            epoll,
-            setting,
-            execs: BTreeMap::new(),
-            helpers: BTreeMap::new(),
-            program,
-            warm,
-            seeds: Seeds::default(),
-            is_for_many: trust == Trust::Host,
-            sweep: (trust == Trust::Host).then_some((Duration::ZERO, SWEEP_AGAIN[0])),
-            next_key: ROOT + 1,
-            numbers: BTreeMap::new(),
-            agenda: Agenda::default(),
-            alarm: Alarm::default(),
-        };
-        if let Some(exec) = ahead {
-            // What fails here fails again when the exec is asked for, and is told then.
-            match launcher.seeds.plant(exec, &launcher.setting) {
-                Ok(()) | Err(_) => {}
-            }
-        }
-        watch(&launcher.epoll, launcher.sessions[&ROOT].as_fd(), Token::Session(ROOT))?;
-        launcher.sweep(clock::boottime());
-        Ok(launcher)
-    }
-
     /// Removes the cgroups of launchers that were killed, when it is time to.
     fn sweep(&mut self, now: Duration) {
         let Some((_, pause)) = self.sweep.take_if(|(at, _)| *at <= now) else { return };
-        if let (Ok(cgroups), Mode::Privileged) = (&self.setting.cgroups, self.setting.mode)
+        if let (Ok(cgroups), Mode::Privileged) =
+            (&self.setting.here.cgroups, self.setting.here.mode)
             && cgroups.sweep()
         {
             self.sweep = Some((now + pause, (pause * 2).min(SWEEP_AGAIN[1])));
@@ -316,7 +229,7 @@ impl Launcher {
 
     fn plant(&mut self) {
         // It has no exec yet; its cgroup needs a name, with the time in it for the sweep.
-        if let Err(refusal) = self.seeds.plant(&ExecId::fresh(), &self.setting) {
+        if let Err(refusal) = self.seeds.plant(&ExecId::fresh(), &self.setting.here) {
             eprintln!("sublet: launcher: no seed is kept ready: {refusal}");
             // Until an exec asks for one, and is told the same.
             self.is_for_many = false;
@@ -509,7 +422,9 @@ impl Launcher {
             }
         }
         // The one-shot caller has gone on meanwhile: nothing waits for this.
-        if let (Ok(cgroups), Mode::Privileged) = (&self.setting.cgroups, self.setting.mode) {
+        if let (Ok(cgroups), Mode::Privileged) =
+            (&self.setting.here.cgroups, self.setting.here.mode)
+        {
             cgroups.sweep();
         }
     }

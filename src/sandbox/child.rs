@@ -13,7 +13,7 @@
 #![forbid(unsafe_code)]
 
 use std::ffi::CStr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -134,9 +134,12 @@ fn become_init(plan: &mut Plan) -> Result<i32, Failure> {
     }
     ids::drop_bounding_set().at(Step::DropBoundingSet)?;
 
-    let Told::Maps { uid, gid, drop_groups } = told(plan, drop).at(Step::AwaitMaps)? else {
+    let mut lock = None;
+    let maps = told(plan, |fd| lock = Some(fd)).at(Step::AwaitMaps)?;
+    let Told::Maps { uid, gid, drop_groups } = maps else {
         return Err(Errno::PROTO).at(Step::AwaitMaps);
     };
+    plan.uid_lock = lock;
 
     // Rootless, the launcher was dumpable for the maps' sake. Nobody of this user looks into init.
     errno(memory::set_dumpable(false)).at(Step::BecomeUser)?;
@@ -174,10 +177,18 @@ fn become_init(plan: &mut Plan) -> Result<i32, Failure> {
 }
 
 fn close_all_but_our_own(plan: &Plan) -> Result<(), Failure> {
-    for &(first, last) in &plan.close {
-        process::close_range(first, last).at(Step::Descriptors)?;
+    let [lock, root, network] = [&plan.uid_lock, &plan.root, &plan.network].map(Option::as_ref);
+    let kept = [Some(&plan.socket), Some(&plan.lifeline), lock, root, network];
+    let mut numbers = kept.map(|fd| fd.map(AsRawFd::as_raw_fd));
+    numbers.sort_unstable();
+    let mut from = 0;
+    for number in numbers.into_iter().flatten().map(i32::unsigned_abs) {
+        if from < number {
+            process::close_range(from, number - 1).at(Step::Descriptors)?;
+        }
+        from = number + 1;
     }
-    Ok(())
+    process::close_range(from, u32::MAX).at(Step::Descriptors)
 }
 
 /// The launcher's next word, however long it takes; not longer than the launcher lives.

@@ -93,10 +93,8 @@ pub struct Plan {
     pub socket: OwnedFd,
     /// The read end of the pipe whose write end only the launcher holds.
     pub lifeline: OwnedFd,
-    /// Ranges of descriptors that init closes first, and again once the command runs: all but socket,
-    /// lifeline, lock and root.
-    pub close: Vec<(u32, u32)>,
-    /// Held open by init as well, so that the uid stays taken until the last process is gone.
+    /// Of the uid, which comes with the maps. Held open by init as well, so that it stays taken until the
+    /// last process is gone.
     pub uid_lock: Option<OwnedFd>,
     /// What the launcher writes after the clone. Init keeps none.
     pub slate: Option<Slate>,

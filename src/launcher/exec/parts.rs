@@ -1,13 +1,10 @@
 //! The parts of a plan that follow from the profile alone, and the facts of the host that decide them.
 #![forbid(unsafe_code)]
 
-use std::os::fd::OwnedFd;
-
-use crate::launcher::compile;
 use crate::profile::{NetworkMode, Profile};
 use crate::sandbox::cgroup::Held;
 use crate::sandbox::landlock;
-use crate::sandbox::plan::{InnerRule, Limit, Plan};
+use crate::sandbox::plan::{InnerRule, Limit};
 
 pub(super) fn namespaces(network: NetworkMode) -> u64 {
     let always = libc::CLONE_NEWUSER
@@ -96,15 +93,4 @@ pub fn proc_is_masked() -> bool {
                 .nth(4)
                 .is_some_and(|at| at.starts_with("/proc/") && at != "/proc/sys/fs/binfmt_misc")
         })
-}
-
-/// Fills in which descriptors the child keeps.
-pub(super) fn keep_only_planned(plan: &mut Plan) {
-    let kept: Vec<&OwnedFd> = [&plan.socket, &plan.lifeline]
-        .into_iter()
-        .chain(&plan.uid_lock)
-        .chain(&plan.root)
-        .chain(&plan.network)
-        .collect();
-    plan.close = compile::gaps(&mut compile::numbers(kept), 0);
 }

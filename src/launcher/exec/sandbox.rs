@@ -24,7 +24,7 @@ use crate::model::name::Channel;
 use crate::profile::AWS_VARIABLES;
 use crate::profile::{Capability, NetworkMode};
 use crate::sandbox::cgroup::Held;
-use crate::sandbox::identity::{self, Identity};
+use crate::sandbox::identity::{self, Identity, Mode};
 use crate::sandbox::landlock::{self, Feature, TcpPorts};
 use crate::sandbox::layout::Access;
 use crate::sandbox::plan::{ProcMount, lists};
@@ -70,12 +70,17 @@ impl Sandbox {
     /// Builds what this exec's child needs, from a seed, whose child may still be making its namespaces.
     /// It goes on by itself after this has returned; what it cannot do shows on its socket.
     pub fn build(compiled: &Compiled, seed: Seed, setting: &Setting) -> Result<Self, Refusal> {
-        let Seed { child, uid, without_cgroup, root, proc_mount, .. } = seed;
-        let mut identity = match uid {
-            None => Identity::of_caller(compiled.inside),
-            Some(uid) => Identity::pooled(compiled.inside, uid),
+        let Seed { mut child, without_cgroup, root, proc_mount, .. } = seed;
+        let mut identity = match setting.here.mode {
+            Mode::Rootless => Identity::of_caller(compiled.inside),
+            Mode::Privileged => {
+                let (uid, lock) = identity::take_uid(setting.host.config.host.uid_pool)
+                    .map_err(|e| refuse_error(&e, "check /run/sublet and [host] uid_pool"))?;
+                child.uid_lock = Some(lock);
+                Identity::pooled(compiled.inside, uid)
+            }
         };
-        let ownership = ownership(setting.mode, compiled.workspace.as_ref(), &mut identity)?;
+        let ownership = ownership(setting.here.mode, compiled.workspace.as_ref(), &mut identity)?;
         let bounded = match (&child.cgroup, without_cgroup) {
             (Some(cgroup), _) => {
                 cgroup.bound(compiled.cgroup_limits).map_err(|e| compile::chain(&e))
@@ -83,7 +88,7 @@ impl Sandbox {
             (None, why) => Err(why.unwrap_or_default()),
         };
         let facts = FactsKept {
-            landlock_missing: landlock::missing(setting.landlock_abi),
+            landlock_missing: landlock::missing(setting.here.landlock_abi),
             cgroup: bounded,
             ownership,
         };
@@ -94,11 +99,17 @@ impl Sandbox {
         }
         sandbox.write_maps()?;
         let size = compiled.profile.filesystem.tmp.0.saturating_add(SYNTHESISED);
-        let root =
-            root::build(root, &compiled.layout, &compiled.trees, size, setting.mode, &identity)
-                .map_err(|e| {
-                    refuse_error(&e, "correct the profile's [filesystem], or run `sublet doctor`")
-                })?;
+        let root = root::build(
+            root,
+            &compiled.layout,
+            &compiled.trees,
+            size,
+            setting.here.mode,
+            &identity,
+        )
+        .map_err(|e| {
+            refuse_error(&e, "correct the profile's [filesystem], or run `sublet doctor`")
+        })?;
         let Root { tmpfs, attachments, attachments_in_workspace, places } = root;
         sandbox.root = Some(tmpfs);
         sandbox.lay_out(compiled)?;
@@ -116,7 +127,8 @@ impl Sandbox {
         identity::write_maps(self.child.pid, &self.identity).map_err(|e| {
             refuse_error(&e, "run `sublet doctor`: it says who blocks user namespaces")
         })?;
-        tell(self.child.socket.as_fd(), Told::Maps { uid, gid, drop_groups }, &[])
+        let lock: Vec<_> = self.child.uid_lock.iter().map(AsFd::as_fd).collect();
+        tell(self.child.socket.as_fd(), Told::Maps { uid, gid, drop_groups }, &lock)
     }
 
     /// Where the command will stand, and within which limits.
@@ -208,7 +220,7 @@ impl Sandbox {
             connect: network.connect_ports.clone(),
             bind: network.bind_ports.clone(),
         });
-        let built = landlock::build(setting.landlock_abi, &places, ports.as_ref())
+        let built = landlock::build(setting.here.landlock_abi, &places, ports.as_ref())
             .map_err(|e| refuse_error(&e, "run `sublet doctor`"))?;
         // Attached before any value is there, while the child may still attach something.
         let files: usize = compiled.profile.capabilities.iter().map(files_of).sum();

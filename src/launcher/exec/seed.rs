@@ -1,5 +1,5 @@
 //! What of a sandbox is the same whatever it is for: a child in namespaces of its own, away from the host's
-//! mounts in a root that is still empty, with a uid and a cgroup. Made before there is an exec for it,
+//! mounts in a root that is still empty, with a cgroup. Made before there is an exec for it,
 //! since the kernel takes its time for namespaces, and in that time other things can be done.
 //!
 //! A seed becomes one exec's sandbox, or is given back. It holds no value, no lease, no command, and
@@ -13,15 +13,16 @@ use std::os::fd::OwnedFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use super::parts::{inner_rules, keep_only_planned, namespaces};
+use super::parts::{inner_rules, namespaces};
+use super::refuse_error;
 use super::words::clone_refusal;
-use super::{Setting, refuse_error};
 use crate::launcher::compile;
+use crate::launcher::surroundings::Surroundings;
 use crate::launcher::wire::{Refusal, RefusalKind};
 use crate::model::id::ExecId;
 use crate::profile::NetworkMode;
 use crate::sandbox::cgroup::Cgroup;
-use crate::sandbox::identity::{self, Mode};
+use crate::sandbox::identity::Mode;
 use crate::sandbox::plan::{Plan, ProcMount};
 use crate::sandbox::{child, root};
 use crate::sys::process::{self, CloneArgs, Cloned};
@@ -51,8 +52,6 @@ pub(super) struct Child {
 
 pub(super) struct Seed {
     pub child: Child,
-    /// Of the pool; none where execs have the caller's.
-    pub uid: Option<u32>,
     /// Why it has no cgroup, if it has none.
     pub without_cgroup: Option<String>,
     /// The root's own tmpfs, empty.
@@ -63,8 +62,12 @@ pub(super) struct Seed {
 
 impl Seed {
     /// Clones the child, which goes on by itself. What it cannot do shows on its socket.
-    pub fn plant(name: &ExecId, network: NetworkMode, setting: &Setting) -> Result<Self, Refusal> {
-        Self::plant_in(name, network, None, setting)
+    pub fn plant(
+        name: &ExecId,
+        network: NetworkMode,
+        here: &Surroundings,
+    ) -> Result<Self, Refusal> {
+        Self::plant_in(name, network, None, here)
     }
 
     /// One that joins this network namespace, of a container.
@@ -72,18 +75,10 @@ impl Seed {
         name: &ExecId,
         network: NetworkMode,
         joined: Option<&OwnedFd>,
-        setting: &Setting,
+        here: &Surroundings,
     ) -> Result<Self, Refusal> {
         let failed = |e: &dyn std::error::Error| refuse_error(e, "");
-        let (uid, uid_lock) = match setting.mode {
-            Mode::Rootless => (None, None),
-            Mode::Privileged => {
-                let (uid, lock) = identity::take_uid(setting.host.config.host.uid_pool)
-                    .map_err(|e| refuse_error(&e, "check /run/sublet and [host] uid_pool"))?;
-                (Some(uid), Some(lock))
-            }
-        };
-        let cgroup = setting
+        let cgroup = here
             .cgroups
             .as_ref()
             .map_err(Clone::clone)
@@ -96,7 +91,7 @@ impl Seed {
         let (ours, theirs) = socket::packet_pair().map_err(|e| failed(&e))?;
         let (lifeline_read, lifeline_write) = io::pipe().map_err(|e| failed(&e))?;
         let all = namespaces(network);
-        let is_masked = setting.mode == Mode::Privileged && setting.proc_is_masked;
+        let is_masked = here.mode == Mode::Privileged && here.proc_is_masked;
         let (now, late, proc_mount) = if is_masked || joined.is_some() {
             // Where it is masked the kernel refuses a new /proc from inside the user namespace; and another's
             // network namespace is joined before there is one, which must then come later than the pid
@@ -115,24 +110,17 @@ impl Seed {
             root: Some(root.try_clone().map_err(|e| failed(&e))?),
             hostname: c"sublet".to_owned(),
             loopback: network != NetworkMode::Host,
-            inner_rules: inner_rules(setting.landlock_abi),
+            inner_rules: inner_rules(here.landlock_abi),
             init_filter: compile::builtin_filter("init")?,
             socket: theirs,
             lifeline: lifeline_read.into(),
-            close: Vec::new(),
-            umask: setting.umask,
-            slice: setting.slice,
-            uid_lock: uid_lock
-                .as_ref()
-                .map(OwnedFd::try_clone)
-                .transpose()
-                .map_err(|e| failed(&e))?,
+            umask: here.umask,
+            slice: here.slice,
+            uid_lock: None,
             slate: Some(Slate::new().map_err(|e| failed(&e))?),
         };
-        keep_only_planned(&mut plan);
-
         // Rootless, the child's maps can be written only while it is dumpable (proc(5)).
-        let dumpable = setting.mode == Mode::Rootless;
+        let dumpable = here.mode == Mode::Rootless;
         if dumpable {
             set_dumpable(true)?;
         }
@@ -143,7 +131,7 @@ impl Seed {
         let cloned = match process::clone3(&args) {
             Ok(Cloned::Child) => child::run(&mut plan),
             Ok(Cloned::Parent { pid, pidfd }) => Ok((pid, pidfd)),
-            Err(e) => Err(clone_refusal(&e, setting.mode)),
+            Err(e) => Err(clone_refusal(&e, here.mode)),
         };
         if dumpable {
             set_dumpable(false)?;
@@ -161,7 +149,7 @@ impl Seed {
             _lifeline: lifeline_write.into(),
             slate: plan.slate.take(),
             cgroup,
-            uid_lock,
+            uid_lock: None,
             _mounts: mounts,
             reaped: false,
         };
@@ -169,7 +157,7 @@ impl Seed {
         if let Some(slate) = &child.slate {
             slate.keep_from_others().map_err(|e| failed(&e))?;
         }
-        Ok(Self { child, uid, without_cgroup, root, proc_mount, network })
+        Ok(Self { child, without_cgroup, root, proc_mount, network })
     }
 }
 
@@ -187,14 +175,14 @@ impl Seeds {
         &mut self,
         name: &ExecId,
         network: NetworkMode,
-        setting: &Setting,
+        here: &Surroundings,
     ) -> Result<Seed, Refusal> {
         self.network = Some(network);
         let ready = self.ready.take();
         match ready.filter(|seed| seed.network == network && !seed.child.is_gone()) {
             Some(seed) => Ok(seed),
             // One that does not fit is gone by now, with its cgroup, which may have the same name.
-            None => Seed::plant(name, network, setting),
+            None => Seed::plant(name, network, here),
         }
     }
 
@@ -203,11 +191,11 @@ impl Seeds {
         &mut self,
         name: &ExecId,
         network: &OwnedFd,
-        setting: &Setting,
+        here: &Surroundings,
     ) -> Result<Seed, Refusal> {
         // It is gone, with its cgroup, which may have the same name.
         self.ready = None;
-        Seed::plant_in(name, NetworkMode::Host, Some(network), setting)
+        Seed::plant_in(name, NetworkMode::Host, Some(network), here)
     }
 
     /// Whether [`Seeds::plant`] has something to do.
@@ -219,9 +207,9 @@ impl Seeds {
     ///
     /// # Errors
     /// The next exec tries again, and its caller is told.
-    pub fn plant(&mut self, name: &ExecId, setting: &Setting) -> Result<(), Refusal> {
+    pub fn plant(&mut self, name: &ExecId, here: &Surroundings) -> Result<(), Refusal> {
         let network = self.network.unwrap_or(NetworkMode::None);
-        self.ready = Some(Seed::plant(name, network, setting)?);
+        self.ready = Some(Seed::plant(name, network, here)?);
         Ok(())
     }
 

@@ -31,9 +31,10 @@ pub struct Warm {
 impl Warm {
     /// Builds one. Its child is not waited for: what it cannot do is found when it is to be used.
     pub fn prepare(spec: Spec, setting: &Setting) -> Result<Self, Refusal> {
-        let compiled = compile::sandbox(&spec, &setting.host, &setting.profiles, setting.mode)?;
+        let compiled =
+            compile::sandbox(&spec, &setting.host, &setting.profiles, setting.here.mode)?;
         // It has no exec yet; its cgroup needs a name, with the time in it for the sweep.
-        let seed = Seed::plant(&ExecId::fresh(), compiled.profile.network.mode, setting)?;
+        let seed = Seed::plant(&ExecId::fresh(), compiled.profile.network.mode, &setting.here)?;
         let sandbox = Sandbox::build(&compiled, seed, setting)?;
         Ok(Self { spec, compiled, sandbox, until: clock::boottime() + LIFE })
     }

@@ -71,8 +71,8 @@ impl Launcher {
                 self.end_session(session)
             }
             Order::Find(find) => {
-                let Setting { host, profiles, mode, .. } = &self.setting;
-                let found = compile::find(&find, host, profiles, *mode);
+                let Setting { host, profiles, here } = &self.setting;
+                let found = compile::find(&find, host, profiles, here.mode);
                 self.notify(session, &Notice::Found { found }, &[])
             }
             Order::Explain(prepare) => {
@@ -177,7 +177,7 @@ impl Launcher {
         ticket: Ticket,
         fds: Vec<OwnedFd>,
     ) -> Result<(), LauncherError> {
-        let (config, mode) = (&self.setting.host.config, self.setting.mode);
+        let (config, mode) = (&self.setting.host.config, self.setting.here.mode);
         let started = self
             .refuse_too_many_helpers(secret)
             .and_then(|()| mint::start(&self.program, config, mode, secret, fds));
