@@ -2,6 +2,7 @@
 //! built before it was asked for (`warm.rs`), with a command, its streams and its deliveries.
 #![forbid(unsafe_code)]
 
+mod deliveries;
 mod make;
 mod parts;
 mod sandbox;
@@ -14,7 +15,8 @@ pub use parts::{limit_name, limits, namespace_names, proc_is_masked};
 pub use seed::Seeds;
 pub use warm::{Pool, Warm};
 
-use make::{delivery_unavailable, make_deliveries, make_streams};
+use deliveries::Deliveries;
+use make::{delivery_unavailable, make_streams};
 use sandbox::Sandbox;
 use words::end_text;
 
@@ -26,14 +28,9 @@ use rustix::io::Errno;
 use super::compile::{self, Profiles, Spec};
 use super::posture::{self, Facts};
 use super::surroundings::Surroundings;
-use super::wire::{
-    DeliverySpec, ENDPOINT_PORT, Ending, ExecNumber, FilledSpec, Prepare, Refusal, RefusalKind,
-};
-use crate::delivery::container::{ContainerError, Empty, Filled, SecretsMount};
+use super::wire::{ENDPOINT_PORT, Ending, ExecNumber, FilledSpec, Prepare, Refusal, RefusalKind};
 use crate::host::Host;
-use crate::model::name::Channel;
 use crate::model::report::Posture;
-use crate::profile::identity::IdentityKind;
 use crate::sandbox::step::{self, Said, Told};
 use crate::sys::{clock, net, process};
 
@@ -52,40 +49,11 @@ pub struct BrokerEnds {
     pub uid: u32,
 }
 
-/// One delivery in the launcher.
-enum Delivery {
-    /// Of a token, whose libraries read it.
-    Empty(Empty, Option<IdentityKind>),
-    Filled {
-        filled: Filled,
-        expires: Duration,
-        kill: bool,
-        token: Option<Versions>,
-    },
-    /// The value stays with the broker, which answers on the socket of git's helper or of an SSH agent.
-    Socket {
-        expires: Option<Duration>,
-        kill: bool,
-    },
-    Gone,
-}
-
-/// Of a token that is replaced while the exec lives.
-struct Versions {
-    kind: IdentityKind,
-    /// What the broker is filling.
-    next: Option<Empty>,
-    /// What stood there before: whoever was reading it may go on until the one after it comes.
-    previous: Option<Filled>,
-}
-
 pub struct Exec {
     pub number: ExecNumber,
     spec: Spec,
     sandbox: Sandbox,
-    deliveries: Vec<Delivery>,
-    /// Where the next version of a token is made.
-    tokens: Option<SecretsMount>,
+    pub deliveries: Deliveries,
     names: Names,
     has_endpoint: bool,
     /// Until the child stands behind its walls and it is told.
@@ -163,17 +131,7 @@ impl Exec {
 
         let owner = sandbox.owner();
         let mut streams = make_streams(&order, owner)?;
-        let secrets = sandbox.secrets.as_ref();
-        let (deliveries, delivery_ends) =
-            make_deliveries(&order.deliveries, owner, sandbox.root()?, secrets)?;
-        let is_file = |d: &DeliverySpec| matches!(d.channel, Channel::File | Channel::Token);
-        let swaps = secrets.is_some_and(|s| !s.never_swaps) && order.deliveries.iter().any(is_file);
-        let tokens = match secrets {
-            Some(secrets) if order.deliveries.iter().any(|d| d.token.is_some()) => {
-                Some(secrets.again().map_err(|e| delivery_unavailable(&e))?)
-            }
-            _ => None,
-        };
+        let (deliveries, delivery_ends) = Deliveries::make(&order.deliveries, &sandbox)?;
         let mut fds = std::mem::take(&mut streams.outside);
         fds.extend(delivery_ends);
         prepared(BrokerEnds { fds, uid: owner.uid });
@@ -187,7 +145,7 @@ impl Exec {
             cgroup: sandbox.facts.cgroup.clone(),
             ownership: sandbox.facts.ownership.clone(),
             cpus: setting.here.cpus,
-            never_swaps: (!order.deliveries.is_empty()).then_some(!swaps),
+            never_swaps: deliveries.never_swaps(),
             joins_network: compiled.network.is_some(),
         })?;
 
@@ -204,7 +162,6 @@ impl Exec {
             posture: Some(posture),
             is_in_container: compiled.is_in_container,
             deliveries,
-            tokens,
             ready: false,
             start: None,
             started: false,
@@ -254,27 +211,7 @@ impl Exec {
                 hint: "ask for a longer ttl: the source's own time counts".to_owned(),
             });
         }
-        let failed = |e: &dyn std::error::Error| Refusal {
-            kind: RefusalKind::DeliveryUnavailable,
-            message: compile::chain(e),
-            hint: "free locked memory (RLIMIT_MEMLOCK) or lease less in one exec".to_owned(),
-        };
-        let mut readers = Vec::new();
-        for (delivery, spec) in self.deliveries.iter_mut().zip(&specs) {
-            *delivery = match std::mem::replace(delivery, Delivery::Gone) {
-                Delivery::Empty(empty, kind) => {
-                    let (filled, reader) =
-                        empty.close(spec.bytes as usize).map_err(|e| failed(&e))?;
-                    readers.extend(reader);
-                    let token = kind.map(|kind| Versions { kind, next: None, previous: None });
-                    Delivery::Filled { filled, expires: spec.expires, kill: spec.kill, token }
-                }
-                Delivery::Socket { .. } => {
-                    Delivery::Socket { expires: Some(spec.expires), kill: spec.kill }
-                }
-                other => other,
-            };
-        }
+        let readers = self.deliveries.close(&specs)?;
         let readers: Vec<BorrowedFd<'_>> = readers.iter().map(AsFd::as_fd).collect();
         self.deadline = deadline;
         self.sandbox.go(&readers)
@@ -311,12 +248,12 @@ impl Exec {
             Some(Said::Ended { wait_status }) => {
                 self.wait_status = Some(wait_status);
                 // Init ends now and the kernel kills the rest of its namespace: wipe meanwhile.
-                self.wipe();
-                Ok(Happened::Ending(Ending::Command { wait_status }, self.scrubbed()))
+                self.deliveries.wipe();
+                Ok(Happened::Ending(Ending::Command { wait_status }, self.deliveries.scrubbed()))
             }
             Some(Said::Failed { step, errno, which }) => {
                 self.refusal = Some(self.explain(step, Errno::from_raw_os_error(errno), which));
-                self.wipe();
+                self.deliveries.wipe();
                 Ok(Happened::Nothing)
             }
             None => Ok(Happened::Silence),
@@ -326,17 +263,6 @@ impl Exec {
     /// Forwards a signal to the command's process group.
     pub fn signal(&self, signal: i32) -> Result<(), Refusal> {
         if self.started { tell(self.socket(), Told::Signal { signal }, &[]) } else { Ok(()) }
-    }
-
-    /// A renewed lease: its delivery stays for longer. One that was wiped stays wiped.
-    pub fn extend(&mut self, delivery: usize, until: Duration) {
-        match self.deliveries.get_mut(delivery) {
-            Some(Delivery::Filled { filled, expires, .. }) if !filled.is_wiped() => {
-                *expires = until.max(*expires);
-            }
-            Some(Delivery::Socket { expires: Some(expires), .. }) => *expires = until.max(*expires),
-            Some(_) | None => {}
-        }
     }
 
     /// Wipes one delivery at once, and kills the exec if its lease was granted so. One that was not yet let
@@ -350,19 +276,7 @@ impl Exec {
             });
             return;
         }
-        let kill = match self.deliveries.get_mut(delivery) {
-            Some(Delivery::Filled { filled, kill, token, .. }) => {
-                filled.wipe();
-                wipe_previous(token);
-                *kill
-            }
-            Some(Delivery::Socket { kill, expires }) => {
-                *expires = None;
-                *kill
-            }
-            Some(Delivery::Empty(..) | Delivery::Gone) | None => false,
-        };
-        if kill {
+        if self.deliveries.revoke(delivery) {
             self.kill();
         }
     }
@@ -377,101 +291,20 @@ impl Exec {
     pub fn kill(&mut self) {
         self.killed = true;
         self.sandbox.child.kill();
-        self.wipe();
-    }
-
-    /// Per delivery: its bytes, and whether they were wiped.
-    fn scrubbed(&self) -> Vec<(u64, bool)> {
-        let told = |delivery: &Delivery| match delivery {
-            Delivery::Filled { filled, .. } => (filled.bytes(), filled.is_wiped()),
-            Delivery::Empty(..) | Delivery::Socket { .. } | Delivery::Gone => (0, true),
-        };
-        self.deliveries.iter().map(told).collect()
-    }
-
-    fn wipe(&mut self) {
-        for delivery in &mut self.deliveries {
-            if let Delivery::Filled { filled, token, .. } = delivery {
-                filled.wipe();
-                wipe_previous(token);
-            }
-        }
-    }
-
-    /// An empty file for the next version of a token; its descriptor is the broker's to fill.
-    pub fn replace(&mut self, delivery: usize) -> Result<OwnedFd, Refusal> {
-        let over = || Refusal {
-            kind: RefusalKind::DeliveryUnavailable,
-            message: "there is no token to replace any more".to_owned(),
-            hint: String::new(),
-        };
-        let owner = self.sandbox.owner();
-        match (self.deliveries.get_mut(delivery), &self.tokens) {
-            (Some(Delivery::Filled { filled, token: Some(token), .. }), Some(mount))
-                if !filled.is_wiped() =>
-            {
-                let next =
-                    mount.next_token(token.kind, owner).map_err(|e| delivery_unavailable(&e))?;
-                let fd = next.fd().try_clone_to_owned().map_err(|e| delivery_unavailable(&e))?;
-                token.next = Some(next);
-                Ok(fd)
-            }
-            _ => Err(over()),
-        }
-    }
-
-    /// The next version is filled: it takes the token's place. Where that cannot be, the one that stands
-    /// there stays, and the new one is wiped.
-    pub fn put_replacement(&mut self, delivery: usize, bytes: usize) -> Result<(), ContainerError> {
-        let Some(Delivery::Filled { filled, token: Some(token), .. }) =
-            self.deliveries.get_mut(delivery)
-        else {
-            return Ok(());
-        };
-        let (Some(next), Some(mount)) = (token.next.take(), &self.tokens) else { return Ok(()) };
-        let (mut next, _) = next.close(bytes)?;
-        // It may have been revoked, or have expired, while the broker filled.
-        if filled.is_wiped() {
-            next.wipe();
-            return Ok(());
-        }
-        if let Err(e) = mount.put_token(token.kind) {
-            next.wipe();
-            return Err(e);
-        }
-        let mut before = token.previous.replace(std::mem::replace(filled, next));
-        if let Some(before) = &mut before {
-            before.wipe();
-        }
-        Ok(())
+        self.deliveries.wipe();
     }
 
     /// The next moment at which [`Exec::on_time`] has something to do.
     pub fn next_time(&self) -> Option<Duration> {
-        let expiries = self.deliveries.iter().filter_map(|d| match d {
-            Delivery::Filled { filled, expires, .. } if !filled.is_wiped() => Some(*expires),
-            Delivery::Socket { expires, .. } => *expires,
-            _ => None,
-        });
         if self.wait_status.is_some() {
             return None;
         }
-        expiries.chain(self.deadline).chain(self.kill_at).min()
+        self.deliveries.next_expiry().into_iter().chain(self.deadline).chain(self.kill_at).min()
     }
 
     /// Does what is due. Gives the deliveries that expired, and whether the deadline passed.
     pub fn on_time(&mut self, now: Duration) -> Result<(Vec<u32>, bool), Refusal> {
-        let due: Vec<usize> = self
-            .deliveries
-            .iter()
-            .enumerate()
-            .filter(|(_, d)| match d {
-                Delivery::Filled { filled, expires, .. } => !filled.is_wiped() && *expires <= now,
-                Delivery::Socket { expires, .. } => expires.is_some_and(|e| e <= now),
-                _ => false,
-            })
-            .map(|(i, _)| i)
-            .collect();
+        let due = self.deliveries.due(now);
         for &index in &due {
             self.revoke(index);
         }
@@ -504,10 +337,10 @@ impl Exec {
                 Ok(None) | Err(_) => break,
             }
         }
-        self.wipe();
+        self.deliveries.wipe();
         let init = process::wait_for(self.sandbox.child.pid);
         self.sandbox.child.reaped = true;
-        let scrubbed = self.scrubbed();
+        let scrubbed = self.deliveries.scrubbed();
         self.sandbox.child.cgroup = None;
         self.sandbox.child.uid_lock = None;
         match (self.refusal.take(), self.wait_status) {
@@ -526,12 +359,6 @@ impl Exec {
                 "look for the kernel's out-of-memory killer, or run `sublet doctor`",
             )),
         }
-    }
-}
-
-fn wipe_previous(token: &mut Option<Versions>) {
-    if let Some(Versions { previous: Some(previous), .. }) = token {
-        previous.wipe();
     }
 }
 

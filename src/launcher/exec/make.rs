@@ -1,16 +1,14 @@
-//! What is made for one exec before its child is: streams, delivery containers, the workspace's tree.
+//! What is made for one exec: its streams, and the workspace's tree.
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
-use super::{Delivery, refuse, refuse_error};
-use crate::delivery::container::{Empty, Owner, SecretsMount};
-use crate::delivery::{git, ssh};
+use super::{refuse, refuse_error};
+use crate::delivery::container::Owner;
 use crate::launcher::compile::{self, Workspace};
 use crate::launcher::posture::Ownership;
-use crate::launcher::wire::{DeliverySpec, Prepare, Refusal, RefusalKind};
-use crate::model::name::Channel;
+use crate::launcher::wire::{Prepare, Refusal, RefusalKind};
 use crate::sandbox::identity::{Identity, IdmapNamespace, Mode};
 use crate::sandbox::layout::Access;
 use crate::sandbox::root;
@@ -52,65 +50,12 @@ pub(super) fn make_streams(order: &Prepare, owner: Owner) -> Result<Streams, Ref
     })
 }
 
-pub(super) type Made = (Vec<Delivery>, Vec<OwnedFd>);
-
 pub(super) fn delivery_unavailable(error: &dyn std::error::Error) -> Refusal {
     Refusal {
         kind: RefusalKind::DeliveryUnavailable,
         message: compile::chain(error),
         hint: "`sublet doctor` shows what this host can and cannot do".to_owned(),
     }
-}
-
-pub(super) fn make_deliveries(
-    specs: &[DeliverySpec],
-    owner: Owner,
-    root: BorrowedFd<'_>,
-    secrets: Option<&SecretsMount>,
-) -> Result<Made, Refusal> {
-    let (mut git_socket, mut ssh_socket): (Option<OwnedFd>, Option<OwnedFd>) = (None, None);
-    let mut deliveries = Vec::new();
-    let mut ends = Vec::new();
-    for spec in specs {
-        let empty = match (spec.channel, secrets) {
-            (Channel::Memfd | Channel::Env, _) => Empty::memfd(owner),
-            (Channel::File, Some(secrets)) => secrets.file(&spec.variable, owner),
-            (Channel::File, None) => {
-                return Err(refuse(
-                    "no capability of the profile has the channel `file`".into(),
-                    "name it in `channels`",
-                ));
-            }
-            (Channel::Token, secrets) => {
-                let (Some(secrets), Some(token)) = (secrets, &spec.token) else {
-                    return Err(refuse(
-                        "no capability of the profile has the channel `token`".into(),
-                        "name it in `channels`",
-                    ));
-                };
-                secrets.token(token.kind, token.document.as_deref(), owner)
-            }
-            (Channel::Git | Channel::Ssh, _) => {
-                let (socket, listen): (_, fn(BorrowedFd<'_>, _) -> _) = match spec.channel {
-                    Channel::Ssh => (&mut ssh_socket, ssh::listen),
-                    _ => (&mut git_socket, git::listen),
-                };
-                let listener = match &*socket {
-                    Some(socket) => socket.try_clone(),
-                    None => listen(root, (owner.uid, owner.gid)),
-                }
-                .map_err(|e: io::Error| delivery_unavailable(&e))?;
-                ends.push(listener.try_clone().map_err(|e| delivery_unavailable(&e))?);
-                *socket = Some(listener);
-                deliveries.push(Delivery::Socket { expires: None, kill: false });
-                continue;
-            }
-        }
-        .map_err(|e| delivery_unavailable(&e))?;
-        ends.push(empty.fd().try_clone_to_owned().map_err(|e| delivery_unavailable(&e))?);
-        deliveries.push(Delivery::Empty(empty, spec.token.as_ref().map(|token| token.kind)));
-    }
-    Ok((deliveries, ends))
 }
 
 /// Whether the workspace can be mapped; where its file system cannot, the exec becomes its owner.

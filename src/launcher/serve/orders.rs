@@ -33,7 +33,7 @@ impl Launcher {
             }
             Order::Signal { exec, signal } => self.with(session, exec, |e| e.signal(signal)),
             Order::Extend { exec, delivery, expires } => self.with(session, exec, |e| {
-                e.extend(delivery as usize, expires);
+                e.deliveries.extend(delivery as usize, expires);
                 Ok(())
             }),
             Order::Revoke { exec, delivery } => self.with(session, exec, |e| {
@@ -42,7 +42,7 @@ impl Launcher {
             }),
             Order::Replace { exec, delivery } => self.replace(session, exec, delivery),
             Order::Replaced { exec, delivery, bytes } => self.with(session, exec, |e| {
-                if let Err(e) = e.put_replacement(delivery as usize, bytes as usize) {
+                if let Err(e) = e.deliveries.put_replacement(delivery as usize, bytes as usize) {
                     // The version that stands there is good for a while, and the broker tries again.
                     eprintln!("sublet: launcher: {}", compile::chain(&e));
                 }
@@ -123,7 +123,7 @@ impl Launcher {
     ) -> Result<(), LauncherError> {
         let Some(key) = self.key_of(session, number) else { return Ok(()) };
         let Some(live) = self.execs.get_mut(&key) else { return Ok(()) };
-        let (fd, refusal) = match live.exec.replace(delivery as usize) {
+        let (fd, refusal) = match live.exec.deliveries.replace(delivery as usize) {
             Ok(fd) => (Some(fd), None),
             Err(refusal) => (None, Some(refusal)),
         };
