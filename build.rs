@@ -110,7 +110,8 @@ fn table(dir: &Path) -> Result<String, Box<dyn Error>> {
             writeln!(arrays, "    insn({:#x}, {}, {}, {:#x}),", i.code, i.jt, i.jf, i.k)?;
         }
         writeln!(arrays, "];")?;
-        writeln!(rows, "    ({name:?}, include_str!({path:?}), &{ident}),")?;
+        // The text itself: a target directory may serve another checkout next.
+        writeln!(rows, "    ({name:?}, {text:?}, &{ident}),")?;
     }
     Ok(format!("{arrays}\nstatic BUILT_IN: &[(&str, &str, &[libc::sock_filter])] = &[\n{rows}];\n"))
 }
