@@ -183,6 +183,10 @@ impl Exec {
         (!self.is_in_container).then_some(&self.spec)
     }
 
+    pub fn has_started(&self) -> bool {
+        self.started
+    }
+
     pub fn pidfd(&self) -> BorrowedFd<'_> {
         self.sandbox.child.pidfd.as_fd()
     }

@@ -222,9 +222,14 @@ impl Launcher {
         Ok(true)
     }
 
-    /// A launcher of many execs keeps one seed ready, if it keeps no whole sandboxes.
+    /// A launcher of many execs keeps one seed ready, if it keeps no whole sandboxes. Not while the latest
+    /// exec is being started, which would wait for it.
     fn wants_a_seed(&self) -> bool {
-        self.is_for_many && !self.warm.keeps_any() && self.seeds.is_wanting()
+        let is_starting = |live: &Live| !live.exec.has_started();
+        self.is_for_many
+            && !self.warm.keeps_any()
+            && self.seeds.is_wanting()
+            && !self.execs.last_key_value().is_some_and(|(_, live)| is_starting(live))
     }
 
     fn plant(&mut self) {
