@@ -13,6 +13,7 @@
 //! - [`bundle`]: containers of a real `runc`
 //! - [`leak`]: descriptors that a command passes out of its sandbox, and what they show later
 //! - [`postgres`]: a database server of one test
+//! - [`rusty_vault`]: a real Vault-compatible server of one test
 //! - [`venv`]: Python libraries of the tests
 //! - [`git_server`]: `git http-backend` behind a server that demands a token
 //!
@@ -30,6 +31,7 @@ pub mod leak;
 pub mod outcome;
 pub mod postgres;
 pub mod probe;
+pub mod rusty_vault;
 pub mod schema;
 pub mod servers;
 pub mod venv;
