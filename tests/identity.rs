@@ -6,7 +6,7 @@ mod support;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::host::{Process, eventually};
+use support::issuer::Issuer;
 use support::leak::Accomplice;
 use support::world::finish;
 use support::{World, broker, needs, venv};
@@ -335,21 +336,10 @@ impl Drop for Kept {
     }
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-/// `sublet issuer serve` for an issuer of its own at that address.
-fn serving(world: &World, more: &str) -> (Kept, String) {
-    let url = format!("http://127.0.0.1:{}", free_port());
-    with_issuer(world, &url, more);
-    let mut serve = world.sublet();
-    serve.args(["--json", "issuer", "serve", "--listen", url.trim_start_matches("http://")]);
-    let mut child = serve.stdout(Stdio::piped()).spawn().unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    assert!(line.contains("listening"), "{line}");
-    (Kept(child), url)
+/// `sublet issuer serve` for an issuer of its own, whose tokens the lease may have.
+fn serving(world: &World, more: &str) -> Issuer {
+    world.configure(&format!("[issuer]\nallow = [\"cloud.use@cloud.test\"]\n{more}\n"));
+    Issuer::serve(world)
 }
 
 /// The endpoints of the clouds, and what they wrote.
@@ -398,9 +388,9 @@ fn cloud(
     identity: impl Fn(&str) -> String,
     prints: &str,
 ) {
-    let (_serve, issuer) = serving(world, "");
+    let issuer = serving(world, "");
     for (expected, is_ours) in [(audience, true), ("api://somebody.else", false)] {
-        let endpoint = endpoint(world, &issuer, expected);
+        let endpoint = endpoint(world, &issuer.url, expected);
         let (venv, code) = (venv::identity().display(), venv::script(script));
         let crt = endpoint.certificate.display();
         let network = format!(
@@ -486,8 +476,8 @@ fn google_auth_trades_the_token() {
 #[test]
 fn a_source_is_asked_with_the_hosts_own_identity() {
     for world in World::each() {
-        let (_serve, issuer) = serving(&world, "");
-        let endpoint = endpoint(&world, &issuer, "https://login.test");
+        let issuer = serving(&world, "");
+        let endpoint = endpoint(&world, &issuer.url, "https://login.test");
         let config = format!(
             "[secrets.me]\nsource = \"jwt\"\naudience = \"https://login.test\"\nallow = []\n\
              [secrets.s]\nsource = \"oauth\"\ntoken_url = \"{}/token\"\nclient_id = \"c\"\n\
@@ -520,6 +510,46 @@ fn a_source_is_asked_with_the_hosts_own_identity() {
     }
 }
 
+#[test]
+fn a_role_is_assumed_with_the_hosts_own_identity() {
+    for world in World::each() {
+        let issuer = serving(&world, "");
+        let endpoint = endpoint(&world, &issuer.url, "sts.amazonaws.com");
+        let config = |audience: &str| {
+            format!(
+                "[secrets.me]\nsource = \"jwt\"\naudience = \"{audience}\"\nallow = []\n\
+                 [secrets.s]\nsource = \"aws-sts\"\nregion = \"eu-west-1\"\nendpoint = \"{}/\"\n\
+                 role_arn = \"arn:aws:iam::123456789012:role/agents\"\nweb_identity_token = \"me\"\n\
+                 policy = '{{\"Resource\":\"{{resource}}\"}}'\nca_file = \"{}\"\n\
+                 allow = [\"test.use@svc.test\"]\n",
+                endpoint.url,
+                endpoint.certificate.display()
+            )
+        };
+        world.configure(&config("sts.amazonaws.com"));
+        let text =
+            support::world::leasing_profile("default", "constraints = { resource = \"bucket-1\" }");
+        let text = text.replace("variable = \"TOKEN\"", "variable = \"AWS\"\nformat = \"aws\"");
+        let profile = world.profile("aws", &text.replace("\"memfd\", ", ""));
+        let script =
+            "echo $AWS_ACCESS_KEY_ID; echo ${#AWS_SECRET_ACCESS_KEY}; echo $AWS_SESSION_TOKEN";
+        let outcome = world.leased_sh(&profile, &["env"], script).ok();
+        assert_eq!(outcome.out(), "ASIAFRESHFRESHFRESH1\n34\n***\n", "{outcome}");
+        let asked = endpoint.last();
+        let lease = &outcome.report()["leases"][0]["lease_id"];
+        assert_eq!((&asked["claims"]["jti"], &asked["form"]["RoleSessionName"]), (lease, lease));
+        assert_eq!(asked["claims"]["sub"], format!("sublet:profile:{profile}:agent:sublet-run"));
+        assert_eq!(asked["form"]["Policy"], "{\"Resource\":\"bucket-1\"}");
+        let trail = world.trail();
+        let issued = trail.iter().find(|e| e["type"] == "mint.issued").unwrap();
+        let arn = format!("arn:aws:iam::123456789012:role/agents/{}", lease.as_str().unwrap());
+        assert_eq!((&issued["detail"]["issued_to"], &issued["lease_id"]), (&json!(arn), lease));
+        world.configure(&config("somebody.else"));
+        world.leased_sh(&profile, &["env"], "true").denied("source_unavailable");
+        assert!(endpoint.last()["refused"].as_str().unwrap().contains("udience"));
+    }
+}
+
 fn get(url: &str, path: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(url.trim_start_matches("http://"))?;
     stream.set_read_timeout(Some(Duration::from_secs(30)))?;
@@ -532,14 +562,15 @@ fn get(url: &str, path: &str) -> std::io::Result<String> {
 #[test]
 fn what_serves_the_documents_can_do_nothing_else_and_is_not_held_up() {
     for world in World::each() {
-        let (serve, url) = serving(&world, "");
+        let serve = serving(&world, "");
+        let url = serve.url.clone();
         let jwks = "/.well-known/jwks.json";
         let first = get(&url, jwks).unwrap();
         assert!(first.starts_with("HTTP/1.1 200 OK\r\n"), "{first}");
         assert!(get(&url, "/.well-known/../../etc/passwd").unwrap().starts_with("HTTP/1.1 404"));
 
         // Who answers is another process, nobody's, without rights.
-        let speaker = support::host::processes().into_iter().find(|p| p.parent == serve.0.id());
+        let speaker = support::host::processes().into_iter().find(|p| p.parent == serve.pid());
         let speaker: Process = speaker.expect("the process that answers");
         let status = fs::read_to_string(format!("/proc/{}/status", speaker.pid)).unwrap();
         let field = |name: &str| {

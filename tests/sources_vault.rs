@@ -6,6 +6,7 @@
 mod support;
 
 use serde_json::{Value, json};
+use support::issuer::Issuer;
 use support::rusty_vault::RustyVault;
 use support::servers::Server;
 use support::world::leasing_profile;
@@ -114,6 +115,41 @@ fn its_lease_is_renewed_while_ours_lives() {
     let mints = scene.mints();
     assert_eq!(mints.iter().filter(|kind| *kind == "mint.renewed").count(), renewed);
     assert_eq!(mints.last().unwrap(), "mint.revoked");
+}
+
+#[test]
+fn a_login_by_the_hosts_own_identity_is_for_the_one_workload_that_the_role_names() {
+    for world in World::each() {
+        let issuer = Issuer::serve(&world);
+        let profile = world.profile("leasing", &leasing_profile("default", ""));
+        let subject = format!("sublet:profile:{profile}:agent:sublet-run");
+        let bao = Server::script("bao.py", &["60", &issuer.url, "https://bao.test", &subject]);
+        let configure = |audience: &str| {
+            world.configure(&format!(
+                "[secrets.proof]\nsource = \"jwt\"\naudience = \"{audience}\"\nallow = []\n\
+                 [secrets.s]\nsource = \"vault-server\"\nurl = \"{}\"\nallow = [\"test.use@svc.test\"]\n{JWT}\n{DYNAMIC}\n",
+                bao.url(""),
+            ));
+        };
+        configure("https://bao.test");
+        let outcome = world.leased_sh(&profile, &["env"], "echo ${#TOKEN}").ok();
+        outcome.says("32\n");
+        let said = bao.said();
+        let lease =
+            world.trail().iter().find(|e| e["type"] == "mint.issued").unwrap()["lease_id"].clone();
+        let claims = &said[0]["claims"];
+        assert_eq!((&claims["jti"], &claims["sub"]), (&lease, &json!(subject)), "{said:?}");
+        assert_eq!(said.last().unwrap()["token"], "ended");
+        // Another profile is another workload, another audience another far side.
+        let refused = |profile: &str, why: &str| {
+            let outcome = world.leased_sh(profile, &["env"], "true").denied("source_unavailable");
+            assert!(outcome.err().contains("HTTP status 400"), "{outcome}");
+            assert_eq!(bao.said().last().unwrap()["why"], why, "{outcome}");
+        };
+        refused(&world.profile("other", &leasing_profile("default", "")), "sub");
+        configure("https://other.test");
+        refused(&profile, "InvalidAudienceError");
+    }
 }
 
 #[test]

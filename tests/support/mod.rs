@@ -6,6 +6,7 @@
 //! - [`probe`]: hostile programs, compiled once, and the bare namespace in which each is shown to work
 //! - [`host`]: what the machine shows from outside: processes, mounts, cgroups, files
 //! - [`http`]: HTTP over a Unix socket, byte by byte
+//! - [`issuer`]: this host as an issuer of identities, served
 //! - [`schema`]: JSON against the description of the API
 //! - [`servers`]: other programs that serve: from PyPI and npm, and `tests/servers`
 //! - [`broker`]: `sublet serve` for one test
@@ -27,6 +28,7 @@ pub mod far;
 pub mod git_server;
 pub mod host;
 pub mod http;
+pub mod issuer;
 pub mod leak;
 pub mod outcome;
 pub mod postgres;
