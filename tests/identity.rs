@@ -279,6 +279,70 @@ fn rotation_overlaps_and_the_old_key_verifies_meanwhile() {
     );
 }
 
+/// Who made, rotated and withdrew keys is in the trail before it takes effect.
+#[test]
+fn what_changes_the_issuer_is_recorded_before_it_takes_effect() {
+    for world in World::each() {
+        let issuer_events = || -> Vec<Value> {
+            let is_issuer = |e: &Value| e["type"].as_str().unwrap().starts_with("issuer.");
+            world.trail().into_iter().filter(is_issuer).collect()
+        };
+        let change =
+            |args: &[&str]| world.call(&[&["--json", "issuer"], args].concat()).ok().json_lines();
+        let kids =
+            |keys: &[Value]| -> Vec<Value> { keys.iter().map(|k| k["kid"].clone()).collect() };
+        world.call(&["issuer", "rotate"]).exits(1);
+        assert!(!world.state().exists(), "what is not there is not made by a refusal");
+        let made = change(&["init", "--url", ISSUER]);
+        let rotated = change(&["rotate", "--lead", "1h"]);
+        let withdrawn = change(&["rotate", "--withdraw"]);
+        let told = issuer_events();
+        let types: Vec<&str> = told.iter().map(|e| e["type"].as_str().unwrap()).collect();
+        assert_eq!(types, ["issuer.initialised", "issuer.rotated", "issuer.withdrawn"]);
+        let who =
+            if world.invoker == 0 { "root".to_owned() } else { format!("uid:{}", world.invoker) };
+        for event in &told {
+            assert_eq!(
+                (&event["principal"], &event["detail"]["issuer"]),
+                (&json!(who), &json!(ISSUER))
+            );
+        }
+        let of = |nth: usize, member: &str| told[nth]["detail"][member].clone();
+        assert_eq!(of(0, "kid"), made[0]["kid"]);
+        assert_eq!(
+            (of(1, "kid"), of(1, "signs_from")),
+            (rotated[1]["kid"].clone(), rotated[1]["signs_from"].clone())
+        );
+        assert_eq!(of(2, "kid"), withdrawn[0]["kid"]);
+        assert_eq!(of(2, "published_no_longer"), json!(kids(&rotated)));
+
+        // One that is recorded and cannot take effect is told to have failed, and nothing has changed.
+        let keys = world.state().join("keys");
+        let private = || {
+            fs::read_dir(&keys)
+                .unwrap()
+                .flatten()
+                .filter(|f| f.file_name().to_string_lossy().ends_with(".key"))
+                .count()
+        };
+        let before = private();
+        fs::create_dir(keys.join(".issuer.json")).unwrap();
+        world.call(&["issuer", "rotate"]).exits(2);
+        fs::remove_dir(keys.join(".issuer.json")).unwrap();
+        let told = issuer_events();
+        assert_eq!(
+            (told.len(), &told[4]["type"], &told[4]["outcome"]),
+            (5, &json!("issuer.rotated"), &json!("failed"))
+        );
+        assert_eq!(told[3]["detail"]["kid"], told[4]["detail"]["kid"]);
+        assert_eq!(private(), before);
+        assert_eq!(kids(&change(&["list"])), kids(&withdrawn));
+        world.call(&["audit", "verify"]).ok();
+        let exported = world.call(&["audit", "export", "--format", "ocsf"]).ok().out();
+        assert!(exported.contains("\"issuer.withdrawn\""), "{exported}");
+    }
+}
+
 #[test]
 fn a_jwt_source_says_what_the_lease_is_good_for() {
     for world in World::each() {

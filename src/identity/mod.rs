@@ -3,6 +3,7 @@
 //!
 //! - [`key`]: RSA keys, RS256, JSON Web Keys
 //! - [`issuer`]: the address, the keys, which of them signs and which are published; rotation with overlap
+//! - [`change`]: what makes an issuer, a further key, and withdraws the others; recorded before it takes effect
 //! - [`assertion`]: what a token says, and the token
 //! - [`publish`]: the discovery document and the key set as static files
 //! - [`serve`]: the same over HTTP, by a process that can read nothing else
@@ -12,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 pub mod assertion;
+pub mod change;
 pub mod issuer;
 pub mod key;
 pub mod kubernetes;
@@ -19,4 +21,5 @@ pub mod publish;
 pub mod serve;
 
 pub use assertion::{Act, Assertion, Subject};
+pub use change::Change;
 pub use issuer::{Issuer, IssuerError, IssuerUrl};
