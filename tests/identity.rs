@@ -389,6 +389,44 @@ fn a_jwt_source_says_what_the_lease_is_good_for() {
     }
 }
 
+/// Seconds from when a minted value ended by itself until the trail said so.
+fn told_after(expired: &Value) -> f64 {
+    let time = |text: &Value| text.as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
+    let late = time(&expired["time"]).duration_since(time(&expired["detail"]["expires_at"]));
+    late.as_secs_f64()
+}
+
+#[test]
+fn the_end_of_a_minted_value_is_told_when_it_ends() {
+    let config = "[secrets.s]\nsource = \"jwt\"\nallow = [\"test.use@svc.test\"]\nttl = \"2s\"\n";
+    let expired = |trail: &[Value]| {
+        let of = |kind: &str| trail.iter().find(|e| e["type"] == kind).cloned();
+        of("mint.expired").map(|event| (event, of("exec.exited")))
+    };
+    for world in World::each() {
+        world.configure(config);
+        world.call(&["issuer", "init", "--url", ISSUER]).ok();
+        let profile = world.profile("jwt", &support::world::leasing_profile("default", ""));
+        // While its exec lives.
+        world.leased_sh(&profile, &["env"], "sleep 4; [ ${#TOKEN} -gt 500 ]").ok();
+        let (event, exited) = expired(&world.trail()).expect("it is told");
+        assert!((0.0..1.0).contains(&told_after(&event)), "{event}");
+        assert!(event["seq"].as_u64() < exited.unwrap()["seq"].as_u64(), "{event}");
+        assert_eq!(world.trail().iter().filter(|e| e["type"] == "mint.expired").count(), 1);
+    }
+    // Afterwards, by a broker.
+    let world = World::host();
+    broker::host(&world, config, &[("jwt", &support::world::leasing_profile("default", ""))]);
+    world.call(&["issuer", "init", "--url", ISSUER]).ok();
+    let broker = broker::serve(&world);
+    let run = broker.start_run("jwt");
+    run.exec(&["--lease", &run.lease(",channel=env"), "--", "true"]).ok();
+    assert!(expired(&broker.events(0)).is_none(), "the control: it has not ended with its exec");
+    eventually("its end is told", || expired(&broker.events(0)).is_some());
+    let (event, _) = expired(&broker.events(0)).unwrap();
+    assert!((0.0..2.5).contains(&told_after(&event)), "{event}");
+}
+
 /// A process that ends with the test.
 struct Kept(Child);
 
