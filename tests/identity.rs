@@ -344,6 +344,61 @@ fn what_changes_the_issuer_is_recorded_before_it_takes_effect() {
 }
 
 #[test]
+fn doctor_judges_the_issuer_its_keys_and_what_is_published_of_it() {
+    for world in World::each() {
+        let out = world.path("home/www");
+        let config = format!(
+            "[secrets.s]\nsource = \"jwt\"\nallow = [\"test.use@svc.test\"]\n[issuer]\npublish = \"{}\"\n",
+            out.display()
+        );
+        #[track_caller]
+        fn check(world: &World, name: &str, status: Option<&str>, word: &str) {
+            let report = world.call(&["doctor", "--json"]).json();
+            let check = report["checks"].as_array().unwrap().iter().find(|c| c["name"] == name);
+            assert_eq!(check.map(|c| c["status"].as_str().unwrap()), status, "{check:?}");
+            assert!(check.is_none_or(|c| c["found"].as_str().unwrap().contains(word)), "{check:?}");
+        }
+        check(&world, "issuer", None, "");
+        world.configure(&config);
+        check(&world, "issuer", Some("warn"), "[secrets.s]");
+        world.call(&["issuer", "init", "--url", ISSUER]).ok();
+        check(&world, "issuer", Some("ok"), ISSUER);
+        check(&world, "issuer_keys", Some("ok"), "1 of mode 0600");
+        check(&world, "issuer_published", Some("fail"), "No such file");
+        world.call(&["issuer", "publish"]).ok();
+        check(&world, "issuer_published", Some("ok"), "1 keys");
+        world.call(&["issuer", "rotate"]).ok();
+        check(&world, "issuer_published", Some("warn"), "not published yet");
+        world.call(&["issuer", "publish"]).ok();
+        check(&world, "issuer_published", Some("ok"), "2 keys");
+        world.call(&["issuer", "rotate", "--withdraw"]).ok();
+        check(&world, "issuer_published", Some("fail"), "no key of this issuer any more");
+        world.call(&["issuer", "publish"]).ok();
+        fs::write(out.join(".well-known/openid-configuration"), "{}").unwrap();
+        check(&world, "issuer_published", Some("fail"), "another issuer's");
+        world.call(&["issuer", "publish"]).ok();
+        check(&world, "issuer_published", Some("ok"), "1 keys");
+
+        // What it says of a key is what a lease meets.
+        let profile = world.profile("jwt", &support::world::leasing_profile("default", ""));
+        world.leased_sh(&profile, &["env"], "true").ok();
+        let kid = world.call(&["--json", "issuer", "show"]).ok().json()["kid"].clone();
+        let key = world.state().join(format!("keys/issuer-{}.key", kid.as_str().unwrap()));
+        let mode = |mode| {
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+            fs::set_permissions(&key, mode).unwrap();
+        };
+        mode(0o640);
+        check(&world, "issuer_keys", Some("fail"), "mode 0640");
+        world.leased_sh(&profile, &["env"], "true").denied("source_unavailable");
+        mode(0o600);
+        check(&world, "issuer_keys", Some("ok"), "");
+        world.configure("");
+        world.call(&["issuer", "publish"]).exits(2);
+    }
+}
+
+#[test]
 fn a_jwt_source_says_what_the_lease_is_good_for() {
     for world in World::each() {
         let pair = "test.use@svc.test";

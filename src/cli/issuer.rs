@@ -88,9 +88,9 @@ pub struct ShowArgs {
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = PUBLISH)]
 pub struct PublishArgs {
-    /// The directory that is served as the issuer's URL
+    /// The directory that is served as the issuer's URL [default: `[issuer] publish`]
     #[arg(long, value_name = "DIR")]
-    pub out: PathBuf,
+    pub out: Option<PathBuf>,
 }
 
 pub fn execute(globals: &Globals, args: &IssuerArgs) -> Answer {
@@ -243,8 +243,12 @@ fn show(globals: &Globals, args: &ShowArgs) -> Answer {
 }
 
 fn publish_to(globals: &Globals, args: &PublishArgs) -> Answer {
-    let (_, issuer) = public(globals)?;
-    let paths = publish::publish(&issuer, &args.out, load::now()?.wall).map_err(|e| {
+    let (host, issuer) = public(globals)?;
+    let Some(out) = args.out.as_ref().or(host.config.issuer.publish.as_ref()) else {
+        return Err(Failure::new("issuer", "not_published", "it is not said where to publish")
+            .hint("name a directory with --out, or in the configuration: [issuer] publish"));
+    };
+    let paths = publish::publish(&issuer, out, load::now()?.wall).map_err(|e| {
         Failure::new("issuer", "not_published", e.to_string())
             .because_of_source(&e)
             .hint("name a directory that you may write to with --out")

@@ -13,7 +13,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::issuer::{
-    Issuer, IssuerError, IssuerKey, IssuerUrl, KeyState, MOST_KEYS, after, file_name,
+    Issuer, IssuerError, IssuerKey, IssuerUrl, KeyState, MOST_KEYS, after, file_name, key_file,
 };
 use super::key;
 use crate::host::issuer_file;
@@ -99,7 +99,7 @@ impl Change {
         save(&self.issuer, &self.state_dir)?;
         self.is_published = true;
         for kid in &self.dropped {
-            let path = self.state_dir.join(keyfile::DIRECTORY).join(file_name(kid));
+            let path = key_file(&self.state_dir, kid);
             remove(&path).map_err(|source| IssuerError::Write { path, source })?;
         }
         Ok(self.issuer.clone())
@@ -109,9 +109,8 @@ impl Change {
 impl Drop for Change {
     fn drop(&mut self) {
         if !self.is_published {
-            let name = file_name(&self.made.kid());
             // Nothing names it: what could not be removed is no one's key.
-            drop(remove(&self.state_dir.join(keyfile::DIRECTORY).join(name)));
+            drop(remove(&key_file(&self.state_dir, &self.made.kid())));
         }
     }
 }

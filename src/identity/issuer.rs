@@ -274,6 +274,11 @@ pub(super) fn after(time: Timestamp, span: Duration) -> Timestamp {
     time.checked_add(span).unwrap_or(Timestamp::MAX)
 }
 
+/// Where the private half of a key lies.
+pub fn key_file(state_dir: &Path, kid: &str) -> PathBuf {
+    state_dir.join(keyfile::DIRECTORY).join(file_name(kid))
+}
+
 pub(super) fn file_name(kid: &str) -> String {
     format!("issuer-{kid}.key")
 }
