@@ -343,6 +343,70 @@ fn what_changes_the_issuer_is_recorded_before_it_takes_effect() {
     }
 }
 
+/// systemd's directory of credentials is root's: what the broker's user reads of it was opened before.
+#[test]
+fn a_key_that_is_a_credential_signs_and_none_lies_in_the_state() {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    for world in World::each() {
+        with_issuer(&world, ISSUER, "");
+        let profile = profile(&world, "");
+        let kid = world.call(&["--json", "issuer", "show"]).ok().json()["kid"].clone();
+        let kid = kid.as_str().unwrap().to_owned();
+        let credentials = world.path("credentials");
+        fs::create_dir(&credentials).unwrap();
+        let given = credentials.join(format!("sublet-issuer-{kid}"));
+        fs::rename(world.state().join(format!("keys/issuer-{kid}.key")), &given).unwrap();
+        fs::set_permissions(&given, fs::Permissions::from_mode(0o400)).unwrap();
+        fs::set_permissions(&credentials, fs::Permissions::from_mode(0o500)).unwrap();
+        chown(&credentials, Some(world.invoker), None).unwrap();
+        leased(&world, &profile, "", "true").denied("source_unavailable");
+        let script = format!("cat {TOKEN} > token.txt");
+        let (mut run, report) = world.prepare(&[
+            "--profile",
+            &profile,
+            "--lease=cloud.use@cloud.test",
+            "--",
+            "sh",
+            "-c",
+            &script,
+        ]);
+        run.env("CREDENTIALS_DIRECTORY", &credentials);
+        finish(run, b"", Some(&report)).ok();
+        let token = fs::read_to_string(world.workspace.join("token.txt")).unwrap();
+        let told = verified(&world, &token, ISSUER, "api://AzureADTokenExchange");
+        assert_eq!(told["header"]["kid"], kid.as_str());
+        let report = world.call(&["doctor", "--json"]).json();
+        let checks = report["checks"].as_array().unwrap();
+        let keys = checks.iter().find(|check| check["name"] == "issuer_keys").unwrap();
+        assert_eq!(keys["status"], "warn", "{keys}");
+        if world.invoker != 0 {
+            continue;
+        }
+        broker::host(
+            &world,
+            "[issuer]\nallow = [\"cloud.use@cloud.test\"]\n",
+            &[("cloud", &text("default", "", ""))],
+        );
+        let environment = [("CREDENTIALS_DIRECTORY", credentials.to_str().unwrap())];
+        let way = broker::Way { environment: &environment, ..broker::Way::default() };
+        let broker = broker::serve_as(&world, way);
+        let run = broker.start_run("cloud");
+        let request = ["--json", "lease", "request", "cloud.use@cloud.test", "--run", &run.id];
+        let lease = broker.call(&request).ok().json()["lease_id"].as_str().unwrap().to_owned();
+        run.exec(&[
+            "--lease",
+            &lease,
+            "--",
+            "sh",
+            "-c",
+            &format!("[ $(wc -c < {TOKEN}) -gt 500 ]"),
+        ])
+        .ok();
+        let file = format!("issuer-{kid}.key");
+        assert!(!world.state().join("keys").join(file).exists(), "and none was made");
+    }
+}
+
 #[test]
 fn doctor_judges_the_issuer_its_keys_and_what_is_published_of_it() {
     for world in World::each() {

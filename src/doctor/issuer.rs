@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -13,7 +14,8 @@ use super::{Check, Places};
 use crate::config::{HostConfig, SecretSource};
 use crate::host::issuer_file;
 use crate::identity::issuer::{IssuerKey, KeyState, key_file};
-use crate::identity::{Issuer, publish};
+use crate::identity::keys::CREDENTIAL;
+use crate::identity::{Issuer, IssuerKeys, publish};
 
 /// A key that has signed for longer is due: nothing is known of it, but more could be.
 const OLD: i64 = 365 * 24 * 3600;
@@ -98,10 +100,14 @@ fn keys(issuer: &Issuer, state_dir: &Path, now: Timestamp) -> Check {
     let wanted =
         issuer.keys(now).filter(|(_, s)| matches!(s, KeyState::Signing | KeyState::Coming));
     let wanted: Vec<&IssuerKey> = wanted.map(|(key, _)| key).collect();
-    let mut faults: Vec<String> = Vec::new();
+    let (mut faults, mut elsewhere) = (Vec::<String>::new(), Vec::<String>::new());
     for key in &wanted {
         let path = key_file(state_dir, &key.kid());
         let fault = match (std::fs::symlink_metadata(&path), &owner) {
+            (Err(e), _) if e.kind() == io::ErrorKind::NotFound => {
+                elsewhere.push(format!("{CREDENTIAL}{}", key.kid()));
+                continue;
+            }
             (Err(e), _) => e.to_string(),
             (_, Err(e)) => e.to_string(),
             (Ok(found), _) if !found.is_file() => "it is no regular file".to_owned(),
@@ -116,9 +122,11 @@ fn keys(issuer: &Issuer, state_dir: &Path, now: Timestamp) -> Check {
         faults.push(format!("{}: {fault}", path.display()));
     }
     let is_owner = owner.is_ok_and(|owner| owner == rustix::process::geteuid().as_raw());
-    if let (true, true, Err(e)) = (faults.is_empty(), is_owner, issuer.signing_key(state_dir, now))
-    {
-        faults.push(e.to_string());
+    if faults.is_empty() && is_owner && elsewhere.is_empty() {
+        // Only its owner may read it, and it must be the one that is published.
+        let keys = IssuerKeys::open(state_dir, None);
+        let signing = keys.map_err(Into::into).and_then(|keys| issuer.signing_key(&keys, now));
+        faults.extend(signing.err().map(|e| e.to_string()));
     }
     if !faults.is_empty() {
         return Check::fail(
@@ -126,6 +134,14 @@ fn keys(issuer: &Issuer, state_dir: &Path, now: Timestamp) -> Check {
             faults.join("; "),
             "they are not used, and leases that need an identity are denied; what others could read is known",
             "sublet issuer rotate --withdraw, then publish",
+        );
+    }
+    if !elsewhere.is_empty() {
+        return Check::warn(
+            NAME,
+            format!("not in STATE/keys: {}", elsewhere.join(", ")),
+            "they sign if they are systemd credentials of these names; else leases that need one are denied",
+            "see that the unit has a LoadCredential= for each, or make another: sublet issuer rotate --withdraw",
         );
     }
     let found = format!("{} of mode 0600, of the state's owner", wanted.len());

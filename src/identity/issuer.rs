@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::key::{self, KeyError, PublicKey, SigningKey};
+use super::keys::IssuerKeys;
 use crate::host::issuer_file;
 use crate::host::keyfile::{self, KeyFileError};
 
@@ -34,7 +35,7 @@ pub(super) const MOST_KEYS: usize = 16;
 /// The largest `issuer.json`.
 const MAX_FILE: u64 = 256 << 10;
 
-const IF_UNSAFE: &str = "take it to be known to others: `sublet issuer rotate --withdraw` makes another \
+pub(super) const IF_UNSAFE: &str = "take it to be known to others: `sublet issuer rotate --withdraw` makes another \
                          and publishes this one no longer";
 
 #[derive(Debug, thiserror::Error)]
@@ -233,14 +234,17 @@ impl Issuer {
     }
 
     /// The key that signs now, loaded; it must be the one that is published under its name.
-    pub fn signing_key(&self, state_dir: &Path, now: Timestamp) -> Result<SigningKey, IssuerError> {
+    pub fn signing_key(
+        &self,
+        keys: &IssuerKeys,
+        now: Timestamp,
+    ) -> Result<SigningKey, IssuerError> {
         let (key, _) = self
             .keys(now)
             .find(|(_, state)| *state == KeyState::Signing)
             .ok_or(IssuerError::NoKeySigns)?;
         let kid = key.kid();
-        let der = keyfile::load_other(state_dir, &file_name(&kid), key::MAX_PKCS8, IF_UNSAFE)?;
-        let signing = SigningKey::from_pkcs8(&der)?;
+        let signing = SigningKey::from_pkcs8(&keys.load(&kid)?)?;
         if signing.kid() != kid {
             return Err(IssuerError::OtherKey { kid });
         }
@@ -338,7 +342,11 @@ mod tests {
         let lead = Duration::from_secs(24 * 3600);
         let issuer = change::rotate(dir.path(), lead, start).unwrap().publish().unwrap();
         let signs = |issuer: &Issuer, now: &str| {
-            issuer.signing_key(dir.path(), at(now)).unwrap().kid().to_owned()
+            issuer
+                .signing_key(&IssuerKeys::open(dir.path(), None).unwrap(), at(now))
+                .unwrap()
+                .kid()
+                .to_owned()
         };
         let published = kids(&issuer.jwks(start));
         assert_eq!(published.len(), 2);
@@ -377,19 +385,63 @@ mod tests {
             .publish()
             .unwrap();
         let path = dir.path().join("keys").join(file_name(&kids(&issuer.jwks(now))[0]));
-        issuer.signing_key(dir.path(), now).unwrap();
+        issuer.signing_key(&IssuerKeys::open(dir.path(), None).unwrap(), now).unwrap();
         let mode = |mode| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode));
         mode(0o640).unwrap();
         assert!(matches!(
-            issuer.signing_key(dir.path(), now),
+            issuer.signing_key(&IssuerKeys::open(dir.path(), None).unwrap(), now),
             Err(IssuerError::File(KeyFileError::Unsafe { .. }))
         ));
         mode(0o600).unwrap();
         let (other, _) = key::generate().unwrap();
         std::fs::write(&path, other.expose()).unwrap();
-        assert!(matches!(issuer.signing_key(dir.path(), now), Err(IssuerError::OtherKey { .. })));
+        assert!(matches!(
+            issuer.signing_key(&IssuerKeys::open(dir.path(), None).unwrap(), now),
+            Err(IssuerError::OtherKey { .. })
+        ));
         std::fs::write(&path, b"no key").unwrap();
-        assert!(matches!(issuer.signing_key(dir.path(), now), Err(IssuerError::Key(_))));
+        assert!(matches!(
+            issuer.signing_key(&IssuerKeys::open(dir.path(), None).unwrap(), now),
+            Err(IssuerError::Key(_))
+        ));
+    }
+
+    #[test]
+    fn a_key_may_be_a_credential_of_systemd_and_then_needs_no_file() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let (dir, credentials) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let now = at("2026-11-27T00:00:00Z");
+        let url = "https://id.example.com".parse().unwrap();
+        let issuer = change::init(dir.path(), url, now).unwrap().publish().unwrap();
+        let kid = kids(&issuer.jwks(now))[0].clone();
+        let given = credentials.path().join(format!("{}{kid}", crate::identity::keys::CREDENTIAL));
+        std::fs::rename(key_file(dir.path(), &kid), &given).unwrap();
+        let mode = |mode| {
+            std::fs::set_permissions(&given, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        let open = || IssuerKeys::open(dir.path(), Some(credentials.path()));
+        mode(0o400);
+        assert_eq!(issuer.signing_key(&open().unwrap(), now).unwrap().kid(), kid);
+        // It stays open where its directory can no longer be reached.
+        let (keys, away) = (open().unwrap(), dir.path().join("away"));
+        std::fs::rename(&given, &away).unwrap();
+        issuer.signing_key(&keys, now).unwrap();
+        std::fs::rename(&away, &given).unwrap();
+        let none = IssuerKeys::open(dir.path(), None).unwrap();
+        assert!(matches!(
+            issuer.signing_key(&none, now),
+            Err(IssuerError::File(KeyFileError::Absent { .. } | KeyFileError::Read { .. }))
+        ));
+        mode(0o404);
+        assert!(matches!(open(), Err(KeyFileError::Unsafe { .. })));
+        mode(0o400);
+        let (other, _) = key::generate().unwrap();
+        mode(0o600);
+        std::fs::write(&given, other.expose()).unwrap();
+        assert!(matches!(
+            issuer.signing_key(&open().unwrap(), now),
+            Err(IssuerError::OtherKey { .. })
+        ));
     }
 
     #[test]
