@@ -44,9 +44,8 @@ use crate::model::run::{Run, RunState};
 use crate::policy::Reason;
 use crate::run::RunError;
 use crate::run::entries::{self, Who};
-use crate::run::ledger::{Shared, refuse_a_cut_trail};
+use crate::run::ledger::{Keys, Shared, refuse_a_cut_trail};
 use crate::run::mailbox::Mail;
-use crate::source::vault::KeySource;
 use crate::store::{Durability, RunFilter, SharedStore, StoreError, Tx};
 
 pub use error::BrokerError;
@@ -86,7 +85,7 @@ pub struct Broker {
 /// What a broker begins with: the process has settled.
 pub struct Beginning {
     pub host: Host,
-    pub key: KeySource,
+    pub keys: Keys,
     pub listeners: Listeners,
     pub metrics: Arc<Metrics>,
     /// What was enforced on this process, for the trail.
@@ -191,7 +190,7 @@ impl Broker {
     /// # Errors
     /// A store that cannot be written or was cut; clocks that cannot be read.
     pub fn begin(beginning: Beginning, launcher: &Launcher) -> Result<Self, BrokerError> {
-        let Beginning { host, key, listeners, metrics, posture } = beginning;
+        let Beginning { host, keys, listeners, metrics, posture } = beginning;
         let now = crate::host::now().map_err(RunError::Clock)?;
         let store = Arc::new(SharedStore::open(&host.state_dir)?);
         refuse_a_cut_trail(&store, &host.state_dir, &now.boot_id)?;
@@ -216,7 +215,7 @@ impl Broker {
             boot_id: now.boot_id.clone(),
             host: Arc::new(host),
             store,
-            shared: Arc::new(Shared { key: Arc::new(key), committed: Box::new(committed) }),
+            shared: Arc::new(Shared { keys: Arc::new(keys), committed: Box::new(committed) }),
             door: launcher.door().map_err(RunError::Settle)?,
             heard,
             runs: Mutex::default(),

@@ -10,7 +10,7 @@ pub mod keyfile;
 pub mod limit;
 mod owner;
 mod program;
-mod trusted;
+pub mod trusted;
 
 pub use account::{Account, AccountError, AccountFrom};
 pub use owner::OwnerError;

@@ -85,10 +85,10 @@ pub fn run(begun: Begun, asked: Asked) -> Result<Outcome, RunError> {
     memory::forbid_core_dumps().map_err(RunError::Settle)?;
     let scene = scene::set(asked, exec_id, launcher.root())?;
     let ledger = || {
-        let key = ledger::open_key(&scene.host)?;
+        let keys = ledger::open_keys(&scene.host)?;
         // The state may be a broker's: the launcher keeps what only root can do.
         scene.host.become_state_owner_beside_launcher()?;
-        Ledger::open(&scene, key)
+        Ledger::open(&scene, keys)
     };
     tell(&scene, launcher.root(), &mut caller, ledger, &mut watch)
 }

@@ -6,7 +6,7 @@ mod support;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::host::{Process, eventually};
+use support::issuer::Issuer;
 use support::leak::Accomplice;
 use support::world::finish;
 use support::{World, broker, needs, venv};
@@ -278,6 +279,189 @@ fn rotation_overlaps_and_the_old_key_verifies_meanwhile() {
     );
 }
 
+/// Who made, rotated and withdrew keys is in the trail before it takes effect.
+#[test]
+fn what_changes_the_issuer_is_recorded_before_it_takes_effect() {
+    for world in World::each() {
+        let issuer_events = || -> Vec<Value> {
+            let is_issuer = |e: &Value| e["type"].as_str().unwrap().starts_with("issuer.");
+            world.trail().into_iter().filter(is_issuer).collect()
+        };
+        let change =
+            |args: &[&str]| world.call(&[&["--json", "issuer"], args].concat()).ok().json_lines();
+        let kids =
+            |keys: &[Value]| -> Vec<Value> { keys.iter().map(|k| k["kid"].clone()).collect() };
+        world.call(&["issuer", "rotate"]).exits(1);
+        assert!(!world.state().exists(), "what is not there is not made by a refusal");
+        let made = change(&["init", "--url", ISSUER]);
+        let rotated = change(&["rotate", "--lead", "1h"]);
+        let withdrawn = change(&["rotate", "--withdraw"]);
+        let told = issuer_events();
+        let types: Vec<&str> = told.iter().map(|e| e["type"].as_str().unwrap()).collect();
+        assert_eq!(types, ["issuer.initialised", "issuer.rotated", "issuer.withdrawn"]);
+        let who =
+            if world.invoker == 0 { "root".to_owned() } else { format!("uid:{}", world.invoker) };
+        for event in &told {
+            assert_eq!(
+                (&event["principal"], &event["detail"]["issuer"]),
+                (&json!(who), &json!(ISSUER))
+            );
+        }
+        let of = |nth: usize, member: &str| told[nth]["detail"][member].clone();
+        assert_eq!(of(0, "kid"), made[0]["kid"]);
+        assert_eq!(
+            (of(1, "kid"), of(1, "signs_from")),
+            (rotated[1]["kid"].clone(), rotated[1]["signs_from"].clone())
+        );
+        assert_eq!(of(2, "kid"), withdrawn[0]["kid"]);
+        assert_eq!(of(2, "published_no_longer"), json!(kids(&rotated)));
+
+        // One that is recorded and cannot take effect is told to have failed, and nothing has changed.
+        let keys = world.state().join("keys");
+        let private = || {
+            fs::read_dir(&keys)
+                .unwrap()
+                .flatten()
+                .filter(|f| f.file_name().to_string_lossy().ends_with(".key"))
+                .count()
+        };
+        let before = private();
+        fs::create_dir(keys.join(".issuer.json")).unwrap();
+        world.call(&["issuer", "rotate"]).exits(2);
+        fs::remove_dir(keys.join(".issuer.json")).unwrap();
+        let told = issuer_events();
+        assert_eq!(
+            (told.len(), &told[4]["type"], &told[4]["outcome"]),
+            (5, &json!("issuer.rotated"), &json!("failed"))
+        );
+        assert_eq!(told[3]["detail"]["kid"], told[4]["detail"]["kid"]);
+        assert_eq!(private(), before);
+        assert_eq!(kids(&change(&["list"])), kids(&withdrawn));
+        world.call(&["audit", "verify"]).ok();
+        let exported = world.call(&["audit", "export", "--format", "ocsf"]).ok().out();
+        assert!(exported.contains("\"issuer.withdrawn\""), "{exported}");
+    }
+}
+
+/// systemd's directory of credentials is root's: what the broker's user reads of it was opened before.
+#[test]
+fn a_key_that_is_a_credential_signs_and_none_lies_in_the_state() {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    for world in World::each() {
+        with_issuer(&world, ISSUER, "");
+        let profile = profile(&world, "");
+        let kid = world.call(&["--json", "issuer", "show"]).ok().json()["kid"].clone();
+        let kid = kid.as_str().unwrap().to_owned();
+        let credentials = world.path("credentials");
+        fs::create_dir(&credentials).unwrap();
+        let given = credentials.join(format!("sublet-issuer-{kid}"));
+        fs::rename(world.state().join(format!("keys/issuer-{kid}.key")), &given).unwrap();
+        fs::set_permissions(&given, fs::Permissions::from_mode(0o400)).unwrap();
+        fs::set_permissions(&credentials, fs::Permissions::from_mode(0o500)).unwrap();
+        chown(&credentials, Some(world.invoker), None).unwrap();
+        leased(&world, &profile, "", "true").denied("source_unavailable");
+        let script = format!("cat {TOKEN} > token.txt");
+        let (mut run, report) = world.prepare(&[
+            "--profile",
+            &profile,
+            "--lease=cloud.use@cloud.test",
+            "--",
+            "sh",
+            "-c",
+            &script,
+        ]);
+        run.env("CREDENTIALS_DIRECTORY", &credentials);
+        finish(run, b"", Some(&report)).ok();
+        let token = fs::read_to_string(world.workspace.join("token.txt")).unwrap();
+        let told = verified(&world, &token, ISSUER, "api://AzureADTokenExchange");
+        assert_eq!(told["header"]["kid"], kid.as_str());
+        let report = world.call(&["doctor", "--json"]).json();
+        let checks = report["checks"].as_array().unwrap();
+        let keys = checks.iter().find(|check| check["name"] == "issuer_keys").unwrap();
+        assert_eq!(keys["status"], "warn", "{keys}");
+        if world.invoker != 0 {
+            continue;
+        }
+        broker::host(
+            &world,
+            "[issuer]\nallow = [\"cloud.use@cloud.test\"]\n",
+            &[("cloud", &text("default", "", ""))],
+        );
+        let environment = [("CREDENTIALS_DIRECTORY", credentials.to_str().unwrap())];
+        let way = broker::Way { environment: &environment, ..broker::Way::default() };
+        let broker = broker::serve_as(&world, way);
+        let run = broker.start_run("cloud");
+        let request = ["--json", "lease", "request", "cloud.use@cloud.test", "--run", &run.id];
+        let lease = broker.call(&request).ok().json()["lease_id"].as_str().unwrap().to_owned();
+        run.exec(&[
+            "--lease",
+            &lease,
+            "--",
+            "sh",
+            "-c",
+            &format!("[ $(wc -c < {TOKEN}) -gt 500 ]"),
+        ])
+        .ok();
+        let file = format!("issuer-{kid}.key");
+        assert!(!world.state().join("keys").join(file).exists(), "and none was made");
+    }
+}
+
+#[test]
+fn doctor_judges_the_issuer_its_keys_and_what_is_published_of_it() {
+    for world in World::each() {
+        let out = world.path("home/www");
+        let config = format!(
+            "[secrets.s]\nsource = \"jwt\"\nallow = [\"test.use@svc.test\"]\n[issuer]\npublish = \"{}\"\n",
+            out.display()
+        );
+        #[track_caller]
+        fn check(world: &World, name: &str, status: Option<&str>, word: &str) {
+            let report = world.call(&["doctor", "--json"]).json();
+            let check = report["checks"].as_array().unwrap().iter().find(|c| c["name"] == name);
+            assert_eq!(check.map(|c| c["status"].as_str().unwrap()), status, "{check:?}");
+            assert!(check.is_none_or(|c| c["found"].as_str().unwrap().contains(word)), "{check:?}");
+        }
+        check(&world, "issuer", None, "");
+        world.configure(&config);
+        check(&world, "issuer", Some("warn"), "[secrets.s]");
+        world.call(&["issuer", "init", "--url", ISSUER]).ok();
+        check(&world, "issuer", Some("ok"), ISSUER);
+        check(&world, "issuer_keys", Some("ok"), "1 of mode 0600");
+        check(&world, "issuer_published", Some("fail"), "No such file");
+        world.call(&["issuer", "publish"]).ok();
+        check(&world, "issuer_published", Some("ok"), "1 keys");
+        world.call(&["issuer", "rotate"]).ok();
+        check(&world, "issuer_published", Some("warn"), "not published yet");
+        world.call(&["issuer", "publish"]).ok();
+        check(&world, "issuer_published", Some("ok"), "2 keys");
+        world.call(&["issuer", "rotate", "--withdraw"]).ok();
+        check(&world, "issuer_published", Some("fail"), "no key of this issuer any more");
+        world.call(&["issuer", "publish"]).ok();
+        fs::write(out.join(".well-known/openid-configuration"), "{}").unwrap();
+        check(&world, "issuer_published", Some("fail"), "another issuer's");
+        world.call(&["issuer", "publish"]).ok();
+        check(&world, "issuer_published", Some("ok"), "1 keys");
+
+        // What it says of a key is what a lease meets.
+        let profile = world.profile("jwt", &support::world::leasing_profile("default", ""));
+        world.leased_sh(&profile, &["env"], "true").ok();
+        let kid = world.call(&["--json", "issuer", "show"]).ok().json()["kid"].clone();
+        let key = world.state().join(format!("keys/issuer-{}.key", kid.as_str().unwrap()));
+        let mode = |mode| {
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+            fs::set_permissions(&key, mode).unwrap();
+        };
+        mode(0o640);
+        check(&world, "issuer_keys", Some("fail"), "mode 0640");
+        world.leased_sh(&profile, &["env"], "true").denied("source_unavailable");
+        mode(0o600);
+        check(&world, "issuer_keys", Some("ok"), "");
+        world.configure("");
+        world.call(&["issuer", "publish"]).exits(2);
+    }
+}
+
 #[test]
 fn a_jwt_source_says_what_the_lease_is_good_for() {
     for world in World::each() {
@@ -324,6 +508,44 @@ fn a_jwt_source_says_what_the_lease_is_good_for() {
     }
 }
 
+/// Seconds from when a minted value ended by itself until the trail said so.
+fn told_after(expired: &Value) -> f64 {
+    let time = |text: &Value| text.as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
+    let late = time(&expired["time"]).duration_since(time(&expired["detail"]["expires_at"]));
+    late.as_secs_f64()
+}
+
+#[test]
+fn the_end_of_a_minted_value_is_told_when_it_ends() {
+    let config = "[secrets.s]\nsource = \"jwt\"\nallow = [\"test.use@svc.test\"]\nttl = \"2s\"\n";
+    let expired = |trail: &[Value]| {
+        let of = |kind: &str| trail.iter().find(|e| e["type"] == kind).cloned();
+        of("mint.expired").map(|event| (event, of("exec.exited")))
+    };
+    for world in World::each() {
+        world.configure(config);
+        world.call(&["issuer", "init", "--url", ISSUER]).ok();
+        let profile = world.profile("jwt", &support::world::leasing_profile("default", ""));
+        // While its exec lives.
+        world.leased_sh(&profile, &["env"], "sleep 4; [ ${#TOKEN} -gt 500 ]").ok();
+        let (event, exited) = expired(&world.trail()).expect("it is told");
+        assert!((0.0..1.0).contains(&told_after(&event)), "{event}");
+        assert!(event["seq"].as_u64() < exited.unwrap()["seq"].as_u64(), "{event}");
+        assert_eq!(world.trail().iter().filter(|e| e["type"] == "mint.expired").count(), 1);
+    }
+    // Afterwards, by a broker.
+    let world = World::host();
+    broker::host(&world, config, &[("jwt", &support::world::leasing_profile("default", ""))]);
+    world.call(&["issuer", "init", "--url", ISSUER]).ok();
+    let broker = broker::serve(&world);
+    let run = broker.start_run("jwt");
+    run.exec(&["--lease", &run.lease(",channel=env"), "--", "true"]).ok();
+    assert!(expired(&broker.events(0)).is_none(), "the control: it has not ended with its exec");
+    eventually("its end is told", || expired(&broker.events(0)).is_some());
+    let (event, _) = expired(&broker.events(0)).unwrap();
+    assert!((0.0..2.5).contains(&told_after(&event)), "{event}");
+}
+
 /// A process that ends with the test.
 struct Kept(Child);
 
@@ -335,21 +557,10 @@ impl Drop for Kept {
     }
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-/// `sublet issuer serve` for an issuer of its own at that address.
-fn serving(world: &World, more: &str) -> (Kept, String) {
-    let url = format!("http://127.0.0.1:{}", free_port());
-    with_issuer(world, &url, more);
-    let mut serve = world.sublet();
-    serve.args(["--json", "issuer", "serve", "--listen", url.trim_start_matches("http://")]);
-    let mut child = serve.stdout(Stdio::piped()).spawn().unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    assert!(line.contains("listening"), "{line}");
-    (Kept(child), url)
+/// `sublet issuer serve` for an issuer of its own, whose tokens the lease may have.
+fn serving(world: &World, more: &str) -> Issuer {
+    world.configure(&format!("[issuer]\nallow = [\"cloud.use@cloud.test\"]\n{more}\n"));
+    Issuer::serve(world)
 }
 
 /// The endpoints of the clouds, and what they wrote.
@@ -398,9 +609,9 @@ fn cloud(
     identity: impl Fn(&str) -> String,
     prints: &str,
 ) {
-    let (_serve, issuer) = serving(world, "");
+    let issuer = serving(world, "");
     for (expected, is_ours) in [(audience, true), ("api://somebody.else", false)] {
-        let endpoint = endpoint(world, &issuer, expected);
+        let endpoint = endpoint(world, &issuer.url, expected);
         let (venv, code) = (venv::identity().display(), venv::script(script));
         let crt = endpoint.certificate.display();
         let network = format!(
@@ -486,8 +697,8 @@ fn google_auth_trades_the_token() {
 #[test]
 fn a_source_is_asked_with_the_hosts_own_identity() {
     for world in World::each() {
-        let (_serve, issuer) = serving(&world, "");
-        let endpoint = endpoint(&world, &issuer, "https://login.test");
+        let issuer = serving(&world, "");
+        let endpoint = endpoint(&world, &issuer.url, "https://login.test");
         let config = format!(
             "[secrets.me]\nsource = \"jwt\"\naudience = \"https://login.test\"\nallow = []\n\
              [secrets.s]\nsource = \"oauth\"\ntoken_url = \"{}/token\"\nclient_id = \"c\"\n\
@@ -520,6 +731,46 @@ fn a_source_is_asked_with_the_hosts_own_identity() {
     }
 }
 
+#[test]
+fn a_role_is_assumed_with_the_hosts_own_identity() {
+    for world in World::each() {
+        let issuer = serving(&world, "");
+        let endpoint = endpoint(&world, &issuer.url, "sts.amazonaws.com");
+        let config = |audience: &str| {
+            format!(
+                "[secrets.me]\nsource = \"jwt\"\naudience = \"{audience}\"\nallow = []\n\
+                 [secrets.s]\nsource = \"aws-sts\"\nregion = \"eu-west-1\"\nendpoint = \"{}/\"\n\
+                 role_arn = \"arn:aws:iam::123456789012:role/agents\"\nweb_identity_token = \"me\"\n\
+                 policy = '{{\"Resource\":\"{{resource}}\"}}'\nca_file = \"{}\"\n\
+                 allow = [\"test.use@svc.test\"]\n",
+                endpoint.url,
+                endpoint.certificate.display()
+            )
+        };
+        world.configure(&config("sts.amazonaws.com"));
+        let text =
+            support::world::leasing_profile("default", "constraints = { resource = \"bucket-1\" }");
+        let text = text.replace("variable = \"TOKEN\"", "variable = \"AWS\"\nformat = \"aws\"");
+        let profile = world.profile("aws", &text.replace("\"memfd\", ", ""));
+        let script =
+            "echo $AWS_ACCESS_KEY_ID; echo ${#AWS_SECRET_ACCESS_KEY}; echo $AWS_SESSION_TOKEN";
+        let outcome = world.leased_sh(&profile, &["env"], script).ok();
+        assert_eq!(outcome.out(), "ASIAFRESHFRESHFRESH1\n34\n***\n", "{outcome}");
+        let asked = endpoint.last();
+        let lease = &outcome.report()["leases"][0]["lease_id"];
+        assert_eq!((&asked["claims"]["jti"], &asked["form"]["RoleSessionName"]), (lease, lease));
+        assert_eq!(asked["claims"]["sub"], format!("sublet:profile:{profile}:agent:sublet-run"));
+        assert_eq!(asked["form"]["Policy"], "{\"Resource\":\"bucket-1\"}");
+        let trail = world.trail();
+        let issued = trail.iter().find(|e| e["type"] == "mint.issued").unwrap();
+        let arn = format!("arn:aws:iam::123456789012:role/agents/{}", lease.as_str().unwrap());
+        assert_eq!((&issued["detail"]["issued_to"], &issued["lease_id"]), (&json!(arn), lease));
+        world.configure(&config("somebody.else"));
+        world.leased_sh(&profile, &["env"], "true").denied("source_unavailable");
+        assert!(endpoint.last()["refused"].as_str().unwrap().contains("udience"));
+    }
+}
+
 fn get(url: &str, path: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(url.trim_start_matches("http://"))?;
     stream.set_read_timeout(Some(Duration::from_secs(30)))?;
@@ -532,14 +783,15 @@ fn get(url: &str, path: &str) -> std::io::Result<String> {
 #[test]
 fn what_serves_the_documents_can_do_nothing_else_and_is_not_held_up() {
     for world in World::each() {
-        let (serve, url) = serving(&world, "");
+        let serve = serving(&world, "");
+        let url = serve.url.clone();
         let jwks = "/.well-known/jwks.json";
         let first = get(&url, jwks).unwrap();
         assert!(first.starts_with("HTTP/1.1 200 OK\r\n"), "{first}");
         assert!(get(&url, "/.well-known/../../etc/passwd").unwrap().starts_with("HTTP/1.1 404"));
 
         // Who answers is another process, nobody's, without rights.
-        let speaker = support::host::processes().into_iter().find(|p| p.parent == serve.0.id());
+        let speaker = support::host::processes().into_iter().find(|p| p.parent == serve.pid());
         let speaker: Process = speaker.expect("the process that answers");
         let status = fs::read_to_string(format!("/proc/{}/status", speaker.pid)).unwrap();
         let field = |name: &str| {

@@ -191,6 +191,54 @@ fn a_role_that_could_not_be_dropped_is_dropped_later() {
     assert_eq!(minted(&world).pop().unwrap()["type"], "mint.revoked");
 }
 
+/// A lease that is renewed takes its role along; one that is not ends as it was made to.
+#[test]
+fn the_role_of_a_renewed_lease_is_valid_for_longer() {
+    let postgres = server();
+    let each = [(World::host(), true), (World::host(), false), (World::developer(), true)];
+    for (world, renewable) in each {
+        configure(
+            &world,
+            &postgres,
+            &format!(
+                "{CLEAR}\n[leases]\nmax_ttl = \"40s\"\nauto_renew = true\nrenew_before_expiry = \"3s\"\n"
+            ),
+        );
+        let text =
+            leasing_profile("default", &format!("renewable = {renewable}\non_revoke = \"wipe\""));
+        let text = text.replace("ttl = \"10m\"", "ttl = \"6s\"");
+        let net = "[network]\nmode = \"host\"\n[[capability]]\n";
+        let profile = world.profile("pg", &text.replacen("[[capability]]\n", net, 1));
+        // Each a login of its own, which `VALID UNTIL` lets in or does not.
+        let script = "uri=$(cat $TOKEN_FILE); ask() { psql -w \"$uri\" -Atc 'select extract(epoch from \
+                      rolvaliduntil)::int from pg_roles where rolname = current_user' 2>&1; }; \
+                      ask; sleep 8; ask; wc -c < $TOKEN_FILE; tr -d '\\0' < $TOKEN_FILE | wc -c";
+        let outcome = world.leased_sh(&profile, &["file"], script).ok();
+        let lines: Vec<String> = outcome.out().lines().map(str::to_owned).collect();
+        let events = minted(&world);
+        let kinds: Vec<&str> = events.iter().map(|e| e["type"].as_str().unwrap()).collect();
+        if renewable {
+            let until = |line: &String| line.parse::<i64>().unwrap_or_else(|_| panic!("{outcome}"));
+            assert!(until(&lines[1]) >= until(&lines[0]) + 3, "{outcome}");
+            assert_ne!(lines[3], "0", "the delivery stays with it\n{outcome}");
+            assert_eq!(
+                (kinds[0], kinds[1], kinds[kinds.len() - 1]),
+                ("mint.issued", "mint.renewed", "mint.revoked")
+            );
+            assert_eq!(events[1]["outcome"], "renewed", "{events:?}");
+            assert!(
+                events[1]["detail"]["expires_at"].as_str()
+                    > events[0]["detail"]["expires_at"].as_str()
+            );
+        } else {
+            assert!(lines[1].contains("password authentication failed"), "{outcome}");
+            assert_eq!(lines.last().unwrap(), "0", "{outcome}");
+            assert_eq!(kinds[kinds.len() - 2..], ["mint.issued", "mint.revoked"]);
+        }
+        assert_eq!(roles(&postgres), "");
+    }
+}
+
 #[test]
 fn without_the_server_or_its_trust_there_is_no_lease_and_no_word_of_a_password() {
     let world = World::host();

@@ -285,7 +285,7 @@ fn a_broker(role: &str) {
         },
         "tell the key" => {
             let settled = settled(&host()).unwrap();
-            match settled.key.load() {
+            match settled.keys.vault.load() {
                 Ok(_) => say("a key"),
                 Err(e) => say(e),
             }
@@ -548,8 +548,8 @@ mod work {
         assert!(threads.into_iter().all(|thread| thread.join().unwrap() == 40));
         say("has threads that read it");
 
-        let key = settled.key.load_or_create().unwrap();
-        let again = settled.key.load().unwrap();
+        let key = settled.keys.vault.load_or_create().unwrap();
+        let again = settled.keys.vault.load().unwrap();
         assert!(key.digest(b"x").0 == again.digest(b"x").0);
         let name = "s".parse().unwrap();
         let value = Secret::copy_of(b"a value").unwrap();

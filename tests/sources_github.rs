@@ -118,6 +118,42 @@ fn a_token_for_the_capabilitys_repository_and_no_other() {
     }
 }
 
+/// No stretch of such a token passes, however the command writes it.
+#[test]
+fn a_long_stateless_token_is_masked_in_full() {
+    let scene = scene("honest", "", INSIGHTS, true);
+    let forms = [
+        "printf %s \"$GITHUB_TOKEN\"",
+        "printf %s \"$GITHUB_TOKEN\" | base64",
+        "printf %s \"$GITHUB_TOKEN\" | base64 -w 0",
+        "printf %s \"$GITHUB_TOKEN\" | od -An -v -tx1 | tr -d ' \\n'",
+        "printf %s \"$GITHUB_TOKEN\" | od -An -v -tx1 | tr -d ' \\n' | sed 's/../%&/g'",
+        "for half in 1 2; do printf '{\"token\":\"%s\"}' \"$GITHUB_TOKEN\"; done",
+        "printf 'user:%s' \"$GITHUB_TOKEN\" | base64 -w 0",
+    ];
+    // The control, which the workspace keeps: what the command would have shown.
+    let script: String = forms
+        .iter()
+        .enumerate()
+        .map(|(n, form)| format!("({form}) | tee shown.{n}; echo; "))
+        .collect();
+    let outcome = scene.sh(&format!("{script} printf %s \"$GITHUB_TOKEN\" > token")).ok();
+    let token = fs::read_to_string(scene.world.workspace.join("token")).unwrap();
+    assert!(token.starts_with("ghs_eyJ") && token.len() > 900, "{}", token.len());
+    let lines = outcome.out();
+    let lines: Vec<&str> = lines.lines().filter(|line| !line.is_empty()).collect();
+    assert_eq!(lines[..5], ["***"; 5], "{outcome}");
+    assert_eq!(lines[5], "{\"token\":\"***\"}{\"token\":\"***\"}", "{outcome}");
+    assert!(
+        lines[6].starts_with("dXNlc") && lines[6].ends_with("***") && lines[6].len() < 12,
+        "{outcome}"
+    );
+    for n in 0..forms.len() {
+        let shown = fs::read_to_string(scene.world.workspace.join(format!("shown.{n}"))).unwrap();
+        assert!(shown.len() >= token.len(), "the control of form {n}");
+    }
+}
+
 #[test]
 fn what_is_not_narrowed_or_comes_wider_is_not_taken() {
     let nothing = scene("honest", "", "", true);

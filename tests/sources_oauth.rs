@@ -1,5 +1,5 @@
-//! `oauth` against a real authorization server, `oidc-provider`; and token exchange, which that one does not
-//! have, by what is sent, as RFC 8693 and RFC 9396 write it.
+//! `oauth` against a real authorization server, `oidc-provider`, also with a token exchange that is registered
+//! there; and what an exchange sends, field by field, as RFC 8693 and RFC 9396 write it.
 #![forbid(unsafe_code)]
 
 mod support;
@@ -7,17 +7,23 @@ mod support;
 use std::process::Command;
 
 use serde_json::{Value, json};
-use support::World;
 use support::far::{self, Far};
+use support::issuer::Issuer;
 use support::servers::{self, Server};
 use support::world::leasing_profile;
+use support::{World, needs};
 
 fn provider() -> Server {
+    node("oidc.mjs", &[])
+}
+
+fn node(script: &str, args: &[&str]) -> Server {
     let mut command = Command::new("node");
     // A module is resolved from where it lies.
-    let place = servers::node().join("oidc.mjs");
-    std::fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/servers/oidc.mjs"), &place).unwrap();
-    command.arg(place).stderr(std::process::Stdio::null());
+    let place = servers::node().join(script);
+    let source = format!("{}/tests/servers/{script}", env!("CARGO_MANIFEST_DIR"));
+    std::fs::copy(source, &place).unwrap();
+    command.arg(place).args(args).stderr(std::process::Stdio::null());
     Server::start(command)
 }
 
@@ -130,4 +136,100 @@ fn an_exchange_carries_subject_actor_and_what_it_is_for() {
     // It cannot be revoked there: it is told to end when it expires, by whoever comes then.
     let kinds: Vec<Value> = world.trail().iter().map(|e| e["type"].clone()).collect();
     assert!(kinds.contains(&json!("mint.issued")) && !kinds.contains(&json!("mint.revoked")));
+}
+
+/// The exchange at a real server: this host proves by its own identity who acts and for whom, the server
+/// checks that by the published keys, and the token that comes back says so to who asks the server.
+#[test]
+fn a_real_server_exchanges_the_hosts_own_identity() {
+    needs("curl", "curl");
+    for world in World::each() {
+        let issuer = Issuer::serve(&world);
+        let server = node("exchange.mjs", &[&issuer.url]);
+        let config = |audience: &str, resource: &str| {
+            format!(
+                "[secrets.client]\nsource = \"vault\"\nallow = []\n\
+                 [secrets.me]\nsource = \"jwt\"\naudience = \"{audience}\"\nallow = []\n\
+                 [secrets.runner]\nsource = \"jwt\"\naudience = \"{audience}\"\nclaims = {{ part = \"actor\" }}\n\
+                 allow = []\n\
+                 [secrets.s]\nsource = \"oauth\"\ntoken_url = \"{}\"\nrevocation_url = \"{}\"\n\
+                 client_id = \"sublet\"\nclient_secret = \"client\"\ngrant = \"token_exchange\"\n\
+                 subject_token = \"me\"\nsubject_token_type = \"urn:ietf:params:oauth:token-type:jwt\"\n\
+                 actor_token = \"runner\"\nscope = \"invoices:{{action}}\"\n\
+                 audience = [\"urn:acme:billing\", \"{{audience}}\"]\nresource = \"{resource}\"\n\
+                 authorization_details = '[{{\"type\":\"invoice\",\"actions\":[\"{{action}}\"],\"identifier\":\"{{resource}}\"}}]'\n\
+                 allow = [\"test.use@svc.test\"]\n",
+                server.url("/token"),
+                server.url("/token/revocation"),
+            )
+        };
+        let resource = "https://billing.test/{resource}";
+        world.configure(&config(&server.url(""), resource));
+        world.set_secret("client", b"client-secret-0123456789");
+        let profile = |action: &str| {
+            let constraints =
+                format!("constraints = {{ resource = \"acme/2026-11\", action = \"{action}\" }}");
+            let text = leasing_profile("default", &constraints);
+            let net = "[network]\nmode = \"host\"\n[[capability]]\n";
+            world.profile(action, &text.replacen("[[capability]]\n", net, 1))
+        };
+        let read = profile("read");
+
+        // Who serves the resource asks the server what the token is good for: while the exec lives, and after.
+        let introspect = format!(
+            "curl -sS -u api:client-secret-0123456789 --data-urlencode token=\"$TOKEN\" {}",
+            server.url("/token/introspection")
+        );
+        let script = format!("{introspect}; printf %s \"$TOKEN\" > token");
+        let outcome = world.leased_sh(&read, &["env"], &script).ok();
+        let details =
+            json!([{"type": "invoice", "actions": ["read"], "identifier": "acme/2026-11"}]);
+        let workload = format!("sublet:profile:{read}:agent:sublet-run");
+        let told = outcome.json();
+        assert_eq!(told["active"], true, "{outcome}");
+        assert_eq!(told["sub"], workload.as_str());
+        assert_eq!(told["act"], json!({"sub": workload, "iss": issuer.url}));
+        assert_eq!(told["aud"], "https://billing.test/acme/2026-11");
+        assert_eq!(told["scope"], "invoices:read");
+        assert_eq!(told["authorization_details"], details);
+        let token = std::fs::read_to_string(world.workspace.join("token")).unwrap();
+        let mut after = Command::new("sh");
+        after.args(["-c", &introspect]).env("TOKEN", &token);
+        let after = support::world::finish(after, b"", None).ok().json();
+        assert_eq!(after, json!({"active": false}), "it is revoked");
+
+        let said = server.said();
+        let lease = &outcome.report()["leases"][0]["lease_id"];
+        let exchanged = said.iter().find(|s| s["exchanged"].is_string()).unwrap();
+        assert_eq!(exchanged["client"], "sublet");
+        for party in ["subject", "actor"] {
+            let claims = &exchanged[party];
+            assert_eq!((&claims["jti"], &claims["iss"]), (lease, &json!(issuer.url)), "{claims}");
+            assert_eq!(claims["sublet"]["exec_id"], outcome.report()["exec_id"]);
+        }
+        assert_eq!(exchanged["actor"]["part"], "actor");
+        assert_eq!(exchanged["audience"], json!(["urn:acme:billing", "svc.test"]));
+        assert_eq!((&exchanged["details"], &exchanged["request_id"]), (&details, lease));
+        let revoked: Vec<&Value> = said.iter().filter(|s| s["revoked"].is_string()).collect();
+        assert_eq!(revoked.len(), 1, "{said:?}");
+        assert_eq!(revoked[0]["revoked"], exchanged["exchanged"]);
+        let kinds = world.event_types();
+        let kinds: Vec<&String> = kinds.iter().filter(|kind| kind.starts_with("mint.")).collect();
+        assert_eq!(kinds, ["mint.issued", "mint.revoked"]);
+
+        // The server's own refusals: an action that it does not grant, a resource that is not its, an assertion
+        // for somebody else.
+        let denied = |profile: &str, code: &str| {
+            let outcome = world.leased_sh(profile, &["env"], "echo it ran");
+            let outcome = outcome.denied("source_unavailable").never_says("it ran");
+            assert!(outcome.err().contains(code), "expected {code}\n{outcome}");
+        };
+        denied(&profile("delete"), "`invalid_authorization_details`");
+        world.configure(&config(&server.url(""), "https://elsewhere.test/{resource}"));
+        denied(&read, "`invalid_target`");
+        world.configure(&config("https://somebody.else", resource));
+        denied(&read, "`invalid_grant`");
+        world.configure(&config(&server.url(""), resource));
+        world.leased_sh(&read, &["env"], "true").ok();
+    }
 }

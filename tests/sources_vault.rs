@@ -1,13 +1,16 @@
-//! `vault-server` against a test server written from OpenBao's published API: KV v2, a dynamic engine
-//! with leases that are renewed and revoked, AppRole, JWT and token logins.
+//! `vault-server` against a real `rusty_vault`: AppRole and KV v1; and against a test server written from
+//! OpenBao's published API, for what that one lacks: KV v2, a dynamic engine with leases that are renewed and
+//! revoked, JWT logins.
 #![forbid(unsafe_code)]
 
 mod support;
 
-use serde_json::Value;
-use support::World;
+use serde_json::{Value, json};
+use support::issuer::Issuer;
+use support::rusty_vault::RustyVault;
 use support::servers::Server;
 use support::world::leasing_profile;
+use support::{World, broker};
 
 const APPROLE: &str = "auth = \"approle\"\nrole_id = \"role-1\"\nsecret_id = \"proof\"";
 const TOKEN: &str = "auth = \"token\"\ntoken = \"proof\"";
@@ -115,6 +118,41 @@ fn its_lease_is_renewed_while_ours_lives() {
 }
 
 #[test]
+fn a_login_by_the_hosts_own_identity_is_for_the_one_workload_that_the_role_names() {
+    for world in World::each() {
+        let issuer = Issuer::serve(&world);
+        let profile = world.profile("leasing", &leasing_profile("default", ""));
+        let subject = format!("sublet:profile:{profile}:agent:sublet-run");
+        let bao = Server::script("bao.py", &["60", &issuer.url, "https://bao.test", &subject]);
+        let configure = |audience: &str| {
+            world.configure(&format!(
+                "[secrets.proof]\nsource = \"jwt\"\naudience = \"{audience}\"\nallow = []\n\
+                 [secrets.s]\nsource = \"vault-server\"\nurl = \"{}\"\nallow = [\"test.use@svc.test\"]\n{JWT}\n{DYNAMIC}\n",
+                bao.url(""),
+            ));
+        };
+        configure("https://bao.test");
+        let outcome = world.leased_sh(&profile, &["env"], "echo ${#TOKEN}").ok();
+        outcome.says("32\n");
+        let said = bao.said();
+        let lease =
+            world.trail().iter().find(|e| e["type"] == "mint.issued").unwrap()["lease_id"].clone();
+        let claims = &said[0]["claims"];
+        assert_eq!((&claims["jti"], &claims["sub"]), (&lease, &json!(subject)), "{said:?}");
+        assert_eq!(said.last().unwrap()["token"], "ended");
+        // Another profile is another workload, another audience another far side.
+        let refused = |profile: &str, why: &str| {
+            let outcome = world.leased_sh(profile, &["env"], "true").denied("source_unavailable");
+            assert!(outcome.err().contains("HTTP status 400"), "{outcome}");
+            assert_eq!(bao.said().last().unwrap()["why"], why, "{outcome}");
+        };
+        refused(&world.profile("other", &leasing_profile("default", "")), "sub");
+        configure("https://other.test");
+        refused(&profile, "InvalidAudienceError");
+    }
+}
+
+#[test]
 fn what_is_not_there_or_refused_is_named() {
     let gone = KV.replace("app/key", "app/gone");
     scene("60", APPROLE, &gone).sh("true").denied("HTTP status 404");
@@ -126,4 +164,99 @@ fn what_is_not_there_or_refused_is_named() {
     let scene = self::scene("60", APPROLE, &missing);
     scene.sh("true").denied("lacks what a credential needs");
     assert_eq!(scene.did().last().unwrap(), "token ended", "it is ended all the same");
+}
+
+const VALUE: &str = "kv-one-password-0123456789";
+
+/// A real server with the secret `secret/app/key`, and this host's configuration for it.
+fn real(world: &World, vault: &RustyVault, path: &str) -> String {
+    vault.call("POST", "secret/app/key", Some(json!({"password": VALUE, "user": "app"})));
+    world.configure(&format!(
+        "[secrets.proof]\nsource = \"vault\"\nallow = []\n\
+         [secrets.s]\nsource = \"vault-server\"\nurl = \"{}\"\nca_file = \"{}\"\n\
+         auth = \"approle\"\nrole_id = \"{}\"\nsecret_id = \"proof\"\nengine = \"kv-v1\"\n\
+         mount = \"secret\"\npath = \"{path}\"\nfield = \"password\"\nallow = [\"test.use@svc.test\"]\n",
+        vault.url(),
+        vault.certificate().display(),
+        vault.role_id(),
+    ));
+    world.profile("leasing", &leasing_profile("default", ""))
+}
+
+#[test]
+fn a_real_server_gives_a_kv_v1_secret_for_an_approle_login_that_is_ended() {
+    let vault = RustyVault::start();
+    for world in World::each() {
+        let profile = real(&world, &vault, "app/key");
+        let secret_id = vault.secret_id(0);
+        world.set_secret("proof", secret_id.as_bytes());
+        let before = vault.tokens();
+        let script = "[ \"$TOKEN\" = \"$(cat want)\" ] && echo as it is kept; echo $TOKEN";
+        world.file("want", VALUE, 0o644);
+        let outcome = world.leased_sh(&profile, &["env"], script).ok();
+        outcome.prints("as it is kept\n***\n");
+        assert_eq!(vault.tokens(), before, "the login's token is ended");
+        vault.log_in();
+        assert_eq!(vault.tokens(), before + 1, "the control: a token that nobody ends");
+        // Read at each use.
+        let another = json!({"password": "kv-one-rotated-0123", "user": "app"});
+        vault.call("POST", "secret/app/key", Some(another));
+        world.leased_sh(&profile, &["file"], "wc -c < $TOKEN_FILE").ok().prints("19\n");
+        let is_mint = |e: &Value| e["type"].as_str().unwrap().starts_with("mint.");
+        assert!(!world.trail().iter().any(is_mint), "what was only read has no end of ours");
+        std::fs::remove_file(world.workspace.join("want")).unwrap();
+        for value in [VALUE, &secret_id] {
+            world.holds_nowhere(value.as_bytes());
+        }
+    }
+}
+
+#[test]
+fn a_real_server_is_asked_through_a_broker_too() {
+    let vault = RustyVault::start();
+    let world = World::host();
+    real(&world, &vault, "app/key");
+    let config = std::fs::read_to_string(world.path("etc/sublet.toml")).unwrap();
+    broker::host(&world, &config, &[("leasing", &leasing_profile("default", ""))]);
+    // Good for two logins, and the exec is one.
+    world.set_secret("proof", vault.secret_id(2).as_bytes());
+    let broker = broker::serve(&world);
+    let run = broker.start_run("leasing");
+    let before = vault.tokens();
+    let exec = || {
+        let lease = run.lease(",channel=env");
+        run.exec(&["--lease", &lease, "--", "sh", "-c", "echo ${#TOKEN} $TOKEN"])
+    };
+    exec().ok().prints(&format!("{} ***\n", VALUE.len()));
+    exec().ok();
+    // The server itself counts them.
+    let outcome = exec().denied("source_unavailable");
+    assert!(outcome.err().contains("HTTP status 400"), "{outcome}");
+    assert_eq!(vault.tokens(), before);
+}
+
+#[test]
+fn a_real_server_refuses_by_name() {
+    let vault = RustyVault::start();
+    let world = World::host();
+    let profile = real(&world, &vault, "app/gone");
+    world.set_secret("proof", vault.secret_id(0).as_bytes());
+    let before = vault.tokens();
+    let denied = |why: &str| {
+        let outcome = world.leased_sh(&profile, &["env"], "echo it ran");
+        let outcome = outcome.denied("source_unavailable").never_says("it ran");
+        assert!(outcome.err().contains(why), "expected {why}\n{outcome}");
+    };
+    denied("HTTP status 404");
+    assert_eq!(vault.tokens(), before, "the token is ended all the same");
+    world.set_secret("proof", b"another-secret-id");
+    denied("HTTP status 400");
+    real(&world, &vault, "app/key");
+    denied("HTTP status 400");
+    world.set_secret("proof", vault.secret_id(0).as_bytes());
+    vault.call("PUT", "sys/seal", None);
+    denied("HTTP status 503");
+    vault.unseal();
+    // The allow twin.
+    world.leased_sh(&profile, &["env"], "true").ok();
 }

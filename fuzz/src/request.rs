@@ -23,7 +23,9 @@ use sublet::api::server::{Server, serve};
 use sublet::broker::metrics::Metrics;
 use sublet::broker::{Beginning, Broker, RunAsk, listeners};
 use sublet::host::{Host, Places, Trust};
+use sublet::identity::IssuerKeys;
 use sublet::launcher::client::Launcher;
+use sublet::run::ledger::Keys;
 use sublet::source::vault::KeySource;
 
 /// What is still open then has nothing more to say: a followed event stream.
@@ -82,7 +84,10 @@ impl Service {
         let (added, changes) = listeners::listeners();
         let metrics = Arc::new(Metrics::new());
         let beginning = Beginning {
-            key: KeySource::open(&host.state_dir, None).expect("no credential"),
+            keys: Keys {
+                vault: KeySource::open(&host.state_dir, None).expect("no credential"),
+                issuer: IssuerKeys::open(&host.state_dir, None).expect("no credential"),
+            },
             host,
             listeners: added,
             metrics: Arc::clone(&metrics),

@@ -86,13 +86,16 @@ fn activity(kind: EventType) -> Coded {
         EventType::RunStarted
         | EventType::ExecStarted
         | EventType::SecretSet
+        | EventType::IssuerInitialised
         | EventType::MintIssued => (1, "Create"),
-        EventType::OutputRedacted | EventType::SecretRotated | EventType::MintRenewed => {
-            (3, "Update")
-        }
+        EventType::OutputRedacted
+        | EventType::SecretRotated
+        | EventType::IssuerRotated
+        | EventType::MintRenewed => (3, "Update"),
         EventType::ExecScrubbed
         | EventType::SecretRemoved
         | EventType::TrailRotated
+        | EventType::IssuerWithdrawn
         | EventType::MintRevoked => (4, "Delete"),
         EventType::MintExpired | EventType::MintRevocationFailed => own,
         EventType::RunEnded
@@ -116,6 +119,11 @@ fn status(event: &Event) -> Coded {
         }
         EventType::ExecExited => FAILURE,
         EventType::ExecScrubbed => is_outcome("wiped"),
+        EventType::IssuerInitialised | EventType::IssuerRotated | EventType::IssuerWithdrawn
+            if event.outcome.as_deref() == Some("failed") =>
+        {
+            FAILURE
+        }
         EventType::RunStarted
         | EventType::RunEnded
         | EventType::LeaseGranted
@@ -133,6 +141,9 @@ fn status(event: &Event) -> Coded {
         | EventType::SecretSet
         | EventType::SecretRotated
         | EventType::SecretRemoved
+        | EventType::IssuerInitialised
+        | EventType::IssuerRotated
+        | EventType::IssuerWithdrawn
         | EventType::BrokerStarted
         | EventType::BrokerStopped
         | EventType::TrailRotated => SUCCESS,
@@ -148,7 +159,10 @@ fn severity(event: &Event) -> Coded {
             MEDIUM
         }
         EventType::ExecExited if event.outcome.as_deref() == Some("interrupted") => MEDIUM,
-        EventType::LeaseRevoked | EventType::SecretRemoved | EventType::TrailRotated => LOW,
+        EventType::LeaseRevoked
+        | EventType::SecretRemoved
+        | EventType::IssuerWithdrawn
+        | EventType::TrailRotated => LOW,
         _ => INFORMATIONAL,
     }
 }

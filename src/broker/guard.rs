@@ -30,7 +30,7 @@ impl Broker {
             // There may be no key yet, and there is nothing to compare.
             return Ok(Told::new(&GuardKey::new([0; 32]), Vec::new(), unguarded));
         }
-        let key = self.shared.key.load().map_err(failed)?;
+        let key = self.shared.keys.vault.load().map_err(failed)?;
         let mut known = self.fingerprints.lock().unwrap_or_else(PoisonError::into_inner);
         let mut all = Vec::new();
         let mut current = BTreeMap::new();

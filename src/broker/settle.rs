@@ -25,7 +25,10 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use crate::config::BrokerWall;
+use crate::host::keyfile::KeyFileError;
 use crate::host::{Account, AccountError, Host};
+use crate::identity::IssuerKeys;
+use crate::run::ledger::Keys;
 use crate::sandbox::identity::{self, IdentityError, Mode};
 use crate::source::vault::{KeySource, VaultError};
 
@@ -52,8 +55,8 @@ pub struct Settled {
     pub control_path: PathBuf,
     /// The broker's own, mode 0700: the place of `RUN_ID/agent.sock`. May hold what an earlier broker left.
     pub runs_dir: PathBuf,
-    /// The vault's key, be it a file of the state or a credential of systemd's.
-    pub key: KeySource,
+    /// The vault's key and the issuer's, be they files of the state or credentials of systemd's.
+    pub keys: Keys,
     pub manager: ServiceManager,
     /// For the event `broker.started` and the service's log.
     pub posture: Posture,
@@ -78,6 +81,8 @@ pub enum SettleError {
     Identity(#[from] IdentityError),
     #[error(transparent)]
     Key(#[from] VaultError),
+    #[error(transparent)]
+    IssuerKey(#[from] KeyFileError),
     #[error("{path} could not be {doing}")]
     Place { path: PathBuf, doing: &'static str, source: io::Error },
     #[error("refused to serve from {path}: it {fault}; {mend}")]
@@ -132,7 +137,10 @@ pub fn settle(settlement: &Settlement<'_>) -> Result<Settled, SettleError> {
     let state = state::take_over(&host.state_dir, account)?;
     let place = sockets::open(settlement.runtime_dir, account)?;
     let (control, control_from) = sockets::listen(&place)?;
-    let key = KeySource::open(&host.state_dir, settlement.credentials)?;
+    let keys = Keys {
+        vault: KeySource::open(&host.state_dir, settlement.credentials)?,
+        issuer: IssuerKeys::open(&host.state_dir, settlement.credentials)?,
+    };
     let manager = ServiceManager::of_environment()?;
     let uid = match Mode::detect(host.config.host.uid_pool)? {
         Mode::Privileged => Some(identity::hold_uid(account.uid)?),
@@ -157,7 +165,7 @@ pub fn settle(settlement: &Settlement<'_>) -> Result<Settled, SettleError> {
         control_path: sockets::path_of(&control, &place),
         control,
         runs_dir: place.runs(),
-        key,
+        keys,
         manager,
         posture,
         _state: state,

@@ -191,7 +191,7 @@ fn key_failure(error: &audit::key::SigningKeyError) -> Failure {
         .hint("to verify without it: --key and the verifier key that `sublet audit key` printed")
 }
 
-fn hostname() -> String {
+pub(super) fn hostname() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 

@@ -35,9 +35,10 @@ pub fn execute(globals: &Globals, _args: &DoctorArgs) -> Answer {
         Ok(host) => {
             places.broker = Some(host.broker_account().map_err(|e| e.to_string()));
             places.uid_pool = host.config.host.uid_pool;
-            places.waive = host.config.host.waive;
+            places.waive.clone_from(&host.config.host.waive);
             places.runtime_dir = Some(host.runtime_dir);
             places.state_dir = Some(host.state_dir);
+            places.host_config = Some(host.config);
         }
         Err(HostError::Config(located)) => places.config_error = Some(located.to_string()),
         // A file that cannot be read is found by its own check.

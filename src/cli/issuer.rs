@@ -18,9 +18,11 @@ use super::output::Output;
 use super::{Globals, load};
 use crate::host::ProfileRef;
 use crate::identity::issuer::{DEFAULT_LEAD, KeyState};
-use crate::identity::{Issuer, IssuerError, IssuerUrl, Subject, publish};
+use crate::identity::{Change, Issuer, IssuerError, IssuerUrl, Subject, change, publish};
+use crate::model::event::{Draft, EventType};
 use crate::model::moment::{Span, timestamp_text};
 use crate::model::name::IdentityName;
+use crate::store::{Durability, Store};
 use words::{INIT, LIST, PUBLISH, ROTATE, SHOW};
 
 #[derive(Debug, clap::Args)]
@@ -86,9 +88,9 @@ pub struct ShowArgs {
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = PUBLISH)]
 pub struct PublishArgs {
-    /// The directory that is served as the issuer's URL
+    /// The directory that is served as the issuer's URL [default: `[issuer] publish`]
     #[arg(long, value_name = "DIR")]
-    pub out: PathBuf,
+    pub out: Option<PathBuf>,
 }
 
 pub fn execute(globals: &Globals, args: &IssuerArgs) -> Answer {
@@ -107,8 +109,9 @@ fn init(globals: &Globals, args: &InitArgs) -> Answer {
     let host = load::host_of_state(globals)?;
     let now = load::now()?.wall;
     // As any first use of a state makes it, with the owner and the mode that it needs.
-    crate::store::Store::open(&host.state_dir).map_err(|e| Failure::from(&e))?;
-    let issuer = Issuer::init(&host.state_dir, args.url.clone(), now).map_err(|e| failure(&e))?;
+    let mut store = Store::open(&host.state_dir).map_err(|e| Failure::from(&e))?;
+    let change = change::init(&host.state_dir, args.url.clone(), now).map_err(|e| failure(&e))?;
+    let issuer = publish_recorded(&mut store, change, EventType::IssuerInitialised)?;
     let mut output = Output::new(globals.json);
     let kids: Vec<String> = issuer.keys(now).map(|(key, _)| key.kid()).collect();
     if output.json {
@@ -131,11 +134,14 @@ fn rotate(globals: &Globals, args: &RotateArgs) -> Answer {
     let host = load::host_of_state(globals)?;
     let now = load::now()?.wall;
     let lead = args.lead.map_or(DEFAULT_LEAD, |lead| lead.0);
-    let issuer = match args.withdraw {
-        true => Issuer::withdraw(&host.state_dir, now),
-        false => Issuer::rotate(&host.state_dir, lead, now),
-    }
-    .map_err(|e| failure(&e))?;
+    // Where there is none, none of its state is made either.
+    Issuer::get(&host.state_dir).map_err(|e| failure(&e))?;
+    let mut store = Store::open(&host.state_dir).map_err(|e| Failure::from(&e))?;
+    let (change, kind) = match args.withdraw {
+        true => (change::withdraw(&host.state_dir, now), EventType::IssuerWithdrawn),
+        false => (change::rotate(&host.state_dir, lead, now), EventType::IssuerRotated),
+    };
+    let issuer = publish_recorded(&mut store, change.map_err(|e| failure(&e))?, kind)?;
     let mut output = Output::new(globals.json);
     tell_keys(&mut output, &issuer, now)?;
     if !output.json {
@@ -143,6 +149,31 @@ fn rotate(globals: &Globals, args: &RotateArgs) -> Answer {
     }
     output.finish()?;
     Ok(YES)
+}
+
+/// The event first, on disk: no key is published or signs of which the trail does not know.
+fn publish_recorded(store: &mut Store, change: Change, kind: EventType) -> Result<Issuer, Failure> {
+    let (key, issuer) = (change.made(), change.issuer());
+    let mut draft = Draft::new(kind, key.created_at, &super::audit::hostname())
+        .with("issuer", issuer.url.as_str())
+        .with("kid", key.kid())
+        .with("signs_from", timestamp_text(key.signs_from));
+    draft.principal = Some(super::principal::invoking_user());
+    if !change.dropped().is_empty() {
+        draft = draft.with("published_no_longer", change.dropped().to_vec());
+    }
+    let failed = draft.clone().outcome("failed");
+    record(store, draft)?;
+    change.publish().map_err(|error| match record(store, failed) {
+        Ok(()) => failure(&error),
+        // Then the trail says more than there is, never less.
+        Err(untold) => failure(&error).why(format!("{error}; {}", untold.message)),
+    })
+}
+
+fn record(store: &mut Store, draft: Draft) -> Result<(), Failure> {
+    let recorded = store.transaction(Durability::Durable, |tx| tx.append(draft).map(drop));
+    recorded.map(drop).map_err(|e| Failure::from(&e))
 }
 
 fn list(globals: &Globals) -> Answer {
@@ -212,8 +243,12 @@ fn show(globals: &Globals, args: &ShowArgs) -> Answer {
 }
 
 fn publish_to(globals: &Globals, args: &PublishArgs) -> Answer {
-    let (_, issuer) = public(globals)?;
-    let paths = publish::publish(&issuer, &args.out, load::now()?.wall).map_err(|e| {
+    let (host, issuer) = public(globals)?;
+    let Some(out) = args.out.as_ref().or(host.config.issuer.publish.as_ref()) else {
+        return Err(Failure::new("issuer", "not_published", "it is not said where to publish")
+            .hint("name a directory with --out, or in the configuration: [issuer] publish"));
+    };
+    let paths = publish::publish(&issuer, out, load::now()?.wall).map_err(|e| {
         Failure::new("issuer", "not_published", e.to_string())
             .because_of_source(&e)
             .hint("name a directory that you may write to with --out")

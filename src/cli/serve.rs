@@ -84,7 +84,7 @@ pub fn execute(globals: &Globals, args: ServeArgs) -> Answer {
     let metrics = Arc::new(Metrics::new());
     let beginning = Beginning {
         host,
-        key: settled.key,
+        keys: settled.keys,
         listeners,
         metrics: Arc::clone(&metrics),
         posture: serde_json::to_value(&settled.posture).unwrap_or_default(),

@@ -242,6 +242,8 @@ pub struct Issuer {
     pub token_ttl: Span,
     /// Which capabilities and audiences may have a token without a secret's entry. Empty: none.
     pub allow: Vec<AllowPattern>,
+    /// Where the documents are published on this host, if they are. Absolute.
+    pub publish: Option<PathBuf>,
 }
 
 impl Issuer {
@@ -259,6 +261,7 @@ impl Default for Issuer {
             audience: "api://AzureADTokenExchange".to_owned(),
             token_ttl: Span::seconds(900),
             allow: Vec::new(),
+            publish: None,
         }
     }
 }

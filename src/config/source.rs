@@ -141,6 +141,17 @@ impl MintKind {
         }
     }
 
+    /// Whether what it makes was made to end with the lease, and so must last longer where the lease does.
+    pub fn ends_with_the_lease(&self) -> bool {
+        match self {
+            MintKind::OAuth(_)
+            | MintKind::GithubApp(_)
+            | MintKind::VaultServer(_)
+            | MintKind::AwsSts(_) => false,
+            MintKind::PostgresRole(_) => true,
+        }
+    }
+
     /// Every address that the minter of this source may speak to.
     pub fn urls(&self) -> Vec<&HttpUrl> {
         match self {

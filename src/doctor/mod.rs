@@ -9,14 +9,18 @@
 //! - [`host`]: cgroups, capabilities, ptrace
 //! - [`places`]: the state directory and the configuration
 //! - [`broker`]: what `sublet serve` would be here
+//! - [`issuer`]: the issuer of identities, its keys, and what is published of it
+//! - [`sources`]: the files, programs and addresses that values come from
 #![forbid(unsafe_code)]
 
 pub mod broker;
 pub mod host;
+pub mod issuer;
 pub mod kernel;
 pub mod memory;
 pub mod namespaces;
 pub mod places;
+pub mod sources;
 
 use serde::Serialize;
 
@@ -112,6 +116,8 @@ pub fn examine(places: &Places) -> Report {
         memory::examine(is_privileged),
         places::examine(places),
         broker::examine(places, privileges.mode),
+        places.host_config.as_ref().map(sources::examine).unwrap_or_default(),
+        issuer::examine(places),
     ];
     Report { checks: checks.into_iter().flatten().collect() }
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::Access;
 
 use super::Check;
-use crate::config::{BrokerWall, UidPool};
+use crate::config::{BrokerWall, HostConfig, UidPool};
 use crate::host::Account;
 
 /// Where sublet would look.
@@ -31,6 +31,8 @@ pub struct Places {
     /// Whose `sublet serve` would be where root starts it, or why it could be no one's. Nothing as for the
     /// state.
     pub broker: Option<Result<Account, String>>,
+    /// Where it could be read.
+    pub host_config: Option<HostConfig>,
     /// Walls of the broker that the configuration does without.
     pub waive: Vec<BrokerWall>,
 }

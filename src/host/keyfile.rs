@@ -265,13 +265,48 @@ pub fn load_other(
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(KeyFileError::Absent { path }),
         Err(source) => return Err(KeyFileError::Read { path, source }),
     }
-    let open = file.open_sized(&path, Holder::Us, 1..=most as u64)?;
-    let unreadable = |source| KeyFileError::Read { path: path.clone(), source };
-    let len = open.metadata().map_err(unreadable)?.len() as usize;
+    read_other(&file.open_sized(&path, Holder::Us, 1..=most as u64)?, &path, most)
+}
+
+/// As [`load_other`], of a file that is open.
+pub fn read_other(file: &File, path: &Path, most: usize) -> Result<Secret, KeyFileError> {
+    let unreadable = |source| KeyFileError::Read { path: path.to_owned(), source };
+    let len = file.metadata().map_err(unreadable)?.len() as usize;
     let mut key =
         Secret::zeroed(len.min(most)).map_err(|source| KeyFileError::LockMemory { source })?;
-    open.read_exact_at(key.expose_mut(), 0).map_err(unreadable)?;
+    file.read_exact_at(key.expose_mut(), 0).map_err(unreadable)?;
     Ok(key)
+}
+
+/// Systemd's credentials whose names begin so, open, by the rest of their names: at most so many, of at most
+/// `most` bytes each. To be called as [`KeyFile::open`].
+///
+/// # Errors
+/// As [`KeyFile::open`].
+pub fn open_credentials(
+    credentials: &Path,
+    prefix: &str,
+    (count, most): (usize, usize),
+    if_unsafe: &'static str,
+) -> Result<Vec<(String, File)>, KeyFileError> {
+    let unreadable = |source| KeyFileError::Read { path: credentials.to_owned(), source };
+    let file = KeyFile { name: "", credential: "", if_known: if_unsafe, if_torn: if_unsafe };
+    let entries = match std::fs::read_dir(credentials) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => return Err(unreadable(source)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(unreadable)?.file_name();
+        let Some(rest) = name.to_str().and_then(|name| name.strip_prefix(prefix)) else { continue };
+        let open =
+            file.open_sized(&credentials.join(&name), Holder::ServiceManager, 1..=most as u64)?;
+        if found.len() < count {
+            found.push((rest.to_owned(), open));
+        }
+    }
+    Ok(found)
 }
 
 /// Keeps such a key under a name that is free, mode 0600, on disk with its directory when this returns.

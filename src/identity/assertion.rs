@@ -2,12 +2,12 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
-use std::path::Path;
 
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use super::issuer::{Issuer, IssuerError};
+use super::keys::IssuerKeys;
 use crate::model::id::LeaseId;
 use crate::model::name::IdentityName;
 use crate::model::secret::Secret;
@@ -80,8 +80,8 @@ impl Assertion<'_> {
     }
 
     /// Signs with the key that signs now. It is read for this, and forgotten.
-    pub fn sign(&self, issuer: &Issuer, state_dir: &Path) -> Result<Secret, IssuerError> {
-        let key = issuer.signing_key(state_dir, self.issued_at)?;
+    pub fn sign(&self, issuer: &Issuer, keys: &IssuerKeys) -> Result<Secret, IssuerError> {
+        let key = issuer.signing_key(keys, self.issued_at)?;
         Ok(key.sign(&self.claims(issuer))?)
     }
 }

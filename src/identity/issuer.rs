@@ -7,8 +7,8 @@
 //! What is public stands in `STATE/keys/issuer.json`, replaced whole; each private key in a file of its own.
 #![forbid(unsafe_code)]
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::fs::OpenOptions;
+use std::io::{self, Read as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::key::{self, KeyError, PublicKey, SigningKey};
+use super::keys::IssuerKeys;
 use crate::host::issuer_file;
 use crate::host::keyfile::{self, KeyFileError};
 
@@ -30,11 +31,11 @@ const SKEW: Duration = Duration::from_secs(300);
 /// relying parties keep a key set at most.
 pub const DEFAULT_LEAD: Duration = Duration::from_secs(24 * 3600);
 /// Keys at once: more is a rotation that runs wild.
-const MOST_KEYS: usize = 16;
+pub(super) const MOST_KEYS: usize = 16;
 /// The largest `issuer.json`.
 const MAX_FILE: u64 = 256 << 10;
 
-const IF_UNSAFE: &str = "take it to be known to others: `sublet issuer rotate --withdraw` makes another \
+pub(super) const IF_UNSAFE: &str = "take it to be known to others: `sublet issuer rotate --withdraw` makes another \
                          and publishes this one no longer";
 
 #[derive(Debug, thiserror::Error)]
@@ -135,7 +136,7 @@ impl IssuerUrl {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct IssuerKey {
-    public: PublicKey,
+    pub(super) public: PublicKey,
     pub created_at: Timestamp,
     pub signs_from: Timestamp,
 }
@@ -162,10 +163,10 @@ pub enum KeyState {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Issuer {
-    version: u32,
+    pub(super) version: u32,
     pub url: IssuerUrl,
     /// By `signs_from`.
-    keys: Vec<IssuerKey>,
+    pub(super) keys: Vec<IssuerKey>,
 }
 
 impl Issuer {
@@ -208,43 +209,6 @@ impl Issuer {
         Self::load(state_dir)?.ok_or(IssuerError::Absent)
     }
 
-    /// Makes an issuer and its first key, which signs at once.
-    pub fn init(state_dir: &Path, url: IssuerUrl, now: Timestamp) -> Result<Self, IssuerError> {
-        let _lock = Lock::take(state_dir)?;
-        if let Some(there) = Self::load(state_dir)? {
-            return Err(IssuerError::Exists(there.url.to_string()));
-        }
-        let mut issuer = Self { version: 1, url, keys: Vec::new() };
-        issuer.add_key(state_dir, now, now)?;
-        issuer.save(state_dir)?;
-        Ok(issuer)
-    }
-
-    /// Makes a further key, which signs after `lead`.
-    pub fn rotate(state_dir: &Path, lead: Duration, now: Timestamp) -> Result<Self, IssuerError> {
-        let _lock = Lock::take(state_dir)?;
-        let mut issuer = Self::get(state_dir)?;
-        let over = issuer.drop_keys(|issuer, key| issuer.state_of(key, now) == KeyState::Over);
-        if issuer.keys.len() >= MOST_KEYS {
-            return Err(IssuerError::TooManyKeys(issuer.keys.len()));
-        }
-        issuer.add_key(state_dir, now, after(now, lead))?;
-        issuer.save(state_dir)?;
-        forget(state_dir, &over)?;
-        Ok(issuer)
-    }
-
-    /// Makes a key that signs at once, and publishes no other any more: for when one has become known.
-    pub fn withdraw(state_dir: &Path, now: Timestamp) -> Result<Self, IssuerError> {
-        let _lock = Lock::take(state_dir)?;
-        let mut issuer = Self::get(state_dir)?;
-        let over = issuer.drop_keys(|_, _| true);
-        issuer.add_key(state_dir, now, now)?;
-        issuer.save(state_dir)?;
-        forget(state_dir, &over)?;
-        Ok(issuer)
-    }
-
     /// Every key with what it is doing, oldest first.
     pub fn keys(&self, now: Timestamp) -> impl Iterator<Item = (&IssuerKey, KeyState)> {
         self.keys.iter().map(move |key| (key, self.state_of(key, now)))
@@ -259,7 +223,7 @@ impl Issuer {
         self.keys.iter().skip_while(|k| *k != key).nth(1)
     }
 
-    fn state_of(&self, key: &IssuerKey, now: Timestamp) -> KeyState {
+    pub(super) fn state_of(&self, key: &IssuerKey, now: Timestamp) -> KeyState {
         let replaced = self.next_of(key).is_some_and(|next| next.signs_from <= now);
         match self.published_until(key) {
             _ if key.signs_from > now => KeyState::Coming,
@@ -270,14 +234,17 @@ impl Issuer {
     }
 
     /// The key that signs now, loaded; it must be the one that is published under its name.
-    pub fn signing_key(&self, state_dir: &Path, now: Timestamp) -> Result<SigningKey, IssuerError> {
+    pub fn signing_key(
+        &self,
+        keys: &IssuerKeys,
+        now: Timestamp,
+    ) -> Result<SigningKey, IssuerError> {
         let (key, _) = self
             .keys(now)
             .find(|(_, state)| *state == KeyState::Signing)
             .ok_or(IssuerError::NoKeySigns)?;
         let kid = key.kid();
-        let der = keyfile::load_other(state_dir, &file_name(&kid), key::MAX_PKCS8, IF_UNSAFE)?;
-        let signing = SigningKey::from_pkcs8(&der)?;
+        let signing = SigningKey::from_pkcs8(&keys.load(&kid)?)?;
         if signing.kid() != kid {
             return Err(IssuerError::OtherKey { kid });
         }
@@ -304,100 +271,26 @@ impl Issuer {
         let published = self.keys(now).filter(|(_, state)| *state != KeyState::Over);
         json!({ "keys": published.map(|(key, _)| key.public.jwk()).collect::<Vec<_>>() })
     }
-
-    fn add_key(
-        &mut self,
-        state_dir: &Path,
-        now: Timestamp,
-        signs_from: Timestamp,
-    ) -> Result<(), IssuerError> {
-        let (der, public) = key::generate()?;
-        keyfile::store_other(state_dir, &file_name(&public.kid()), &der)?;
-        self.keys.push(IssuerKey { public, created_at: now, signs_from });
-        self.keys.sort_by_key(|key| key.signs_from);
-        Ok(())
-    }
-
-    fn drop_keys(&mut self, is_over: impl Fn(&Self, &IssuerKey) -> bool) -> Vec<String> {
-        let kept = self.keys.iter().filter(|key| !is_over(self, key)).cloned().collect();
-        let all = std::mem::replace(&mut self.keys, kept);
-        all.iter().filter(|key| !self.keys.contains(key)).map(IssuerKey::kid).collect()
-    }
-
-    fn save(&self, state_dir: &Path) -> Result<(), IssuerError> {
-        let path = issuer_file(state_dir);
-        let failed = |source| IssuerError::Write { path: path.clone(), source };
-        let directory = keyfile::directory_in(state_dir)?;
-        let fresh = directory.join(".issuer.json");
-        let text = serde_json::to_vec_pretty(self).map_err(|e| failed(e.into()))?;
-        // The lock is ours: what lies at that name is of one that was killed.
-        let written = remove(&fresh)
-            .and_then(|()| {
-                let flags = libc::O_NOFOLLOW | libc::O_CLOEXEC;
-                let mut file = OpenOptions::new()
-                    .write(true)
-                    .create_new(true)
-                    .mode(0o600)
-                    .custom_flags(flags)
-                    .open(&fresh)?;
-                file.write_all(&text)?;
-                file.sync_all()
-            })
-            .and_then(|()| std::fs::rename(&fresh, &path))
-            .and_then(|()| File::open(&directory)?.sync_all());
-        written.map_err(failed)
-    }
 }
 
-fn after(time: Timestamp, span: Duration) -> Timestamp {
+pub(super) fn after(time: Timestamp, span: Duration) -> Timestamp {
     let span = SignedDuration::try_from(span).unwrap_or(SignedDuration::MAX);
     time.checked_add(span).unwrap_or(Timestamp::MAX)
 }
 
-fn file_name(kid: &str) -> String {
+/// Where the private half of a key lies.
+pub fn key_file(state_dir: &Path, kid: &str) -> PathBuf {
+    state_dir.join(keyfile::DIRECTORY).join(file_name(kid))
+}
+
+pub(super) fn file_name(kid: &str) -> String {
     format!("issuer-{kid}.key")
-}
-
-fn remove(path: &Path) -> io::Result<()> {
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
-}
-
-/// After they are published no longer: a crash in between leaves a file that nothing names.
-fn forget(state_dir: &Path, kids: &[String]) -> Result<(), IssuerError> {
-    for kid in kids {
-        let path = state_dir.join(keyfile::DIRECTORY).join(file_name(kid));
-        remove(&path).map_err(|source| IssuerError::Write { path, source })?;
-    }
-    Ok(())
-}
-
-/// Two that change the issuer do so one after the other.
-struct Lock(#[expect(dead_code, reason = "held")] File);
-
-impl Lock {
-    fn take(state_dir: &Path) -> Result<Self, IssuerError> {
-        let path = keyfile::directory_in(state_dir)?.join("issuer.lock");
-        let failed = |source| IssuerError::Write { path: path.clone(), source };
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
-            .open(&path)
-            .map_err(failed)?;
-        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)
-            .map_err(|e| failed(e.into()))?;
-        Ok(Self(file))
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::change;
 
     fn at(text: &str) -> Timestamp {
         text.parse().unwrap()
@@ -442,14 +335,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let start = at("2026-11-27T00:00:00Z");
         let url = "https://id.example.com".parse::<IssuerUrl>().unwrap();
-        let issuer = Issuer::init(dir.path(), url.clone(), start).unwrap();
+        let issuer = change::init(dir.path(), url.clone(), start).unwrap().publish().unwrap();
         let first = kids(&issuer.jwks(start))[0].clone();
-        assert!(matches!(Issuer::init(dir.path(), url, start), Err(IssuerError::Exists(_))));
+        assert!(matches!(change::init(dir.path(), url, start), Err(IssuerError::Exists(_))));
 
         let lead = Duration::from_secs(24 * 3600);
-        let issuer = Issuer::rotate(dir.path(), lead, start).unwrap();
+        let issuer = change::rotate(dir.path(), lead, start).unwrap().publish().unwrap();
         let signs = |issuer: &Issuer, now: &str| {
-            issuer.signing_key(dir.path(), at(now)).unwrap().kid().to_owned()
+            issuer
+                .signing_key(&IssuerKeys::open(dir.path(), None).unwrap(), at(now))
+                .unwrap()
+                .kid()
+                .to_owned()
         };
         let published = kids(&issuer.jwks(start));
         assert_eq!(published.len(), 2);
@@ -463,11 +360,15 @@ mod tests {
         // What is over is gone for good at the next rotation, its private half too.
         let file = |kid: &str| dir.path().join("keys").join(file_name(kid));
         assert!(file(&first).exists());
-        let issuer = Issuer::rotate(dir.path(), lead, at("2026-11-29T00:00:00Z")).unwrap();
+        let issuer = change::rotate(dir.path(), lead, at("2026-11-29T00:00:00Z"))
+            .unwrap()
+            .publish()
+            .unwrap();
         assert!(!file(&first).exists() && file(&second).exists());
         assert_eq!(issuer.keys.len(), 2);
 
-        let issuer = Issuer::withdraw(dir.path(), at("2026-11-29T00:00:01Z")).unwrap();
+        let issuer =
+            change::withdraw(dir.path(), at("2026-11-29T00:00:01Z")).unwrap().publish().unwrap();
         let now = at("2026-11-29T00:00:01Z");
         assert_eq!(kids(&issuer.jwks(now)).len(), 1);
         assert!(!file(&second).exists());
@@ -479,22 +380,68 @@ mod tests {
         use std::os::unix::fs::PermissionsExt as _;
         let dir = tempfile::tempdir().unwrap();
         let now = at("2026-11-27T00:00:00Z");
-        let issuer =
-            Issuer::init(dir.path(), "https://id.example.com".parse().unwrap(), now).unwrap();
+        let issuer = change::init(dir.path(), "https://id.example.com".parse().unwrap(), now)
+            .unwrap()
+            .publish()
+            .unwrap();
         let path = dir.path().join("keys").join(file_name(&kids(&issuer.jwks(now))[0]));
-        issuer.signing_key(dir.path(), now).unwrap();
+        issuer.signing_key(&IssuerKeys::open(dir.path(), None).unwrap(), now).unwrap();
         let mode = |mode| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode));
         mode(0o640).unwrap();
         assert!(matches!(
-            issuer.signing_key(dir.path(), now),
+            issuer.signing_key(&IssuerKeys::open(dir.path(), None).unwrap(), now),
             Err(IssuerError::File(KeyFileError::Unsafe { .. }))
         ));
         mode(0o600).unwrap();
         let (other, _) = key::generate().unwrap();
         std::fs::write(&path, other.expose()).unwrap();
-        assert!(matches!(issuer.signing_key(dir.path(), now), Err(IssuerError::OtherKey { .. })));
+        assert!(matches!(
+            issuer.signing_key(&IssuerKeys::open(dir.path(), None).unwrap(), now),
+            Err(IssuerError::OtherKey { .. })
+        ));
         std::fs::write(&path, b"no key").unwrap();
-        assert!(matches!(issuer.signing_key(dir.path(), now), Err(IssuerError::Key(_))));
+        assert!(matches!(
+            issuer.signing_key(&IssuerKeys::open(dir.path(), None).unwrap(), now),
+            Err(IssuerError::Key(_))
+        ));
+    }
+
+    #[test]
+    fn a_key_may_be_a_credential_of_systemd_and_then_needs_no_file() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let (dir, credentials) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let now = at("2026-11-27T00:00:00Z");
+        let url = "https://id.example.com".parse().unwrap();
+        let issuer = change::init(dir.path(), url, now).unwrap().publish().unwrap();
+        let kid = kids(&issuer.jwks(now))[0].clone();
+        let given = credentials.path().join(format!("{}{kid}", crate::identity::keys::CREDENTIAL));
+        std::fs::rename(key_file(dir.path(), &kid), &given).unwrap();
+        let mode = |mode| {
+            std::fs::set_permissions(&given, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        let open = || IssuerKeys::open(dir.path(), Some(credentials.path()));
+        mode(0o400);
+        assert_eq!(issuer.signing_key(&open().unwrap(), now).unwrap().kid(), kid);
+        // It stays open where its directory can no longer be reached.
+        let (keys, away) = (open().unwrap(), dir.path().join("away"));
+        std::fs::rename(&given, &away).unwrap();
+        issuer.signing_key(&keys, now).unwrap();
+        std::fs::rename(&away, &given).unwrap();
+        let none = IssuerKeys::open(dir.path(), None).unwrap();
+        assert!(matches!(
+            issuer.signing_key(&none, now),
+            Err(IssuerError::File(KeyFileError::Absent { .. } | KeyFileError::Read { .. }))
+        ));
+        mode(0o404);
+        assert!(matches!(open(), Err(KeyFileError::Unsafe { .. })));
+        mode(0o400);
+        let (other, _) = key::generate().unwrap();
+        mode(0o600);
+        std::fs::write(&given, other.expose()).unwrap();
+        assert!(matches!(
+            issuer.signing_key(&open().unwrap(), now),
+            Err(IssuerError::OtherKey { .. })
+        ));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
+use rustls::client::Resumption;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
@@ -49,10 +50,13 @@ pub fn config(pem: Option<&[u8]>) -> Result<Arc<ClientConfig>, Failure> {
         return Err(unusable());
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
+    let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|_| unusable())?
         .with_root_certificates(roots)
         .with_no_client_auth();
+    // Each call stands for itself, and a server of OpenSSL's that asks for client certificates, as rusty_vault
+    // does, may refuse to resume: SSL_CTX_set_session_id_context(3).
+    config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
 }

@@ -217,7 +217,13 @@ impl Server<'_> {
 
     /// Ends the token, and all leases that hang on it.
     fn end_token(&self, token: &str) -> Result<(), Failure> {
-        let answered = self.call(Method::POST, "auth/token/revoke-self", Some(token), None)?;
+        let end = |path: &str| self.call(Method::POST, path, Some(token), None);
+        let mut answered = end("auth/token/revoke-self")?;
+        // RustyVault has that path alone which names the token. No other server is told it so: there it would
+        // stand in logs, perhaps of a token that lives on.
+        if !answered.status.is_success() && is_rusty_vault(&answered) && is_plain(token) {
+            answered = end(&format!("auth/token/revoke/{token}"))?;
+        }
         match answered.status.as_u16() {
             // The server no longer knows it: then what hung on it is gone as well.
             403 => Ok(()),
@@ -248,6 +254,22 @@ impl Server<'_> {
         let body = body.map(|body| body.to_string().into_bytes()).unwrap_or_default();
         self.http.call(Call { method, url: &url, headers, body })
     }
+}
+
+/// Whether a refusal is RustyVault's: `{"error": TEXT}`, where Vault and OpenBao have `{"errors": [TEXT]}`.
+fn is_rusty_vault(answered: &Answered) -> bool {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Refusal {
+        #[serde(rename = "error")]
+        _error: String,
+    }
+    answered.json::<Refusal>().is_ok()
+}
+
+/// Whether a token can stand in a path as it is.
+fn is_plain(token: &str) -> bool {
+    token.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) && !token.contains("..")
 }
 
 fn success(answered: &Answered) -> Result<(), Failure> {

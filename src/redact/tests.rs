@@ -690,3 +690,48 @@ proptest! {
         prop_assert_eq!(show(&redact(&borrowed, cut(&text, &sizes))), show(&expected));
     }
 }
+
+/// As GitHub's stateless installation tokens are: a prefix, and a JWT of any length.
+#[test]
+fn a_long_token_is_masked_in_full_in_every_form() {
+    let digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    for length in [520, 541, 1_021, 4_100, 20_000] {
+        let mut state = length as u32;
+        let mut digit = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            digits[(state >> 26) as usize]
+        };
+        let mut token = b"ghs_eyJhbGciOiJSUzI1NiJ9.".to_vec();
+        token.resize_with(length, &mut digit);
+        token[length / 2] = b'.';
+        let percent: String = token.iter().map(|byte| format!("%{byte:02X}")).collect();
+        let json: String = token.iter().map(|byte| format!("\\u00{byte:02x}")).collect();
+        let mut forms = vec![
+            String::from_utf8(token.clone()).unwrap(),
+            hex(&token),
+            hex(&token).to_uppercase(),
+            wrap(&hex(&token), 60, "\n"),
+            percent,
+            json,
+        ];
+        for engine in [&STANDARD, &URL_SAFE_NO_PAD] {
+            let text = engine.encode(&token);
+            forms.extend([wrap(&text, 76, "\n"), wrap(&text, 64, "\r\n"), text]);
+        }
+        for form in forms {
+            let text = format!("token: {form} .");
+            for size in [1, 7, 100, 512, 4_096, 65_536] {
+                let out = redact(&[&token], text.as_bytes().chunks(size));
+                assert_eq!(show(&out), "token: *** .", "{length} in chunks of {size}");
+            }
+        }
+        // Inside something longer, as `Authorization: Basic` has it.
+        for before in 0..4 {
+            let whole = [&b"x-access-token:"[before..], &token].concat();
+            let text = STANDARD.encode(&whole);
+            let (from, to) = base64_mask(15 - before, length, &text);
+            let out = redact(&[&token], text.as_bytes().chunks(1_000));
+            assert_eq!(show(&out), format!("{}***{}", &text[..from], &text[to..]), "{length}");
+        }
+    }
+}

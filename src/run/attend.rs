@@ -86,6 +86,8 @@ struct Attendant<'a> {
     refused: u64,
     /// Of minted values, at their sources.
     renewing: Vec<Renewal>,
+    /// The trail could not be told that a value ended by itself: not tried again before the end.
+    expiry_is_untold: bool,
     ended: Option<(Ending, Vec<(u64, bool)>)>,
     gone: bool,
 }
@@ -153,6 +155,7 @@ pub fn attend(
         uses: BTreeMap::new(),
         refused: 0,
         renewing: Vec::new(),
+        expiry_is_untold: false,
         ended: None,
         gone: false,
     };
@@ -189,6 +192,7 @@ impl Attendant<'_> {
             }
             self.renew_what_is_due()?;
             self.replace_what_is_due()?;
+            self.tell_what_expired();
             let is_unheard = self.caller.connection().is_some_and(|c| c.borrow().is_unheard());
             if is_unheard && self.has_room() {
                 self.listen()?;
@@ -219,7 +223,8 @@ impl Attendant<'_> {
         let patience = self.outputs.iter().filter_map(Output::patience);
         let renewal = self.next_renewal().map(|at| at.saturating_sub(clock::boottime()));
         let replacement = self.next_replacement().map(|at| at.saturating_sub(clock::boottime()));
-        let patience = patience.chain(renewal).chain(replacement).min();
+        let expiry = self.next_expiry().map(|at| at.saturating_sub(clock::boottime()));
+        let patience = patience.chain(renewal).chain(replacement).chain(expiry).min();
         let connection = match self.lost {
             true => None,
             false => self.caller.connection(),

@@ -49,13 +49,14 @@ impl Minted {
 /// # Errors
 /// As a source that is not available: there is no issuer any more, or its key cannot be used.
 pub fn mint(
+    ledger: &Ledger,
     scene: &Scene,
     lease: &Leased,
     jwt: &Jwt,
     now: &Moment,
 ) -> Result<(Minted, Fresh), RunError> {
-    let state_dir = &scene.host.state_dir;
-    let issuer = Issuer::get(state_dir).map_err(unavailable)?;
+    let keys = ledger.issuer_keys();
+    let issuer = Issuer::get(keys.state_dir()).map_err(unavailable)?;
     let workload = Subject::new(&scene.profile_ref.identity(), &scene.run.agent);
     let grant = &lease.grant;
     let host = grant.audience().host.as_str();
@@ -91,7 +92,7 @@ pub fn mint(
         expires_at,
         more,
     }
-    .sign(&issuer, state_dir)
+    .sign(&issuer, keys)
     .map_err(unavailable)?;
     let about = About {
         issuer: issuer.url.to_string(),
@@ -109,7 +110,8 @@ pub fn mint(
 /// also when what was minted is to be revoked and the lease is over.
 pub fn proof(ledger: &Ledger, facts: &Facts, jwt: &Jwt) -> Result<Secret, RunError> {
     let now = crate::host::now().map_err(RunError::Clock)?;
-    let issuer = Issuer::get(ledger.state_dir()).map_err(unavailable)?;
+    let keys = ledger.issuer_keys();
+    let issuer = Issuer::get(keys.state_dir()).map_err(unavailable)?;
     let lease_id: LeaseId = facts.lease_id.parse()?;
     let lost = || StoreError::Missing { what: format!("lease {lease_id} and its run") };
     let (lease, run) = ledger.read(|view| {
@@ -137,7 +139,7 @@ pub fn proof(ledger: &Ledger, facts: &Facts, jwt: &Jwt) -> Result<Secret, RunErr
         expires_at: now.wall.checked_add(life).unwrap_or(now.wall),
         more,
     }
-    .sign(&issuer, ledger.state_dir())
+    .sign(&issuer, keys)
     .map_err(unavailable)
 }
 
@@ -162,7 +164,7 @@ fn authorize(claims: &mut Map<String, Value>, lease: &Leased) {
     claims.insert("authorization_details".to_owned(), json!([detail]));
 }
 
-fn unavailable(error: IssuerError) -> RunError {
+pub(super) fn unavailable(error: IssuerError) -> RunError {
     RunError::Refused(Refusal {
         kind: RefusalKind::SourceUnavailable,
         message: format!(

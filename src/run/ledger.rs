@@ -4,7 +4,7 @@
 
 mod grant;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::attend::Exited;
@@ -13,6 +13,7 @@ use super::error::RunError;
 use super::scene::Scene;
 use super::value::unavailable_vault;
 use crate::host::Host;
+use crate::identity::IssuerKeys;
 use crate::launcher::client::Session;
 use crate::launcher::wire::Order;
 use crate::lease::Lease;
@@ -32,24 +33,31 @@ use grant::{begin, end_own_run, grant_fresh, record_start, redeem, same_run};
 pub struct Ledger {
     store: Arc<SharedStore>,
     boot_id: String,
-    key: Arc<KeySource>,
+    keys: Arc<Keys>,
     /// This is one exec of many.
     shared: Option<Arc<Shared>>,
     /// What was minted for this exec and is to end with it.
     pub mints: Vec<MintRecord>,
 }
 
+/// Where this host's keys are read from. Holds none.
+#[derive(Debug)]
+pub struct Keys {
+    pub vault: KeySource,
+    pub issuer: IssuerKeys,
+}
+
 /// What the execs of a broker have in common.
 pub struct Shared {
     /// Opened while there were the rights to.
-    pub key: Arc<KeySource>,
+    pub keys: Arc<Keys>,
     /// Told after each commit.
     pub committed: Box<dyn Fn(Heads) + Send + Sync>,
 }
 
 impl Ledger {
     /// For this process's one exec.
-    pub fn open(scene: &Scene, key: KeySource) -> Result<Self, RunError> {
+    pub fn open(scene: &Scene, keys: Keys) -> Result<Self, RunError> {
         let state_dir = &scene.host.state_dir;
         let store = SharedStore::open_single(state_dir).map_err(RunError::Trail)?;
         refuse_a_cut_trail(&store, state_dir, &scene.now.boot_id)?;
@@ -57,7 +65,7 @@ impl Ledger {
         Ok(Self {
             store: Arc::new(store),
             boot_id,
-            key: Arc::new(key),
+            keys: Arc::new(keys),
             shared: None,
             mints: Vec::new(),
         })
@@ -65,8 +73,8 @@ impl Ledger {
 
     /// For one exec of many: the broker checks the trail, keeps its head, and tidies.
     pub fn shared(store: Arc<SharedStore>, shared: Arc<Shared>) -> Self {
-        let key = Arc::clone(&shared.key);
-        Self { store, boot_id: String::new(), key, shared: Some(shared), mints: Vec::new() }
+        let keys = Arc::clone(&shared.keys);
+        Self { store, boot_id: String::new(), keys, shared: Some(shared), mints: Vec::new() }
     }
 
     /// The process ends now: the kernel closes the store's files, and sooner than SQLite takes itself
@@ -75,18 +83,18 @@ impl Ledger {
         std::mem::forget(self.store);
     }
 
-    pub fn state_dir(&self) -> &Path {
-        self.key.state_dir()
+    pub fn issuer_keys(&self) -> &IssuerKeys {
+        &self.keys.issuer
     }
 
     /// The vault's key, read anew: it is not kept.
     pub fn vault_key(&self) -> Result<VaultKey, VaultError> {
-        self.key.load()
+        self.keys.vault.load()
     }
 
     /// The same, and makes it where no secret was ever set: what revokes a minted value is sealed with it.
     pub fn vault_key_for_handles(&self) -> Result<VaultKey, VaultError> {
-        self.key.load_or_create()
+        self.keys.vault.load_or_create()
     }
 
     /// Looks at the store as it stands.
@@ -347,10 +355,14 @@ impl Ledger {
     }
 }
 
-/// Where the vault's key is, opened while there are the rights to.
-pub fn open_key(host: &Host) -> Result<KeySource, RunError> {
+/// Where the keys are, opened while there are the rights to.
+pub fn open_keys(host: &Host) -> Result<Keys, RunError> {
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
-    KeySource::open(&host.state_dir, credentials.as_deref()).map_err(unavailable_vault)
+    let (state_dir, credentials) = (&host.state_dir, credentials.as_deref());
+    let issuer = IssuerKeys::open(state_dir, credentials)
+        .map_err(|error| super::identity::unavailable(error.into()))?;
+    let vault = KeySource::open(state_dir, credentials).map_err(unavailable_vault)?;
+    Ok(Keys { vault, issuer })
 }
 
 /// A database that was removed would otherwise begin a new trail in silence.

@@ -402,6 +402,43 @@ fn end(
     tell(ledger, hostname, &ended)
 }
 
+/// When the next of this exec's values ends by itself, on `CLOCK_BOOTTIME`; not one that is being renewed.
+pub fn next_expiry(
+    ledger: &Ledger,
+    config: &HostConfig,
+    is_renewing: impl Fn(&MintId) -> bool,
+) -> Option<Duration> {
+    let ending = ledger
+        .mints
+        .iter()
+        .filter(|mint| !must_be_revoked(config, mint) && !is_renewing(&mint.mint_id));
+    let first = ending.filter_map(|mint| mint.about.expires_at).min()?;
+    let now = crate::host::now().ok()?;
+    Timestamp::from_millisecond(first).ok().map(|at| value::until(at, &now))
+}
+
+/// Records what has ended by itself by now.
+pub fn tell_expired(
+    ledger: &mut Ledger,
+    scene: &Scene,
+    is_renewing: impl Fn(&MintId) -> bool,
+) -> Result<(), RunError> {
+    let now = crate::host::now().map_err(RunError::Clock)?.wall.as_millisecond();
+    let config = &scene.host.config;
+    let is_over = |mint: &MintRecord| {
+        mint.about.expires_at.is_some_and(|at| at <= now)
+            && !must_be_revoked(config, mint)
+            && !is_renewing(&mint.mint_id)
+    };
+    let over: Vec<_> = ledger.mints.iter().filter(|mint| is_over(mint)).cloned().collect();
+    let told: Vec<_> = over.into_iter().map(|mint| (mint, End::Expired)).collect();
+    if !told.is_empty() {
+        tell(ledger, &scene.hostname, &told)?;
+        ledger.mints.retain(|mint| !told.iter().any(|(told, _)| told.mint_id == mint.mint_id));
+    }
+    Ok(())
+}
+
 /// Whether it is there until it is taken away, as a role of a database is.
 fn must_be_revoked(config: &HostConfig, mint: &MintRecord) -> bool {
     let source = config.secrets.get(&mint.secret).map(|entry| &entry.source);

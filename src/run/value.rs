@@ -187,7 +187,7 @@ fn begin(ledger: &Ledger, scene: &Scene, session: &Session, lease: &Leased, now:
         SecretSource::File { .. } | SecretSource::Command { .. } => {
             asked(Question::open(session, name))
         }
-        SecretSource::Jwt(jwt) => match identity::mint(scene, lease, jwt, now) {
+        SecretSource::Jwt(jwt) => match identity::mint(ledger, scene, lease, jwt, now) {
             Ok((minted, fresh)) => made(Value::Token(minted), fresh),
             Err(why) => Begun::Failed(why),
         },

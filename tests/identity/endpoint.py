@@ -51,8 +51,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.say(200, "text/xml", f"""<AssumeRoleWithWebIdentityResponse
  xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><AssumeRoleWithWebIdentityResult>
  <AssumedRoleUser><Arn>{form["RoleArn"]}/{form["RoleSessionName"]}</Arn><AssumedRoleId>A:x</AssumedRoleId></AssumedRoleUser>
- <Credentials><AccessKeyId>ASIAFRESHFRESHFRESH1</AccessKeyId><SecretAccessKey>s</SecretAccessKey>
- <SessionToken>t</SessionToken><Expiration>{expires.strftime("%Y-%m-%dT%H:%M:%SZ")}</Expiration></Credentials>
+ <Credentials><AccessKeyId>ASIAFRESHFRESHFRESH1</AccessKeyId><SecretAccessKey>fresh-secret-access-key-0123456789</SecretAccessKey>
+ <SessionToken>fresh-session-token-0123456789</SessionToken><Expiration>{expires.strftime("%Y-%m-%dT%H:%M:%SZ")}</Expiration></Credentials>
 </AssumeRoleWithWebIdentityResult><ResponseMetadata><RequestId>{uuid.uuid4()}</RequestId></ResponseMetadata>
 </AssumeRoleWithWebIdentityResponse>""")
         token = {"access_token": "cloud-access-token", "token_type": "Bearer", "expires_in": 3599,

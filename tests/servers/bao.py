@@ -3,16 +3,22 @@
 AppRole and JWT logins, tokens that are ended with all that hangs on them. Seals, storage and policies are
 not here.
 
-Argument: how long a lease of the dynamic engine lasts, in seconds. Prints its port, then what it did as
-lines of JSON."""
+Arguments: how long a lease of the dynamic engine lasts, in seconds; and, for JWT logins as its `jwt` method has
+them with `oidc_discovery_url`: the issuer, the role's `bound_audiences` and `bound_subject`. They are verified
+with PyJWT by the keys that the issuer publishes; without these arguments one fixed word is taken. Prints its port,
+then what it did as lines of JSON."""
 
 import http.server
 import json
 import secrets
 import sys
 import time
+import urllib.request
+
+import jwt
 
 LEASE = float(sys.argv[1])
+ISSUER, BOUND_AUDIENCE, BOUND_SUBJECT = sys.argv[2:5] if len(sys.argv) > 2 else (None, None, None)
 ROOT, ROLE_ID, SECRET_ID, JWT = "root-token-0123456789", "role-1", "secret-id-0123456789", "header.claims.signature"
 tokens = {ROOT: None}
 leases = {}
@@ -25,6 +31,21 @@ def say(**what):
 def drop(lease, why):
     leases.pop(lease, None)
     say(lease=lease, ended=why)
+
+
+def claims_of(assertion):
+    """Of a JWT login, or None where it is refused."""
+    try:
+        with urllib.request.urlopen(ISSUER + "/.well-known/openid-configuration") as answer:
+            discovery = json.load(answer)
+        signing = jwt.PyJWKClient(discovery["jwks_uri"]).get_signing_key_from_jwt(assertion)
+        claims = jwt.decode(assertion, signing, algorithms=["RS256"], audience=BOUND_AUDIENCE, issuer=ISSUER,
+                            options={"require": ["exp", "iat", "nbf", "jti", "sub"]})
+    except Exception as e:
+        return say(login="refused", why=type(e).__name__)
+    if claims["sub"] != BOUND_SUBJECT:
+        return say(login="refused", why="sub")
+    return claims
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -47,11 +68,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
             drop(lease, "expired")
         if path in ("auth/approle/login", "auth/jwt/login"):
             right = {"role_id": ROLE_ID, "secret_id": SECRET_ID} if "approle" in path else {"role": "ci", "jwt": JWT}
+            claims = None
+            if ISSUER and "jwt" in path:
+                claims = claims_of(body.get("jwt", ""))
+                right = {**body, "role": "ci"} if claims else None
             if body != right:
                 return self.answer(400, {"errors": ["invalid role or secret ID"]})
             fresh = "s." + secrets.token_urlsafe(18)
             tokens[fresh] = None
-            say(login=path)
+            say(login=path, claims=claims)
             return self.answer(200, {"auth": {"client_token": fresh, "accessor": "a", "entity_id": "entity-1",
                                               "lease_duration": 60, "renewable": True}})
         if token not in tokens or self.headers.get("X-Vault-Request") != "true":

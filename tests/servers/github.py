@@ -85,8 +85,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.answer(422, {"message": "The permissions requested are not granted"})
         if BEHAVIOUR == "wide":
             names |= {"secrets"}
-        # As long as the stateless tokens that GitHub issues since 2026.
-        token = "ghs_" + secrets.token_urlsafe(400)
+        # Stateless, as GitHub issues them since 2026: the prefix and a JWT, longer than any before.
+        token = "ghs_" + jwt.encode({"jti": secrets.token_urlsafe(600), "repos": sorted(names)}, secrets.token_bytes(32))
         tokens[token] = {"repositories": names}
         expires = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=1)
         self.answer(201, {

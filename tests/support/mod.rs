@@ -6,6 +6,7 @@
 //! - [`probe`]: hostile programs, compiled once, and the bare namespace in which each is shown to work
 //! - [`host`]: what the machine shows from outside: processes, mounts, cgroups, files
 //! - [`http`]: HTTP over a Unix socket, byte by byte
+//! - [`issuer`]: this host as an issuer of identities, served
 //! - [`schema`]: JSON against the description of the API
 //! - [`servers`]: other programs that serve: from PyPI and npm, and `tests/servers`
 //! - [`broker`]: `sublet serve` for one test
@@ -13,6 +14,7 @@
 //! - [`bundle`]: containers of a real `runc`
 //! - [`leak`]: descriptors that a command passes out of its sandbox, and what they show later
 //! - [`postgres`]: a database server of one test
+//! - [`rusty_vault`]: a real Vault-compatible server of one test
 //! - [`venv`]: Python libraries of the tests
 //! - [`git_server`]: `git http-backend` behind a server that demands a token
 //!
@@ -26,10 +28,12 @@ pub mod far;
 pub mod git_server;
 pub mod host;
 pub mod http;
+pub mod issuer;
 pub mod leak;
 pub mod outcome;
 pub mod postgres;
 pub mod probe;
+pub mod rusty_vault;
 pub mod schema;
 pub mod servers;
 pub mod venv;

@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-fn target() -> PathBuf {
+pub(super) fn target() -> PathBuf {
     // Beside the tests' own binaries: target/debug/deps.
     let exe = std::env::current_exe().unwrap();
     exe.ancestors().nth(3).unwrap().to_owned()
 }
 
-fn made(directory: &Path, stamp: &str, make: impl FnOnce()) {
+pub(super) fn made(directory: &Path, stamp: &str, make: impl FnOnce()) {
     fs::create_dir_all(directory).unwrap();
     let lock = fs::File::create(directory.join("lock")).unwrap();
     lock.lock().unwrap();
@@ -58,7 +58,7 @@ pub fn node() -> PathBuf {
 }
 
 #[track_caller]
-fn run(command: &mut Command) {
+pub(super) fn run(command: &mut Command) {
     let ended = command.output().unwrap();
     assert!(ended.status.success(), "{command:?}: {}", String::from_utf8_lossy(&ended.stderr));
 }

@@ -1,6 +1,8 @@
 //! `[issuer]`.
 #![forbid(unsafe_code)]
 
+use std::path::PathBuf;
+
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -16,6 +18,7 @@ pub(super) struct RawIssuer {
     token_ttl: Option<Spanned<Span>>,
     #[serde(default)]
     allow: Vec<Spanned<String>>,
+    publish: Option<Spanned<PathBuf>>,
 }
 
 impl At<'_> {
@@ -31,6 +34,7 @@ impl At<'_> {
                 None => default.token_ttl,
             },
             allow: self.allow(&raw.allow)?,
+            publish: raw.publish.map(|path| self.absolute(path, "issuer.publish")).transpose()?,
         })
     }
 }

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use super::Attendant;
 use crate::launcher::wire::{Notice, Order};
-use crate::model::id::LeaseId;
+use crate::model::id::{LeaseId, MintId};
 use crate::redact::Patterns;
 use crate::run::error::RunError;
+use crate::run::mint;
 use crate::run::mint::renew::{self, Renewal};
 use crate::run::scene::EXEC;
 use crate::sys::clock;
@@ -54,7 +55,7 @@ impl Attendant<'_> {
                 continue;
             }
             if self.ledger.renew(self.scene, &mut self.leased[index])? {
-                self.extend(index)?;
+                self.renewed(index)?;
             }
         }
         Ok(())
@@ -94,8 +95,39 @@ impl Attendant<'_> {
         Ok(())
     }
 
+    /// A lease has more time, and what was minted for it shall have.
+    pub(super) fn renewed(&mut self, index: usize) -> Result<(), RunError> {
+        let lease = &self.leased[index].record.lease_id;
+        renew::follow(self.ledger, &self.scene.host.config, lease)?;
+        self.extend(index)
+    }
+
+    /// What was minted and has ended by itself is told when it has, not when the exec is over.
+    pub(super) fn tell_what_expired(&mut self) {
+        if self.expiry_is_untold || self.next_expiry().is_none_or(|at| at > clock::boottime()) {
+            return;
+        }
+        let renewing = &self.renewing;
+        let is_renewing = |id: &MintId| renewing.iter().any(|renewal| renewal.mint == *id);
+        if let Err(e) = mint::tell_expired(self.ledger, self.scene, is_renewing) {
+            // The exec's end tells it.
+            self.expiry_is_untold = true;
+            eprintln!("sublet: {e}\r");
+        }
+    }
+
+    /// When the next minted value ends by itself.
+    pub(super) fn next_expiry(&self) -> Option<Duration> {
+        if self.ended.is_some() || self.expiry_is_untold {
+            return None;
+        }
+        let config = &self.scene.host.config;
+        let is_renewing = |id: &MintId| self.renewing.iter().any(|renewal| renewal.mint == *id);
+        mint::next_expiry(self.ledger, config, is_renewing)
+    }
+
     /// The delivery of a renewed lease stays for longer.
-    pub(super) fn extend(&self, index: usize) -> Result<(), RunError> {
+    fn extend(&self, index: usize) -> Result<(), RunError> {
         let expires = self.leased[index].until();
         let order = Order::Extend { exec: EXEC, delivery: index as u32, expires };
         Ok(self.session.order(&order)?)

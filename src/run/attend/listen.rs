@@ -90,7 +90,7 @@ impl Attendant<'_> {
                 Mail::Renewed { lease, expires_at, expires_boot } => {
                     if let Some(index) = self.index_of(&lease) {
                         self.leased[index].extend(expires_at, expires_boot, self.scene);
-                        self.extend(index)?;
+                        self.renewed(index)?;
                     }
                 }
             }

@@ -89,7 +89,7 @@ impl Attendant<'_> {
         self.tokens[which].due = now.boot + AGAIN;
         let lease = &self.leased[index];
         let SecretSource::Jwt(jwt) = lease.grant.source() else { return Ok(()) };
-        match identity::mint(self.scene, lease, jwt, &now) {
+        match identity::mint(self.ledger, self.scene, lease, jwt, &now) {
             Ok((minted, fresh)) => {
                 if let Err(e) = mint::record(self.ledger, self.scene, self.session, vec![fresh]) {
                     // Without its record it goes nowhere.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::{draft, send};
+use crate::config::{HostConfig, SecretSource};
 use crate::launcher::client::Session;
 use crate::model::event::EventType;
 use crate::model::id::{LeaseId, MintId};
@@ -22,7 +23,7 @@ use crate::store::Durability;
 
 /// A renewal that is under way.
 pub struct Renewal {
-    mint: MintId,
+    pub mint: MintId,
     lease: LeaseId,
     pub question: Question,
 }
@@ -32,6 +33,18 @@ pub fn next(ledger: &Ledger) -> Option<Duration> {
     let first = ledger.mints.iter().filter_map(|mint| mint.about.renew_at).min()?;
     let now = crate::host::now().ok()?;
     Timestamp::from_millisecond(first).ok().map(|at| value::until(at, &now))
+}
+
+/// The lease was given more time: what was made to end with it is to be renewed at once.
+pub fn follow(ledger: &mut Ledger, config: &HostConfig, lease: &LeaseId) -> Result<(), RunError> {
+    let now = crate::host::now().map_err(RunError::Clock)?.wall.as_millisecond();
+    for mint in ledger.mints.iter_mut().filter(|mint| mint.lease_id == *lease) {
+        let source = config.secrets.get(&mint.secret).map(|entry| &entry.source);
+        if matches!(source, Some(SecretSource::Minted(m)) if m.kind.ends_with_the_lease()) {
+            mint.about.renew_at = Some(now);
+        }
+    }
+    Ok(())
 }
 
 /// Asks for what is due.
