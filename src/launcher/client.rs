@@ -12,7 +12,7 @@ use rustix::net::Shutdown;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::serve;
-use super::wire::{self, Notice, Order, Ticket, WireError};
+use super::wire::{self, Notice, Order, Refusal, Ticket, WireError};
 use crate::host::{Places, Trust};
 use crate::model::id::ExecId;
 use crate::sys::process::{self, Forked};
@@ -35,6 +35,8 @@ pub struct Session {
     live: Cell<u32>,
     tickets: Cell<Ticket>,
     passed_over: RefCell<VecDeque<(Notice, Vec<OwnedFd>)>>,
+    /// Why the launcher has ended, once it has said so: the answer to all that is asked of it since.
+    unsettled: RefCell<Option<Refusal>>,
 }
 
 /// A launcher that is not yet told where this host keeps things. It has begun with what does not hang on that.
@@ -130,6 +132,7 @@ impl Session {
             live: Cell::default(),
             tickets: Cell::default(),
             passed_over: RefCell::default(),
+            unsettled: RefCell::default(),
         }
     }
 
@@ -197,8 +200,15 @@ impl Session {
     }
 
     fn receive(&self) -> Result<(Notice, Vec<OwnedFd>), WireError> {
-        let received = wire::receive(self.socket.as_fd())?;
+        let received = match wire::receive(self.socket.as_fd()) {
+            Err(WireError::Gone) => {
+                let why = self.unsettled.borrow().clone();
+                return Err(why.map_or(WireError::Gone, WireError::Unsettled));
+            }
+            received => received?,
+        };
         if let (Notice::Unsettled { refusal }, _) = received {
+            *self.unsettled.borrow_mut() = Some(refusal.clone());
             return Err(WireError::Unsettled(refusal));
         }
         if matches!(received.0, Notice::Ended { .. } | Notice::Refused { .. }) {
