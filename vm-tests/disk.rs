@@ -36,6 +36,8 @@ const PACKAGES: &[&str] = &[
     "git",
     "curl",
     "runc",
+    "crun",
+    "podman",
     "strace",
     "busybox-static",
     "openssl",
