@@ -45,6 +45,7 @@ pub const SUITES: &[Suite] = &[
     suite("hook", true, &[]),
     suite("into", false, &[]),
     suite("guard", false, &[]),
+    suite("projection", false, &[]),
     suite("awkward", false, &[]),
     suite("bad_input", false, &[]),
     suite("git", false, &[]),

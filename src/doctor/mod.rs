@@ -9,9 +9,11 @@
 //! - [`host`]: cgroups, capabilities, ptrace
 //! - [`places`]: the state directory and the configuration
 //! - [`broker`]: what `sublet serve` would be here
+//! - [`hooks`]: what container runtimes call here
 #![forbid(unsafe_code)]
 
 pub mod broker;
+pub mod hooks;
 pub mod host;
 pub mod kernel;
 pub mod memory;
@@ -112,6 +114,7 @@ pub fn examine(places: &Places) -> Report {
         memory::examine(is_privileged),
         places::examine(places),
         broker::examine(places, privileges.mode),
+        hooks::examine(places),
     ];
     Report { checks: checks.into_iter().flatten().collect() }
 }

@@ -31,6 +31,10 @@ pub struct Places {
     /// Whose `sublet serve` would be where root starts it, or why it could be no one's. Nothing as for the
     /// state.
     pub broker: Option<Result<Account, String>>,
+    /// Where container runtimes look for hooks.
+    pub hook_directories: Vec<PathBuf>,
+    /// `[hook] binary`.
+    pub hook_binary: Option<PathBuf>,
     /// Walls of the broker that the configuration does without.
     pub waive: Vec<BrokerWall>,
 }

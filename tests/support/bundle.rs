@@ -194,6 +194,12 @@ impl Container<'_> {
         finish(self.bundle.runc(&["exec", &self.bundle.id, "/bin/sh", "-c", script]), b"", None)
     }
 
+    /// The same as another user, `UID:GID`.
+    pub fn exec_as(&self, user: &str, script: &str) -> Outcome {
+        let args = ["exec", "--user", user, &self.bundle.id, "/bin/sh", "-c", script];
+        finish(self.bundle.runc(&args), b"", None)
+    }
+
     pub fn said(&self) -> String {
         fs::read_to_string(&self.said).unwrap_or_default()
     }
