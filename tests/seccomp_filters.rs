@@ -672,7 +672,9 @@ fn a_faulty_program_is_not_installed() {
 
 #[test]
 fn a_filter_of_the_users_works_like_a_built_in_one() {
-    let text = std::fs::read_to_string("seccomp/default.json").unwrap();
+    let text =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/seccomp/default.json"))
+            .unwrap();
     let own = compile(&text.replace(r#"{"syscall": "uname"},"#, "")).unwrap();
     let probes = [
         probe(Expect::Reaches(ENOSYS), "uname", libc::SYS_uname, [at_scratch()]),

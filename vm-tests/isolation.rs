@@ -43,6 +43,7 @@ pub const SUITES: &[Suite] = &[
     suite("launcher_trust", true, &[]),
     // What needs cgroup v2 alone: crun and podman, each as it is.
     suite("hook", true, &[]),
+    suite("podman", true, &[]),
     suite("into", false, &[]),
     suite("guard", false, &[]),
     suite("projection", false, &[]),
@@ -55,7 +56,8 @@ pub const SUITES: &[Suite] = &[
     suite("broker_memory", false, &[]),
     suite("api_sockets", false, &[]),
     suite("trail", false, &[]),
-    suite("lib", false, &[]),
+    // Properties of the pure redactor, thousands of cases each: no kernel's affair, and tens of minutes here.
+    suite("lib", false, &["redact::tests::"]),
 ];
 
 /// What the guest's root holds of the build: (here, there).

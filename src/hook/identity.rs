@@ -5,12 +5,13 @@
 
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use rustix::fs::{
-    CWD, Mode, OFlags, XattrFlags, fchown, fsetxattr, fstat, fstatfs, mkdirat, openat,
+    AtFlags, CWD, Mode, OFlags, XattrFlags, fchown, fsetxattr, fstat, fstatfs, mkdirat, openat,
+    unlinkat,
 };
 use rustix::io::Errno;
 
@@ -51,12 +52,18 @@ pub fn make(runtime_dir: &Path, run: &RunId, reader: u32) -> Result<(), Director
         });
     }
     let owner = fstat(&above).to("look at the run's directory")?.st_uid;
-    match mkdirat(&above, "identity", Mode::RWXU) {
-        // Of a call before this one.
-        Ok(()) | Err(Errno::EXIST) => {}
-        Err(e) => return Err(e).to("make the directory"),
+    mkdirat(&above, "identity", Mode::RWXU).to("make the directory")?;
+    let opened = open_to(above.as_fd(), owner, reader);
+    if opened.is_err() {
+        // Still root's own: the broker could not remove it.
+        unlinkat(&above, "identity", AtFlags::REMOVEDIR).to("remove the directory again")?;
     }
-    let directory = openat(&above, "identity", flags, Mode::empty()).to("open the directory")?;
+    opened
+}
+
+fn open_to(above: BorrowedFd<'_>, owner: u32, reader: u32) -> Result<(), DirectoryError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let directory = openat(above, "identity", flags, Mode::empty()).to("open the directory")?;
     let list = access_list(reader);
     for name in [c"system.posix_acl_access", c"system.posix_acl_default"] {
         fsetxattr(&directory, name, &list, XattrFlags::empty()).to("set the access list")?;

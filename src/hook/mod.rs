@@ -360,9 +360,10 @@ fn poststop(state: &State, setting: &Setting<'_>) -> Result<(), HookError> {
     if records.is_empty() && !state.annotations.keys().any(|k| k.starts_with("dev.sublet.")) {
         return Ok(());
     }
-    let ended = end_all(setting, &prefix, &state.id);
+    let mut ended = end_all(setting, &prefix, &state.id);
     for record in records {
-        identity::wipe(setting.runtime_dir, &record.run_id).map_err(failed)?;
+        let wiped = identity::wipe(setting.runtime_dir, &record.run_id).map_err(failed);
+        ended = ended.and(wiped);
         let flags = rustix::fs::OFlags::PATH
             | rustix::fs::OFlags::DIRECTORY
             | rustix::fs::OFlags::NOFOLLOW
