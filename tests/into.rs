@@ -58,6 +58,9 @@ fn it_has_the_containers_files_and_network_and_namespaces_of_its_own() {
         assert_eq!(seen.enforced(effect)["status"], "full", "{seen}");
     }
     assert_eq!(seen.enforced("network")["by"][0], "container_network_namespace");
+    // The host's abstract sockets are another namespace's.
+    let by = seen.enforced("abstract_sockets")["by"].clone();
+    assert_eq!(by[0], "container_network_namespace", "{seen}");
     // What it made is the container's, of the workspace's owner.
     use std::os::unix::fs::MetadataExt;
     assert_eq!(fs::metadata(bundle.root("work/made")).unwrap().uid(), 1000);

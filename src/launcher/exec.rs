@@ -25,7 +25,8 @@ use rustix::fs::Mode as FileMode;
 use rustix::io::Errno;
 
 use super::compile::{self, Profiles, Spec};
-use super::posture::{self, Facts};
+use super::into;
+use super::posture::{self, Facts, Joins};
 use super::wire::{
     DeliverySpec, ENDPOINT_PORT, Ending, ExecNumber, FilledSpec, Prepare, Refusal, RefusalKind,
 };
@@ -103,7 +104,7 @@ pub struct Exec {
     /// Of the deliveries' memory, where there are any.
     never_swaps: Option<bool>,
     is_in_container: bool,
-    joins_network: bool,
+    joins: Joins,
     /// The child has built everything and waits for the go.
     ready: bool,
     start: Option<(Vec<FilledSpec>, Option<Duration>)>,
@@ -204,7 +205,7 @@ impl Exec {
             profile: compiled.profile,
             never_swaps: (!order.deliveries.is_empty()).then_some(!swaps),
             is_in_container: compiled.is_in_container,
-            joins_network: compiled.network.is_some(),
+            joins: into::joins(compiled.network.as_ref()),
             deliveries,
             tokens,
             ready: false,
@@ -333,7 +334,7 @@ impl Exec {
             ownership: self.sandbox.facts.ownership.clone(),
             cpus: setting.cpus,
             never_swaps: self.never_swaps,
-            joins_network: self.joins_network,
+            joins: self.joins,
         }
     }
 

@@ -3,6 +3,7 @@
 
 use super::compile::{self, Command, Compiled, Spec};
 use super::exec::{self, Setting};
+use super::into;
 use super::posture::{self, Facts};
 use super::wire::{Explanation, Prepare, Refusal};
 use crate::sandbox::identity::{Identity, Mode};
@@ -36,7 +37,7 @@ pub fn explain(prepare: &Prepare, setting: &Setting) -> Result<Explanation, Refu
         ownership,
         cpus: setting.cpus,
         never_swaps: (!prepare.deliveries.is_empty()).then_some(setting.mode == Mode::Privileged),
-        joins_network: compiled.network.is_some(),
+        joins: into::joins(compiled.network.as_ref()),
     })?;
     let mounts = layout.entries.iter().map(|(at, entry)| {
         let at = at.display();
