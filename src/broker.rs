@@ -15,6 +15,7 @@ mod late;
 mod leases;
 pub mod listeners;
 pub mod metrics;
+mod projection;
 mod revoker;
 mod runs;
 mod sweeper;
@@ -54,6 +55,7 @@ use keeper::Heard;
 use late::LateEnd;
 use listeners::Listeners;
 use metrics::Metrics;
+pub use projection::ProjectedView;
 use runs::ActiveRun;
 
 /// How long execs have to die once they are killed.
@@ -80,6 +82,7 @@ pub struct Broker {
     launcher_died: AtomicBool,
     stopped: AtomicBool,
     fingerprints: guard::Known,
+    projections: Mutex<projection::Projections>,
 }
 
 /// What a broker begins with: the process has settled.
@@ -230,6 +233,7 @@ impl Broker {
             launcher_died: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
             fingerprints: guard::Known::default(),
+            projections: Mutex::default(),
         };
         broker.transaction(Durability::Durable, |tx| {
             entries::close_orphans(tx, &broker.hostname, &now)?;
@@ -247,7 +251,9 @@ impl Broker {
             if let Err(e) = broker.admit(run, None) {
                 // It stays active in the record, and is tried again at the next start.
                 tracing::error!(%run_id, error = %e.message(), "could not take a run up again");
+                continue;
             }
+            broker.project_again(&run_id);
         }
         Ok(broker)
     }
@@ -297,6 +303,7 @@ impl Broker {
     /// The last words in the trail.
     pub fn stop(&self) -> Result<(), BrokerError> {
         self.stopped.store(true, Ordering::Release);
+        self.wipe_projected();
         let now = self.now()?;
         self.transaction(Durability::Durable, |tx| {
             let mut last = Draft::new(EventType::BrokerStopped, now.wall, &self.hostname);

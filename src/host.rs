@@ -364,6 +364,11 @@ pub fn agent_socket(runtime_dir: &Path, run: &RunId) -> PathBuf {
     runtime_dir.join("runs").join(run.as_str()).join("agent.sock")
 }
 
+/// Where a container's run has its projected identity tokens, in the directory that the container sees.
+pub fn identity_directory(runtime_dir: &Path, run: &RunId) -> PathBuf {
+    agent_socket(runtime_dir, run).with_file_name("identity")
+}
+
 /// Where an issuer of workload identities keeps what is public of it, beside its keys.
 pub fn issuer_file(state_dir: &Path) -> PathBuf {
     state_dir.join(keyfile::DIRECTORY).join("issuer.json")

@@ -11,7 +11,7 @@ mod deliver;
 pub mod entries;
 mod error;
 mod explained;
-mod identity;
+pub mod identity;
 pub mod ledger;
 pub mod mailbox;
 pub mod mint;

@@ -188,9 +188,9 @@ impl Caller {
             let mut ran = Vec::new();
             // Whatever fails from here on fails because the broker is shot; what it did shows later.
             while !stop.load(Ordering::Relaxed) {
-                let Some(()) = one_lease(&socket, channel, &script, &marker, &mut ran) else {
-                    break;
-                };
+                let goes_on = || !stop.load(Ordering::Relaxed);
+                let asked = (&socket, channel, script.as_str(), marker.as_str());
+                let Some(()) = one_lease(asked, &mut ran, goes_on) else { break };
             }
             ran
         });
@@ -199,16 +199,17 @@ impl Caller {
 }
 
 fn one_lease(
-    socket: &PathBuf,
-    channel: &'static str,
-    script: &str,
-    marker: &str,
+    (socket, channel, script, marker): (&PathBuf, &'static str, &str, &str),
     ran: &mut Vec<Ran>,
+    goes_on: impl Fn() -> bool,
 ) -> Option<()> {
     let client = Client::connect(socket).ok()?;
     let flag = format!("by.{channel}@svc.test,uses={USES}").parse().unwrap();
     let lease = client.request(&LeaseBody::new(flag, None)).ok()?.lease_id;
     for _ in 0..USES {
+        if !goes_on() {
+            return None;
+        }
         let mut body = ExecBody::of(["sh", "-c", script, marker]);
         body.lease_ids = vec![lease.clone()];
         let mut exec = client.exec(&body).ok()?;
@@ -410,11 +411,11 @@ fn killed_in_use(victim: Victim) {
     let marker = format!("in-use-{}-{victim:?}-", std::process::id());
     let client = Client::connect(&run.socket).unwrap();
     let unused = client.request(&LeaseBody::new("by.env@svc.test".parse().unwrap(), None)).unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
     let callers: Vec<Caller> = CHANNELS
         .map(|channel| {
             let script = leaks.script(channel, &format!("touch up-{channel}; sleep 600"));
-            let stop = Arc::new(AtomicBool::new(false));
-            Caller::start(run.socket.clone(), channel, script, marker.clone(), stop)
+            Caller::start(run.socket.clone(), channel, script, marker.clone(), Arc::clone(&stop))
         })
         .into();
     for channel in CHANNELS {
@@ -423,13 +424,16 @@ fn killed_in_use(victim: Victim) {
     }
     let leaked = [leaks.memfd.take(), leaks.file.take()];
     assert!(leaked.iter().all(|file| shows(file, VALUE)));
-    assert_eq!(showing(&marker).len(), CHANNELS.len());
+    // Until each shell's last child has executed it shows its parent's command line.
+    eventually("each exec shows once", || showing(&marker).len() == CHANNELS.len());
     // The launcher keeps a child ahead of the next exec, which must go as the others do.
     let with_seed = CHANNELS.len() + 1;
     eventually("each exec and the seed have a cgroup", || {
         Remains::of(&broker, &marker).cgroups.len() == with_seed
     });
     let left = Remains::of(&broker, &marker);
+    // Whose exec is seen to end before the service is asks for no other.
+    stop.store(true, Ordering::Relaxed);
     kill(&mut broker, victim);
     left.assert_dead();
     if victim == Victim::Both {

@@ -119,6 +119,8 @@ fn no_value_of_a_thousand_is_left_in_memory() {
 fn lease(agent: &Client, capability: &str, channel: &str) -> LeaseId {
     let body: LeaseBody = serde_json::from_value(serde_json::json!({
         "capability": capability, "audience": "svc.test", "channel": channel, "uses": 100_000,
+        // A thousand execs take minutes under emulation.
+        "ttl": "10m",
     }))
     .unwrap();
     agent.request(&body).unwrap().lease_id

@@ -50,6 +50,48 @@ fn the_state_directory_is_judged_where_it_is_named() {
     assert_eq!(status_at(0o700).0, "ok");
 }
 
+/// The directories of hooks are the test's own, in a mount namespace.
+#[test]
+fn the_files_of_docs_oci_are_judged_by_the_program_and_the_broker_that_they_need() {
+    let dir = tempfile::tempdir().unwrap();
+    let doctor = |files: &str, program: &str| {
+        let script = format!(
+            "mkdir -p \"$1/hooks.d\"; rm -f \"$1\"/hooks.d/*; cp {files} \"$1/hooks.d/\"
+             sed -i 's|/usr/local/bin/sublet|{program}|' \"$1\"/hooks.d/*
+             mount -t tmpfs none /etc; mkdir -p /etc/containers/oci/hooks.d
+             mount --bind \"$1/hooks.d\" /etc/containers/oci/hooks.d
+             exec \"$0\" doctor --json --state-dir \"$1/state\""
+        );
+        let output = Command::new("unshare")
+            .args(["--user", "--map-root-user", "--mount", "--propagation", "private", "sh", "-ec"])
+            .arg(script)
+            .arg(env!("CARGO_BIN_EXE_sublet"))
+            .arg(dir.path())
+            .output()
+            .unwrap();
+        let report = json(&stdout(&output));
+        let checks = report["checks"].as_array().unwrap().clone();
+        move |name: &str| {
+            let found = checks.iter().find(|check| check["name"] == name);
+            found.map(|check| (check["status"].clone(), check["found"].clone()))
+        }
+    };
+    let documents = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/oci/sublet-");
+    // Owned by root, as every program that this user namespace maps.
+    let all = doctor(&format!("{documents}*.json"), "/bin/true");
+    assert_eq!(all("hook_files").unwrap().0, "ok", "{:?}", all("hook_files"));
+    assert_eq!(all("hook_binary").unwrap().0, "warn");
+    let (status, found) = all("hook_broker").unwrap();
+    assert!(status == "fail" && found.as_str().unwrap().contains("control.sock"), "{found}");
+    let some =
+        doctor(&format!("{documents}createRuntime.json {documents}poststop.json"), "/bin/true");
+    let (status, found) = some("hook_files").unwrap();
+    assert!(status == "fail" && found.as_str().unwrap().contains("createContainer"), "{found}");
+    let gone = doctor(&format!("{documents}*.json"), "/nonexistent/sublet");
+    let (status, found) = gone("hook_files").unwrap();
+    assert!(status == "fail" && found.as_str().unwrap().contains("/nonexistent/sublet"), "{found}");
+}
+
 /// In a user namespace of its own the limit of namespaces is the test's to set: this host's stays.
 #[test]
 fn forbidden_user_namespaces_are_a_failure_that_names_the_switch() {

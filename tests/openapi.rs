@@ -322,6 +322,11 @@ fn a_live_service_answers_as_described() {
     }
     examiner.seen.insert(("get".to_owned(), "/metrics".to_owned()));
 
+    // `tests/projection.rs` has a container, and holds its answer against the description.
+    let identity = ("POST", "/v1/runs/{run_id}/identity", "/v1/runs/described/identity");
+    examiner.ask(&control, identity, None, 409);
+    examiner.seen.insert(("post".to_owned(), identity.1.to_owned()));
+
     let ended = ("DELETE", "/v1/runs/{run_id}", "/v1/runs/described");
     assert_eq!(examiner.ask(&control, ended, None, 200)["state"], "ended");
     let unknown = ("DELETE", "/v1/runs/{run_id}", "/v1/runs/nobody");

@@ -1,10 +1,10 @@
 //! Debian's packages: fetched by the machine's own apt from the machine's own mirror, and unpacked.
 //! Nothing is installed, and no configuration of the machine is changed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use super::{Result, workshop};
 
@@ -46,9 +46,29 @@ pub fn unpack(dir: &Path, suite: Suite, packages: &[String], root: &Path) -> Res
                 ))?
             }
         };
-        workshop::output(Command::new("dpkg").arg("-x").arg(&deb).arg(root))?;
+        lay(&deb, root)?;
     }
     Ok(())
+}
+
+/// As `dpkg -x` does, but a link to a directory stays one: `/lib` of a package goes where `/lib` leads.
+fn lay(deb: &Path, root: &Path) -> Result<()> {
+    let failed = |e: std::io::Error| format!("cannot unpack {}: {e}", deb.display());
+    let mut pack = Command::new("dpkg-deb")
+        .arg("--fsys-tarfile")
+        .arg(deb)
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
+    let stream = pack.stdout.take().ok_or("dpkg-deb has no pipe")?;
+    let mut lay = Command::new("tar");
+    lay.args(["-xpf", "-", "--keep-directory-symlink", "-C"]).arg(root).stdin(stream);
+    let laid = lay.status().map_err(failed)?;
+    let packed = pack.wait().map_err(failed)?;
+    if packed.success() && laid.success() {
+        return Ok(());
+    }
+    Err(format!("dpkg-deb: {packed} and tar: {laid}, unpacking {}", deb.display()))
 }
 
 fn downloaded(debs: &Path, package: &str) -> Option<PathBuf> {
@@ -68,8 +88,6 @@ pub fn closure(packages: &[String]) -> Result<Closure> {
     ask.args(["depends", "--recurse", "--no-recommends", "--no-suggests", "--no-conflicts"]);
     ask.args(["--no-breaks", "--no-replaces", "--no-enhances"]).args(packages);
     let text = workshop::output(&mut ask)?;
-    // Names at the line's start are packages; `<…>` are virtual, `|` alternatives.
-    let named: BTreeSet<&str> = text.lines().filter(|l| !l.starts_with([' ', '<', '|'])).collect();
     let have = workshop::output(Command::new("dpkg-query").args([
         "-W",
         "-f",
@@ -77,37 +95,53 @@ pub fn closure(packages: &[String]) -> Result<Closure> {
     ]))?;
     let have: BTreeSet<&str> =
         have.lines().filter_map(|l| l.strip_prefix("ii ")).map(str::trim).collect();
-    let installed = named.iter().filter(|n| have.contains(*n)).map(|n| (*n).to_owned()).collect();
-    let chosen = first_choices(&text);
-    let absent = named
-        .iter()
-        .filter(|n| {
-            !have.contains(*n) && (chosen.contains(**n) || packages.iter().any(|p| p == **n))
-        })
-        .map(|n| (*n).to_owned())
-        .collect();
+    // What is told holds every alternative of everything: only what is chosen is gone on from.
+    let depends = dependencies(&text);
+    let mut chosen = BTreeSet::new();
+    let mut todo: Vec<&str> = packages.iter().map(String::as_str).collect();
+    while let Some(package) = todo.pop() {
+        if chosen.insert(package) {
+            for alternatives in depends.get(package).into_iter().flatten() {
+                let installed = alternatives.iter().find(|a| have.contains(*a));
+                todo.extend(installed.or(alternatives.first()));
+            }
+        }
+    }
+    let (installed, absent) =
+        chosen.into_iter().map(str::to_owned).partition(|name| have.contains(name.as_str()));
     Ok(Closure { installed, absent })
 }
 
-/// What a package depends on, of alternatives the first: what is not installed is taken from these.
-fn first_choices(text: &str) -> BTreeSet<&str> {
-    let mut chosen = BTreeSet::new();
-    let mut after_bar = false;
+/// By package: for each dependency its alternatives, in their order. Of `<…>`, which is virtual, who
+/// provides it, in the lines below it.
+fn dependencies(text: &str) -> BTreeMap<&str, Vec<Vec<&str>>> {
+    let mut all: BTreeMap<&str, Vec<Vec<&str>>> = BTreeMap::new();
+    let mut package = "";
+    let mut goes_on = false;
     for line in text.lines() {
-        let (bar, rest) = match line.strip_prefix(" |") {
+        if !line.starts_with(' ') {
+            package = line;
+            goes_on = false;
+            continue;
+        }
+        let of_package = all.entry(package).or_default();
+        let (before_another, rest) = match line.strip_prefix(" |") {
             Some(rest) => (true, rest),
-            None => (false, line),
+            None => (false, line.trim_start()),
         };
-        let depended =
-            rest.trim().strip_prefix("Depends: ").or(rest.trim().strip_prefix("PreDepends: "));
-        if let Some(name) = depended {
-            if !after_bar {
-                chosen.insert(name);
-            }
-            after_bar = bar;
+        let named = rest.strip_prefix("Depends: ").or(rest.strip_prefix("PreDepends: "));
+        if named.is_some() && !goes_on {
+            of_package.push(Vec::new());
+        }
+        if named.is_some() {
+            goes_on = before_another;
+        }
+        let name = named.unwrap_or(rest);
+        if let (false, Some(alternatives)) = (name.starts_with('<'), of_package.last_mut()) {
+            alternatives.push(name);
         }
     }
-    chosen
+    all
 }
 
 /// The files of installed packages.

@@ -4,6 +4,7 @@
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -36,6 +37,8 @@ const PACKAGES: &[&str] = &[
     "git",
     "curl",
     "runc",
+    "crun",
+    "podman",
     "strace",
     "busybox-static",
     "openssl",
@@ -85,6 +88,10 @@ const LEFT_OUT: [&str; 5] = [
 pub fn root(dir: &Path, built: &Built, more: &[String]) -> Result<PathBuf> {
     let stage = tools(dir, more)?;
     workshop::say("the guest's root disk");
+    // Root's alone, as everywhere: that others cannot read it is among what is tried.
+    let shadow = stage.join("etc/shadow");
+    fs::write(&shadow, "root:*:19000:0:99999:7:::\n").map_err(|e| e.to_string())?;
+    fs::set_permissions(&shadow, fs::Permissions::from_mode(0o600)).map_err(|e| e.to_string())?;
     for (from, to) in &built.files {
         let inside = stage.join(to.strip_prefix("/").map_err(|e| e.to_string())?);
         put(from, &inside)?;

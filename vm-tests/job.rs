@@ -1,6 +1,6 @@
 //! What machines are booted for, and what came of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -29,7 +29,7 @@ pub struct Check {
     pub ok: bool,
 }
 
-#[derive(Debug, Default, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Default, Clone, serde::Serialize, serde::Deserialize)]
 pub struct Outcome {
     pub job: String,
     pub kernel: String,
@@ -53,9 +53,28 @@ impl Outcome {
         workshop.dir.join("results").join(format!("{}.json", job.replace('/', "-")))
     }
 
+    /// With what an earlier run found in the suites that this one left out (`--suite`).
     pub fn keep(&self, workshop: &Workshop) -> Result<()> {
         let place = Self::place(workshop, &self.job);
-        let text = serde_json::to_string(self).map_err(|e| e.to_string())?;
+        let suite = |name: &str| {
+            let name = name.rsplit('/').next().unwrap_or_default();
+            name.split(':').next().unwrap_or_default().to_owned()
+        };
+        let tried: BTreeSet<String> = self.checks.iter().map(|c| suite(&c.name)).collect();
+        let mut whole = self.clone();
+        let is_of_suites = self.job.ends_with("/isolation");
+        if let Some(before) = Self::kept(workshop, &self.job).filter(|_| is_of_suites) {
+            whole
+                .checks
+                .extend(before.checks.into_iter().filter(|c| !tried.contains(&suite(&c.name))));
+            for (name, value) in before.facts {
+                let of = name.strip_prefix("left_out.").or(name.strip_prefix("seconds."));
+                if of.is_some_and(|of| !tried.contains(&suite(of))) {
+                    whole.facts.insert(name, value);
+                }
+            }
+        }
+        let text = serde_json::to_string(&whole).map_err(|e| e.to_string())?;
         std::fs::create_dir_all(workshop.dir.join("results"))
             .and_then(|()| std::fs::write(&place, text))
             .map_err(|e| format!("{}: {e}", place.display()))

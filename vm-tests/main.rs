@@ -75,7 +75,9 @@ fn tell(options: &Options) -> Result<usize> {
     let outcomes = run_all(&workshop, &jobs, options.jobs);
     let failed = tally(&outcomes)?;
     if let Some(path) = &options.report {
-        let mut all = outcomes;
+        // Of suites that this run left out, their last, too.
+        let kept = |o: Outcome| Outcome::kept(&workshop, &o.job).unwrap_or(o);
+        let mut all: Vec<Outcome> = outcomes.into_iter().map(kept).collect();
         for job in job::all(&workshop.kernels, options) {
             if !all.iter().any(|o| o.job == job.name) {
                 all.extend(Outcome::kept(&workshop, &job.name));

@@ -9,7 +9,7 @@ usage: cargo test --test vm -- [OPTIONS] [WORD…]
   --long          everything: each suite, each variant, more power cuts
   --kernel PATH   this kernel image too (its modules: /lib/modules beside it, or built in)
   --jobs N        machines at once (default: 2)
-  --report FILE   write the results there (docs/kernels.md); of jobs that this run leaves out, their last
+  --report FILE   write the results there (docs/kernels.md); of jobs and suites that this run leaves out, their last
   --guest PROG    boot each kernel for this static program alone; it speaks TAP on standard output
   --suite NAME    of the isolation suite only this test program (repeatable)
   --package NAME  unpack this Debian package, and what it depends on, into the guest's root (repeatable)

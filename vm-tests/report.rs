@@ -142,6 +142,9 @@ fn isolation(text: &mut String, kernels: &[&str], of: Of<'_>) {
             "cargo_builds_a_crate" | "node_runs" => {
                 "whole tool chains that the guest does not have"
             }
+            _ if name.ends_with("redact::tests::") => {
+                "properties of pure code, thousands of cases each: no kernel's affair"
+            }
             "an_expired_lease_is_wiped_in_mid_exec" => {
                 "its second is over before an emulated exec begins; the fault `trouble` has one of six"
             }

@@ -89,8 +89,8 @@ use serde_json::Value;
 
 use crate::api::wire::{
     BatchBody, ExecAnswer, ExecBody, ExecObject, ExecsObject, LeaseBody, LeaseObject, LeasesObject,
-    RenewBody, RevocationBody, RevocationView, RevokeBody, RevokedObject, RunBody, RunObject,
-    RunsObject,
+    ProjectedObject, RenewBody, RevocationBody, RevocationView, RevokeBody, RevokedObject, RunBody,
+    RunObject, RunsObject,
 };
 use crate::guard::Told;
 use crate::model::id::{ExecId, LeaseId, RunId};
@@ -267,6 +267,11 @@ impl Client {
     /// Ends a run: its leases are revoked, its execs killed. `DELETE /v1/runs/{id}`.
     pub fn end_run(&self, id: &RunId) -> Result<RunObject, ClientError> {
         self.send(DELETE, &format!("/v1/runs/{id}"), NO_BODY)?.json("a run")
+    }
+
+    /// Has the tokens of a container's profile written for it. `POST /v1/runs/{id}/identity`.
+    pub fn project(&self, id: &RunId) -> Result<ProjectedObject, ClientError> {
+        self.send(POST, &format!("/v1/runs/{id}/identity"), NO_BODY)?.json("tokens")
     }
 
     /// `POST /v1/leases/{id}/renew`.

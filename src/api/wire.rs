@@ -252,6 +252,23 @@ pub struct RevokedObject {
     pub revoked: Vec<LeaseObject>,
 }
 
+/// `POST /v1/runs/{id}/identity`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProjectedObject {
+    pub tokens: Vec<ProjectedToken>,
+}
+
+/// A token that stands in a container, as a client reads it: where, and by which lease.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProjectedToken {
+    pub lease_id: LeaseId,
+    pub capability: CapabilityName,
+    pub audience: AudienceName,
+    pub path: PathBuf,
+    #[serde(flatten)]
+    pub more: Members,
+}
+
 /// `GET /v1/execs`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecsObject {

@@ -25,6 +25,8 @@ pub enum BrokerError {
     TooManyExecs { live: usize },
     #[error("could not make the run's socket {path}")]
     Socket { path: PathBuf, source: io::Error },
+    #[error("could not write the container's tokens in {path}")]
+    Projection { path: PathBuf, source: io::Error },
     #[error("could not start a thread for the exec")]
     Thread(#[source] io::Error),
     #[error("the key that signs envelopes and checkpoints cannot be used")]
@@ -64,6 +66,7 @@ impl BrokerError {
             BrokerError::Draining => "draining",
             BrokerError::TooManyExecs { .. } => "too_many_execs",
             BrokerError::Socket { .. } => "socket_failed",
+            BrokerError::Projection { .. } => "projection_failed",
             BrokerError::Thread(_) => "thread_failed",
             BrokerError::Signing(_) => "signing_key_unusable",
             BrokerError::Envelope(_) => "envelope_unwritable",
@@ -98,6 +101,10 @@ impl BrokerError {
             BrokerError::Thread(_) => "raise TasksMax or RLIMIT_NPROC of the service".to_owned(),
             BrokerError::Socket { .. } => {
                 "look at the space and the length of the runtime directory (unix(7): 107 bytes)"
+                    .to_owned()
+            }
+            BrokerError::Projection { .. } => {
+                "only `sublet hook createRuntime` makes that directory, when a container begins"
                     .to_owned()
             }
             BrokerError::Envelope(_) => {

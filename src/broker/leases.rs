@@ -231,14 +231,22 @@ impl Broker {
         };
         match which {
             Selection::Lease(id) => {
+                self.take_back_projected(|_, lease| lease == id);
                 self.mail_execs(|exec| exec.leases.contains(id), Mail::Revoke(id.clone()));
             }
-            Selection::Run(id) => self.mail_execs(|exec| exec.run_id == *id, Mail::RevokeAll),
+            Selection::Run(id) => {
+                self.take_back_projected(|run, _| run == id);
+                self.mail_execs(|exec| exec.run_id == *id, Mail::RevokeAll);
+            }
             Selection::Principal(principal) => {
                 let runs = runs_of(principal);
+                self.take_back_projected(|run, _| runs.contains(run));
                 self.mail_execs(|exec| runs.contains(&exec.run_id), Mail::RevokeAll);
             }
-            Selection::All => self.mail_execs(|_| true, Mail::RevokeAll),
+            Selection::All => {
+                self.take_back_projected(|_, _| true);
+                self.mail_execs(|_| true, Mail::RevokeAll);
+            }
         }
     }
 

@@ -140,6 +140,7 @@ impl Broker {
         // An exec that was asked for in between has begun before that was recorded.
         self.take_back(&Selection::Run(id.clone()));
         self.mail_execs(|exec| exec.run_id == *id, Mail::Kill("its run has ended"));
+        self.forget_projected(id);
         remove_socket(&self.socket(id));
         if let Err(e) = ended {
             // Its execs are dead and it takes no request; the next start finds its leases without owner.
@@ -178,7 +179,10 @@ impl Broker {
     }
 
     /// The container that a run belongs to, by root's own record of it.
-    fn container_of(&self, run: &RunId) -> Result<Option<container::Record>, BrokerError> {
+    pub(super) fn container_of(
+        &self,
+        run: &RunId,
+    ) -> Result<Option<container::Record>, BrokerError> {
         let failed = |source: io::Error| BrokerError::Malformed {
             message: format!("the record of {run}'s container cannot be taken: {source}"),
         };

@@ -28,6 +28,8 @@ impl Broker {
         while !self.stopped.load(Ordering::Acquire) {
             std::thread::park_timeout(PERIOD);
             looks += 1;
+            // Before anything that may wait for the disk: what is over is wiped.
+            let tended = self.tend_projections();
             let swept = self.tell_late_ends().and_then(|()| self.tell_expired()).and_then(|()| {
                 if trouble || looks.is_multiple_of(LOOKS_PER_ADOPTION) {
                     self.close_left_execs()?;
@@ -35,7 +37,7 @@ impl Broker {
                 }
                 Ok(())
             });
-            let swept = swept.and_then(|()| {
+            let swept = tended.and(swept).and_then(|()| {
                 self.store.tidy()?;
                 self.checkpoint(EVENTS_PER_CHECKPOINT)?;
                 self.count()

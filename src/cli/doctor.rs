@@ -4,7 +4,7 @@
 use super::fail::{Answer, NO, YES};
 use super::output::Output;
 use super::{Globals, load};
-use crate::doctor::{Check, Places, Report, Status, examine};
+use crate::doctor::{Check, Places, Report, Status, examine, hooks};
 use crate::host::{Host, HostError, default_config_file};
 
 #[derive(Debug, clap::Args)]
@@ -29,6 +29,7 @@ pub fn execute(globals: &Globals, _args: &DoctorArgs) -> Answer {
         state_dir: globals.state_dir.clone(),
         // The root stands in where the current directory is gone.
         workspace: std::env::current_dir().unwrap_or_else(|_| "/".into()),
+        hook_directories: hooks::DIRECTORIES.map(Into::into).to_vec(),
         ..Places::default()
     };
     match Host::load(&load::places(globals)) {
@@ -36,6 +37,7 @@ pub fn execute(globals: &Globals, _args: &DoctorArgs) -> Answer {
             places.broker = Some(host.broker_account().map_err(|e| e.to_string()));
             places.uid_pool = host.config.host.uid_pool;
             places.waive.clone_from(&host.config.host.waive);
+            places.hook_binary.clone_from(&host.config.hook.binary);
             places.runtime_dir = Some(host.runtime_dir);
             places.state_dir = Some(host.state_dir);
             places.host_config = Some(host.config);

@@ -54,6 +54,9 @@ pub struct HookConfig {
     pub principals: Option<Vec<String>>,
     /// The binary that containers get; the hook's own, if it is not named.
     pub binary: Option<PathBuf>,
+    /// Containers are given their profile's identity tokens as files, for as long as they live. Off unless it
+    /// is said: every process of the container's user can then take them.
+    pub project_token: bool,
 }
 
 impl HostConfig {

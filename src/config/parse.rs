@@ -47,6 +47,8 @@ struct RawHook {
     profiles: Option<Vec<String>>,
     principals: Option<Vec<IdentityName>>,
     binary: Option<Spanned<PathBuf>>,
+    #[serde(default)]
+    project_token: bool,
 }
 
 #[derive(Default, Deserialize)]
@@ -144,6 +146,7 @@ pub(super) fn parse(text: &str, origin: &str) -> Result<HostConfig, Box<Located>
                 .principals
                 .map(|names| names.into_iter().map(String::from).collect()),
             binary: raw.hook.binary.map(|path| at.absolute(path, "hook.binary")).transpose()?,
+            project_token: raw.hook.project_token,
         },
     })
 }

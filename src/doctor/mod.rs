@@ -11,9 +11,11 @@
 //! - [`broker`]: what `sublet serve` would be here
 //! - [`issuer`]: the issuer of identities, its keys, and what is published of it
 //! - [`sources`]: the files, programs and addresses that values come from
+//! - [`hooks`]: what container runtimes call here
 #![forbid(unsafe_code)]
 
 pub mod broker;
+pub mod hooks;
 pub mod host;
 pub mod issuer;
 pub mod kernel;
@@ -118,6 +120,7 @@ pub fn examine(places: &Places) -> Report {
         broker::examine(places, privileges.mode),
         places.host_config.as_ref().map(sources::examine).unwrap_or_default(),
         issuer::examine(places),
+        hooks::examine(places),
     ];
     Report { checks: checks.into_iter().flatten().collect() }
 }

@@ -33,6 +33,10 @@ pub struct Places {
     pub broker: Option<Result<Account, String>>,
     /// Where it could be read.
     pub host_config: Option<HostConfig>,
+    /// Where container runtimes look for hooks.
+    pub hook_directories: Vec<PathBuf>,
+    /// `[hook] binary`.
+    pub hook_binary: Option<PathBuf>,
     /// Walls of the broker that the configuration does without.
     pub waive: Vec<BrokerWall>,
 }

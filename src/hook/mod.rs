@@ -7,12 +7,13 @@
 //!
 //! - [`state`], [`bundle`], [`annotations`]: what is told of the container, parsed
 //! - [`guard`], [`layers`], [`tree`]: whether it may start
-//! - [`mount`]: what it is given
+//! - [`mount`]: what it is given; [`identity`]: where its tokens stand
 #![forbid(unsafe_code)]
 
 pub mod annotations;
 pub mod bundle;
 pub mod guard;
+pub mod identity;
 pub mod layers;
 pub mod mount;
 pub mod state;
@@ -27,8 +28,8 @@ use sha2::{Digest, Sha256};
 use crate::api::client::{Client, ClientError};
 use crate::api::wire::RunBody;
 use crate::guard::Scanner;
-use crate::host::Host;
 use crate::host::container::{self, Record};
+use crate::host::{Host, HostError, ProfileRef};
 use crate::model::id::RunId;
 use crate::model::run::RunState;
 use annotations::{AnnotationError, Wanted};
@@ -85,6 +86,10 @@ pub enum HookError {
     WrongNamespace,
     #[error(transparent)]
     Mount(#[from] MountError),
+    #[error(transparent)]
+    Identity(#[from] identity::DirectoryError),
+    #[error("the profile of the container cannot be taken")]
+    Profile(#[source] HostError),
     #[error("could not give the container its socket")]
     Inside { source: io::Error },
     #[error("could not read the boot id")]
@@ -197,6 +202,7 @@ fn register(
     };
     // Before the run: broker and launcher know by it that this is a container's.
     container::write(setting.runtime_dir, &record).map_err(failed)?;
+    let profile = wanted.profile.clone();
     let body = RunBody {
         agent: wanted.agent,
         principal: wanted.principal,
@@ -208,10 +214,12 @@ fn register(
         container::remove(setting.runtime_dir, &record.run_id).map_err(failed)?;
         return Err(HookError::Run { doing: "start", id: id(), source: source.into() });
     }
-    let given = match bundle.has_user_namespace {
-        true => give_from_outside(&record, bundle, setting),
-        false => Ok(()),
-    };
+    let given = project(&record, &profile, client, setting).and_then(|()| {
+        match bundle.has_user_namespace {
+            true => give_from_outside(&record, bundle, setting),
+            false => Ok(()),
+        }
+    });
     if record.is_alive(&boot_id) && given.is_ok() {
         return Ok(());
     }
@@ -221,6 +229,28 @@ fn register(
     ended.map_err(|source| HookError::Run { doing: "end", id: id(), source: source.into() })?;
     given?;
     Err(gone())
+}
+
+/// The identity tokens of the profile, where the host permits it and there are some.
+fn project(
+    record: &Record,
+    profile: &str,
+    client: &Client,
+    setting: &Setting<'_>,
+) -> Result<(), HookError> {
+    if !setting.host.config.hook.project_token {
+        return Ok(());
+    }
+    let profile = setting.host.profile(&ProfileRef::parse(profile)).map_err(HookError::Profile)?;
+    if profile.projected().next().is_none() {
+        return Ok(());
+    }
+    identity::make(setting.runtime_dir, &record.run_id, record.uid)?;
+    client.project(&record.run_id).map(drop).map_err(|source| HookError::Run {
+        doing: "project the identity tokens of",
+        id: record.container_id.clone(),
+        source: source.into(),
+    })
 }
 
 /// Forks: who enters a mount namespace can open nothing of the host's any more.
@@ -330,8 +360,10 @@ fn poststop(state: &State, setting: &Setting<'_>) -> Result<(), HookError> {
     if records.is_empty() && !state.annotations.keys().any(|k| k.starts_with("dev.sublet.")) {
         return Ok(());
     }
-    let ended = end_all(setting, &prefix, &state.id);
+    let mut ended = end_all(setting, &prefix, &state.id);
     for record in records {
+        let wiped = identity::wipe(setting.runtime_dir, &record.run_id).map_err(failed);
+        ended = ended.and(wiped);
         let flags = rustix::fs::OFlags::PATH
             | rustix::fs::OFlags::DIRECTORY
             | rustix::fs::OFlags::NOFOLLOW
@@ -415,6 +447,7 @@ impl HookError {
             HookError::Record { .. } => "record_failed",
             HookError::WrongNamespace => "wrong_namespace",
             HookError::Mount(_) | HookError::Inside { .. } => "mount_failed",
+            HookError::Identity(_) | HookError::Profile(_) => "identity_failed",
             HookError::Boot(_) => "clock_unusable",
         }
     }

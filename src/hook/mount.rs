@@ -76,6 +76,10 @@ pub fn give(root: BorrowedFd<'_>, runs: &Path, binary: Option<&Path>) -> Result<
         .to(&format!("open the run's directory {}", runs.display()))?;
     show(directory.as_fd(), shelf.as_fd(), c"agent", fixed | mount::NOEXEC)
         .to("show the run's socket")?;
+    // Where root's hook has made the directory for them, there are tokens.
+    if opened_beneath(directory.as_fd(), Path::new("identity")).is_ok() {
+        symlinkat("agent/identity", &shelf, "identity").to("make /run/sublet/identity")?;
+    }
     let attributes = MountAttributes { set: fixed | mount::NOEXEC, ..MountAttributes::default() };
     mount::set_attributes(&shelf, &attributes).to("make /run/sublet read-only")
 }

@@ -26,6 +26,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use super::compile::{self, Profiles, Spec};
+use super::into;
 use super::posture::{self, Facts};
 use super::surroundings::Surroundings;
 use super::wire::{ENDPOINT_PORT, Ending, ExecNumber, FilledSpec, Prepare, Refusal, RefusalKind};
@@ -146,7 +147,7 @@ impl Exec {
             ownership: sandbox.facts.ownership.clone(),
             cpus: setting.here.cpus,
             never_swaps: deliveries.never_swaps(),
-            joins_network: compiled.network.is_some(),
+            joins: into::joins(compiled.network.as_ref()),
         })?;
 
         let path = compiled.profile.environment.path.iter().map(ToString::to_string);

@@ -3,6 +3,7 @@
 
 use super::compile::{self, Command, Compiled, Spec};
 use super::exec::{self, Setting};
+use super::into;
 use super::posture::{self, Facts};
 use super::wire::{Explanation, Prepare, Refusal};
 use crate::sandbox::identity::{Identity, Mode};
@@ -37,7 +38,7 @@ pub fn explain(prepare: &Prepare, setting: &Setting) -> Result<Explanation, Refu
         cpus: setting.here.cpus,
         never_swaps: (!prepare.deliveries.is_empty())
             .then_some(setting.here.mode == Mode::Privileged),
-        joins_network: compiled.network.is_some(),
+        joins: into::joins(compiled.network.as_ref()),
     })?;
     let mounts = layout.entries.iter().map(|(at, entry)| {
         let at = at.display();

@@ -23,6 +23,16 @@ pub enum Ownership {
     },
 }
 
+/// Whose network namespace an exec enters, of those that are there before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Joins {
+    Nothing,
+    /// A container's, which is not the host's.
+    ContainersOwn,
+    /// A container's that has the host's.
+    Hosts,
+}
+
 /// The facts of one exec.
 pub struct Facts<'a> {
     pub mode: Mode,
@@ -35,8 +45,7 @@ pub struct Facts<'a> {
     pub cpus: usize,
     /// Of the deliveries' memory, where there are any.
     pub never_swaps: Option<bool>,
-    /// A container's network namespace is joined.
-    pub joins_network: bool,
+    pub joins: Joins,
 }
 
 pub fn posture(facts: &Facts<'_>) -> Result<Posture, Refusal> {
@@ -81,12 +90,17 @@ pub fn posture(facts: &Facts<'_>) -> Result<Posture, Refusal> {
                 let by = with(&[], missing.is_empty());
                 posture.set(Effect::Network, &by, &missing, Status::None);
                 demand(&posture, Effect::Network, facts.profile, Some(Waiver::Network))?;
-            } else if facts.joins_network {
+            } else if facts.joins != Joins::Nothing {
                 posture.set(Effect::Network, &["container_network_namespace"], &[], Status::Full);
             } else {
                 posture.set(Effect::Network, &["profile_says_host"], &[], Status::Full);
             }
-            posture.set(Effect::AbstractSockets, &with(&[], scope), &missing, Status::None);
+            // Abstract sockets are a network namespace's: of a container that has one, the host's are out of reach.
+            let (by, lacking) = match facts.joins {
+                Joins::ContainersOwn => (&["container_network_namespace"][..], Status::Partial),
+                Joins::Hosts | Joins::Nothing => (&[][..], Status::None),
+            };
+            posture.set(Effect::AbstractSockets, &with(by, scope), &missing, lacking);
             demand(&posture, Effect::AbstractSockets, facts.profile, Some(Waiver::Scope))?;
         }
     }
@@ -238,7 +252,7 @@ mod tests {
             ownership: Ownership::Idmapped,
             cpus,
             never_swaps: None,
-            joins_network: false,
+            joins: Joins::Nothing,
         }
     }
 
@@ -265,6 +279,11 @@ mod tests {
 
         let waived = profile("network.mode = \"host\"\nlandlock.waive = [\"scope\"]");
         assert!(posture(&facts(&waived, &missing, 1024)).is_ok());
+        // A container's own namespace is another than the host's; one that it shares with the host is not.
+        let joined = |joins| posture(&Facts { joins, ..facts(&host, &missing, 1024) });
+        assert!(joined(Joins::Hosts).is_err());
+        let sockets = &joined(Joins::ContainersOwn).unwrap().0[&Effect::AbstractSockets];
+        assert_eq!(sockets.status, Status::Partial);
         assert!(posture(&facts(&host, &[], 1024)).is_ok());
     }
 

@@ -12,6 +12,9 @@ use toml::Spanned;
 /// Where tokens appear inside, in a directory a kind.
 pub const DIRECTORY: &str = "/var/run/secrets/sublet";
 
+/// The same in a container whose hook projects them.
+pub const IN_CONTAINER: &str = "/run/sublet/identity";
+
 /// Whose client libraries read the token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -52,7 +55,12 @@ impl IdentityKind {
 
     /// The token as a command finds it.
     pub fn token_path(self) -> PathBuf {
-        Path::new(DIRECTORY).join(self.directory()).join("token")
+        self.token_below(Path::new(DIRECTORY))
+    }
+
+    /// The same below another directory.
+    pub fn token_below(self, above: &Path) -> PathBuf {
+        above.join(self.directory()).join("token")
     }
 
     /// Every variable that a token of this kind may set.
@@ -110,7 +118,12 @@ impl Identity {
 
     /// The variables, of [`IdentityKind::variables`]. `session`: what AWS's log calls it.
     pub fn variables(&self, session: &str) -> Vec<(&'static str, String)> {
-        let token = self.kind.token_path().display().to_string();
+        self.variables_below(Path::new(DIRECTORY), session)
+    }
+
+    /// The same where tokens stand below another directory.
+    pub fn variables_below(&self, above: &Path, session: &str) -> Vec<(&'static str, String)> {
+        let token = self.kind.token_below(above).display().to_string();
         let given = |name, value: &Option<String>| Some((name, value.clone()?));
         match self.kind {
             IdentityKind::Azure => {
@@ -135,7 +148,7 @@ impl Identity {
             .flatten()
             .collect(),
             IdentityKind::Gcp => {
-                let path = Path::new(DIRECTORY).join(self.kind.directory()).join(GCP_DOCUMENT);
+                let path = above.join(self.kind.directory()).join(GCP_DOCUMENT);
                 vec![("GOOGLE_APPLICATION_CREDENTIALS", path.display().to_string())]
             }
         }
@@ -143,6 +156,11 @@ impl Identity {
 
     /// A file beside the token that says how to use it; no secret. AIP-4117.
     pub fn document(&self) -> Option<(&'static str, String)> {
+        self.document_below(Path::new(DIRECTORY))
+    }
+
+    /// The same where tokens stand below another directory.
+    pub fn document_below(&self, above: &Path) -> Option<(&'static str, String)> {
         if self.kind != IdentityKind::Gcp {
             return None;
         }
@@ -151,7 +169,7 @@ impl Identity {
             "audience": self.provider,
             "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
             "token_url": self.token_url.as_deref().unwrap_or("https://sts.googleapis.com/v1/token"),
-            "credential_source": { "file": self.kind.token_path() },
+            "credential_source": { "file": self.kind.token_below(above) },
         });
         if let Some(account) = &self.service_account {
             document["service_account_impersonation_url"] = format!(

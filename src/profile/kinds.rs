@@ -10,8 +10,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::model::moment::{Size, Span};
-use crate::model::name::{CapabilityName, VariableName};
-use crate::profile::capability::Capability;
+use crate::model::name::{CapabilityName, Channel, VariableName};
+use crate::profile::capability::{Audience, Capability};
 use crate::profile::path::{BindEntry, HostPath};
 
 /// What a sandbox may do, with every `extends` resolved.
@@ -51,6 +51,14 @@ pub struct WouldWiden {
 impl Profile {
     pub fn capability(&self, name: &CapabilityName) -> Option<&Arc<Capability>> {
         self.capabilities.iter().find(|c| c.name == *name)
+    }
+
+    /// The identities that a container itself may have: of capabilities that are pinned to no command, since
+    /// a container is none.
+    pub fn projected(&self) -> impl Iterator<Item = (&Arc<Capability>, &Audience)> {
+        let open = self.capabilities.iter();
+        let open = open.filter(|c| c.channels.contains(&Channel::Token) && c.is_any_command());
+        open.flat_map(|capability| capability.audiences.iter().map(move |a| (capability, a)))
     }
 
     /// `--network MODE`.

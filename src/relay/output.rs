@@ -16,7 +16,8 @@ use super::connection::{Connection, ConnectionError};
 use super::frames::Kind;
 use crate::redact::{Patterns, Redactor};
 
-/// How long a tail that could begin a value is held: a prompt without a newline shows at once.
+/// How long a stream pauses until a tail that could begin a value is shown: a prompt without a newline shows
+/// at once, and a value that is written byte by byte is still one.
 const HOLD: Duration = Duration::from_millis(100);
 const CHUNK: usize = 64 << 10;
 /// What a pipe takes without blocking once it is writable. pipe(7) PIPE_BUF.
@@ -195,11 +196,9 @@ impl<'a> Output<'a> {
                     None => self.pending.extend_from_slice(chunk),
                     Some(redactor) => redactor.push(chunk, &mut self.pending),
                 }
+                // From the last bytes on: with those of an earlier tail, one that has just come would be shown.
                 let holds = self.redactor.as_ref().is_some_and(|r| r.held() > 0);
-                self.held_since = match (holds, self.held_since) {
-                    (false, _) => None,
-                    (true, since) => since.or_else(|| Some(Instant::now())),
-                };
+                self.held_since = holds.then(Instant::now);
             }
             Err(Errno::INTR | Errno::AGAIN) => {}
             Err(e) => return Err(e.into()),

@@ -130,10 +130,22 @@ pub fn record_grants(
     grants: Vec<Grant>,
     ids: &[LeaseId],
 ) -> Result<Vec<Leased>, StoreError> {
+    for _ in &grants {
+        tx.count_request(&who.run.run_id, who.now)?;
+    }
+    record_grants_of_host(tx, who, grants, ids)
+}
+
+/// The same of what the host asks for by itself: a run's ceilings are for what its agent asks.
+pub fn record_grants_of_host(
+    tx: &mut Tx<'_>,
+    who: Who<'_>,
+    grants: Vec<Grant>,
+    ids: &[LeaseId],
+) -> Result<Vec<Leased>, StoreError> {
     let mut leased = Vec::with_capacity(grants.len());
     for (grant, id) in grants.into_iter().zip(ids) {
         let record = Lease::granted(&grant, id.clone(), who.now).into_record();
-        tx.count_request(&who.run.run_id, who.now)?;
         tx.append(requested(who, grant.request()))?;
         tx.put_lease(&record)?;
         tx.append(who.of_lease(EventType::LeaseGranted, &record).outcome("granted"))?;

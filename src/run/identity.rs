@@ -13,12 +13,13 @@ use super::mint::Fresh;
 use super::scene::Scene;
 use crate::config::Jwt;
 use crate::host::ProfileRef;
-use crate::identity::{Act, Assertion, Issuer, IssuerError, Subject};
+use crate::identity::{Act, Assertion, Issuer, IssuerError, IssuerKeys, Subject};
 use crate::launcher::wire::{Refusal, RefusalKind};
-use crate::model::id::LeaseId;
+use crate::model::id::{ExecId, LeaseId};
 use crate::model::mint::{About, Facts};
 use crate::model::moment::Moment;
 use crate::model::name::Channel;
+use crate::model::run::Run;
 use crate::model::secret::Secret;
 use crate::store::StoreError;
 
@@ -44,20 +45,38 @@ impl Minted {
     }
 }
 
+/// Whom a token speaks of.
+pub struct Workload<'a> {
+    pub keys: &'a IssuerKeys,
+    pub profile: &'a ProfileRef,
+    pub run: &'a Run,
+    pub exec_id: &'a ExecId,
+}
+
+impl<'a> Workload<'a> {
+    pub fn of(scene: &'a Scene, ledger: &'a Ledger) -> Self {
+        Self {
+            keys: ledger.issuer_keys(),
+            profile: &scene.profile_ref,
+            run: &scene.run,
+            exec_id: &scene.exec_id,
+        }
+    }
+}
+
 /// Mints for one lease.
 ///
 /// # Errors
 /// As a source that is not available: there is no issuer any more, or its key cannot be used.
 pub fn mint(
-    ledger: &Ledger,
-    scene: &Scene,
+    whose: &Workload<'_>,
     lease: &Leased,
     jwt: &Jwt,
     now: &Moment,
 ) -> Result<(Minted, Fresh), RunError> {
-    let keys = ledger.issuer_keys();
+    let Workload { keys, profile, run, exec_id } = *whose;
     let issuer = Issuer::get(keys.state_dir()).map_err(unavailable)?;
-    let workload = Subject::new(&scene.profile_ref.identity(), &scene.run.agent);
+    let workload = Subject::new(&profile.identity(), &run.agent);
     let grant = &lease.grant;
     let host = grant.audience().host.as_str();
     let expires = (now.boot + jwt.ttl.0).min(lease.record.expires_boot);
@@ -69,7 +88,7 @@ pub fn mint(
     more.insert(
         "sublet".to_owned(),
         json!({
-            "run_id": scene.run.run_id, "exec_id": scene.exec_id, "principal": scene.run.principal,
+            "run_id": run.run_id, "exec_id": exec_id, "principal": run.principal,
             "capability": lease.record.capability,
         }),
     );
@@ -79,8 +98,8 @@ pub fn mint(
     }
     // An identity stands for the workload itself; elsewhere it acts for who authorised the run. RFC 8693 §4.1.
     let (subject, actor) = match is_identity {
-        true => (workload.as_str(), scene.run.agent.as_str()),
-        false => (scene.run.principal.as_str(), workload.as_str()),
+        true => (workload.as_str(), run.agent.as_str()),
+        false => (run.principal.as_str(), workload.as_str()),
     };
     let audience = jwt.audience.as_deref().unwrap_or(host);
     let token = Assertion {
@@ -102,7 +121,7 @@ pub fn mint(
         expires_at: Some(expires_at.as_millisecond()),
         renew_at: None,
     };
-    let fresh = Fresh::of_ours(&scene.exec_id, lease, about);
+    let fresh = Fresh::of_ours(exec_id, lease, about);
     Ok((Minted { token, issued: now.boot, expires }, fresh))
 }
 

@@ -242,6 +242,22 @@ pub fn record(
     }
 }
 
+/// Records what we made ourselves and nothing revokes; whoever looks for what is due tells its end.
+pub fn record_ours(
+    tx: &mut Tx<'_>,
+    hostname: &str,
+    now: &Moment,
+    fresh: &Fresh,
+) -> Result<(), StoreError> {
+    let record = &fresh.record;
+    tx.put_mint(record)?;
+    if let Some(at) = record.about.expires_at {
+        tx.postpone_mint(&record.mint_id, at, false)?;
+    }
+    let draft = draft(tx, hostname, now, EventType::MintIssued, record)?;
+    tx.append(draft.outcome("issued")).map(drop)
+}
+
 fn record_durably(
     ledger: &Ledger,
     scene: &Scene,

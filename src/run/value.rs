@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::caller::Caller;
 use super::entries::Leased;
 use super::error::RunError;
-use super::identity::{self, Minted};
+use super::identity::{self, Minted, Workload};
 use super::ledger::Ledger;
 use super::mint::{self, Fresh};
 use super::printed;
@@ -187,10 +187,12 @@ fn begin(ledger: &Ledger, scene: &Scene, session: &Session, lease: &Leased, now:
         SecretSource::File { .. } | SecretSource::Command { .. } => {
             asked(Question::open(session, name))
         }
-        SecretSource::Jwt(jwt) => match identity::mint(ledger, scene, lease, jwt, now) {
-            Ok((minted, fresh)) => made(Value::Token(minted), fresh),
-            Err(why) => Begun::Failed(why),
-        },
+        SecretSource::Jwt(jwt) => {
+            match identity::mint(&Workload::of(scene, ledger), lease, jwt, now) {
+                Ok((minted, fresh)) => made(Value::Token(minted), fresh),
+                Err(why) => Begun::Failed(why),
+            }
+        }
         SecretSource::SshCa(source) => {
             match ssh::issue(ledger, scene, session, lease, source, now) {
                 Ok((identity, fresh)) => made(Value::Ssh(identity), fresh),

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::{Value, json};
 
+use super::host::has_unified_cgroups;
 use super::outcome::Outcome;
 use super::world::{World, binary, finish};
 
@@ -17,7 +18,7 @@ static NUMBER: AtomicU32 = AtomicU32::new(0);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Runtime {
     Runc,
-    /// In a mount namespace of its own, where cgroups are v2 alone: it refuses both side by side.
+    /// Where v1 and v2 are side by side, which it refuses, in a mount namespace that has v2 alone.
     Crun,
 }
 
@@ -60,7 +61,9 @@ impl<'a> Bundle<'a> {
         config["process"]["args"] = json!(["/bin/sh", "-c", script]);
         config["root"]["readonly"] = false.into();
         // Where v1 and v2 are mounted side by side it cannot be mounted.
-        config["mounts"].as_array_mut().unwrap().retain(|mount| mount["type"] != "cgroup");
+        if !has_unified_cgroups() {
+            config["mounts"].as_array_mut().unwrap().retain(|mount| mount["type"] != "cgroup");
+        }
         Self { world, runtime: Runtime::Runc, dir, id, config }
     }
 
@@ -131,12 +134,11 @@ impl<'a> Bundle<'a> {
                 command
             }
             Runtime::Crun => {
-                super::needs("crun", "crun");
-                super::needs("unshare", "util-linux");
-                let mut command = Command::new("unshare");
-                let script = "mount -t cgroup2 none /sys/fs/cgroup; exec \"$0\" \"$@\"";
-                command.args(["--mount", "--propagation", "private", "sh", "-ec", script]);
-                command.args(["crun", "--cgroup-manager=disabled", "--root"]).arg(root).args(args);
+                let mut command = unified("crun");
+                if !has_unified_cgroups() {
+                    command.arg("--cgroup-manager=disabled");
+                }
+                command.arg("--root").arg(root).args(args);
                 command
             }
         }
@@ -192,6 +194,12 @@ impl Container<'_> {
         finish(self.bundle.runc(&["exec", &self.bundle.id, "/bin/sh", "-c", script]), b"", None)
     }
 
+    /// The same as another user, `UID:GID`.
+    pub fn exec_as(&self, user: &str, script: &str) -> Outcome {
+        let args = ["exec", "--user", user, &self.bundle.id, "/bin/sh", "-c", script];
+        finish(self.bundle.runc(&args), b"", None)
+    }
+
     pub fn said(&self) -> String {
         fs::read_to_string(&self.said).unwrap_or_default()
     }
@@ -206,6 +214,20 @@ impl Drop for Container<'_> {
             deleted.ok();
         }
     }
+}
+
+/// A program of containers where cgroups are v2 alone: here, or else in a mount namespace that shows it so.
+#[track_caller]
+pub fn unified(program: &str) -> Command {
+    super::needs(program, program);
+    if has_unified_cgroups() {
+        return Command::new(program);
+    }
+    super::needs("unshare", "util-linux");
+    let mut command = Command::new("unshare");
+    let script = "mount -t cgroup2 none /sys/fs/cgroup; exec \"$0\" \"$@\"";
+    command.args(["--mount", "--propagation", "private", "sh", "-ec", script, program]);
+    command
 }
 
 /// A file that anyone may read.

@@ -112,6 +112,12 @@ pub fn signal(process: &Process, signal: rustix::process::Signal) {
     rustix::process::kill_process(pid, signal).unwrap();
 }
 
+/// Whether cgroups are v2 and nothing else, as in `vm-tests`' guests. Only there crun and podman are what
+/// they are; where v1 is beside it, they are shown v2 alone and do without cgroups.
+pub fn has_unified_cgroups() -> bool {
+    Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+}
+
 /// What the host must have the same before an exec and after it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Traces {

@@ -50,7 +50,13 @@ fn one(line: &mut Line, name: &str, program: &str, skipped: &[&str]) {
     command.env("RUST_BACKTRACE", "0").stdin(Stdio::null()).stdout(Stdio::piped());
     // The harness shows a failed test's words after all tests, on the same stream; one without a harness
     // writes to the other.
-    command.stderr(Stdio::null());
+    let aside = format!("/run/said-{name}");
+    match std::fs::File::create(&aside) {
+        Ok(file) => command.stderr(file),
+        Err(e) => {
+            return line.check_with(false, &format!("{name}: starts"), &format!("{aside}: {e}"));
+        }
+    };
     let mut child = match command.spawn() {
         Ok(child) => child,
         Err(e) => {
@@ -91,7 +97,10 @@ fn one(line: &mut Line, name: &str, program: &str, skipped: &[&str]) {
     };
     let passed = status.is_ok_and(|s| s.success());
     if !passed {
-        for text in words.iter().take(400) {
+        let said = tools::read(&aside);
+        let said: Vec<&str> = said.lines().collect();
+        let last = said.len().saturating_sub(100);
+        for text in words.iter().take(400).map(String::as_str).chain(said[last..].iter().copied()) {
             line.comment(text);
         }
     }

@@ -52,6 +52,7 @@ fn table() -> Vec<Row> {
         get_on("/v1/runs", Control, get(runs::list)),
         get_on("/v1/runs/{run_id}", Control, get(runs::show)),
         (Method::DELETE, "/v1/runs/{run_id}", Control, delete(runs::end)),
+        post_on("/v1/runs/{run_id}/identity", Control, post(runs::project)),
         post_on("/v1/leases", Agent, post(leases::request)),
         post_on("/v1/leases:batch", Agent, post(leases::request_batch)),
         get_on("/v1/leases", Both, get(leases::list)),

@@ -10,8 +10,13 @@ use crate::api::server::connection::Asker;
 use crate::api::server::refusal::Refusal;
 use crate::api::server::routes::Shared;
 use crate::api::wire::RunBody;
-use crate::broker::{RunAsk, RunView, Scope};
+use crate::broker::{ProjectedView, RunAsk, RunView, Scope};
 use crate::model::id::RunId;
+
+#[derive(Serialize)]
+struct Tokens {
+    tokens: Vec<ProjectedView>,
+}
 
 #[derive(Serialize)]
 struct Runs {
@@ -48,6 +53,12 @@ pub(super) async fn list(State(app): State<Shared>, asker: Asker) -> Answer {
 
 pub(super) async fn show(State(app): State<Shared>, asker: Asker, Id(run): Id<RunId>) -> Answer {
     asker.reply(StatusCode::OK, move || app.broker.run(&run)).await
+}
+
+/// For root's hook: it has made the directory.
+pub(super) async fn project(State(app): State<Shared>, asker: Asker, Id(run): Id<RunId>) -> Answer {
+    let projected = move || app.broker.project(&run).map(|tokens| Tokens { tokens });
+    asker.reply(StatusCode::OK, projected).await
 }
 
 pub(super) async fn end(State(app): State<Shared>, asker: Asker, Id(run): Id<RunId>) -> Answer {

@@ -82,6 +82,9 @@ fn rules(host: &Host, state: &Taken, place: &Place) -> Vec<(PathBuf, BitFlags<Ac
         | AccessFs::RemoveFile;
     // The state's own directory for the trail's head, which the launcher writes.
     let mut rules = vec![(state.dir.clone(), read), (place.runs(), sockets)];
+    if host.config.hook.project_token {
+        rules.push((place.runs(), read | files));
+    }
     rules.push((place.containers(), read));
     rules.extend(state.owned().map(|owned| (owned, read | files)));
     rules.extend(host.config_file.iter().map(|file| (file.clone(), read_file)));

@@ -63,14 +63,17 @@ pub(super) fn sandbox(
         resolver: None,
         binary: spec.binary,
         agent: None,
-        // The container's own way to /run is looked at below.
-        identities: false,
+        identities: has_identities(&profile),
     };
     show_agent(&mut view, spec, host);
     let mut layout = layout::layout(&view);
     if names.iter().any(|name| name.path == Path::new("etc")) {
         // Its own, whatever it is: nothing of ours is written where a link of its could lead.
         layout.entries.retain(|at, _| !at.starts_with("/etc"));
+    }
+    if names.iter().any(|name| name.path == Path::new("var")) {
+        // Its own too: whether there is a way to /run is looked at below.
+        layout.entries.remove(Path::new(layout::VAR_RUN));
     }
     let mut trees = std::collections::BTreeMap::new();
     for name in names {

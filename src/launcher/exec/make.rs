@@ -73,6 +73,7 @@ pub fn ownership(
         0x0102_1997 => "9p",
         0x6573_5546 => "fuse",
         0x6a65_6a62 => "virtiofs",
+        0x0102_1994 if is_before((6, 3)) => "tmpfs before Linux 6.3",
         // Tried, and an error says so: see `workspace_tree`.
         _ => return Ok(Ownership::Idmapped),
     };
@@ -97,6 +98,17 @@ pub fn ownership(
         identity.outside_gid = workspace.gid;
     }
     Ok(Ownership::AsOwner { why: format!("a uid of its own ({kind} cannot be idmapped)") })
+}
+
+/// Whether the kernel is older. One that does not say is taken for a newer one, and then tried.
+fn is_before(version: (u32, u32)) -> bool {
+    let uname = rustix::system::uname();
+    let release = uname.release().to_string_lossy().into_owned();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) < version,
+        _ => false,
+    }
 }
 
 /// The tree, and a helper that may be reaped later.

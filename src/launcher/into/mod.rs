@@ -14,7 +14,7 @@ pub mod survey;
 pub mod target;
 
 pub use survey::{Survey, Wanted};
-pub use target::Target;
+pub use target::{Target, joins};
 
 use std::path::{Path, PathBuf};
 

@@ -14,6 +14,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::{InContainer, is_plain};
 use crate::host::{Host, Trust, container};
 use crate::launcher::compile::invalid;
+use crate::launcher::posture::Joins;
 use crate::launcher::wire::{Refusal, RefusalKind};
 use crate::model::id::RunId;
 use crate::sandbox::identity::Mode as Rights;
@@ -184,6 +185,18 @@ impl Target {
     /// Ids of the host, as the container has them.
     pub fn inside(&self, (uid, gid): (u32, u32)) -> Option<(u32, u32)> {
         Some((from_host(&self.uid_map, uid)?, from_host(&self.gid_map, gid)?))
+    }
+}
+
+/// Whose the network namespace is that an exec joins. What cannot be told apart from the host's is taken for it.
+pub fn joins(network: Option<&OwnedFd>) -> Joins {
+    let Some(network) = network else { return Joins::Nothing };
+    let (joined, own) = (rustix::fs::fstat(network), rustix::fs::stat("/proc/self/ns/net"));
+    match (joined, own) {
+        (Ok(joined), Ok(own)) if (joined.st_dev, joined.st_ino) != (own.st_dev, own.st_ino) => {
+            Joins::ContainersOwn
+        }
+        _ => Joins::Hosts,
     }
 }
 

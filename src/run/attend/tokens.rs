@@ -12,7 +12,7 @@ use crate::launcher::wire::{Order, Refusal};
 use crate::model::secret::Secret;
 use crate::run::deliver::Delivery;
 use crate::run::error::RunError;
-use crate::run::identity::{self, Minted};
+use crate::run::identity::{self, Minted, Workload};
 use crate::run::mint;
 use crate::run::scene::EXEC;
 use crate::sys::clock;
@@ -89,7 +89,7 @@ impl Attendant<'_> {
         self.tokens[which].due = now.boot + AGAIN;
         let lease = &self.leased[index];
         let SecretSource::Jwt(jwt) = lease.grant.source() else { return Ok(()) };
-        match identity::mint(self.ledger, self.scene, lease, jwt, &now) {
+        match identity::mint(&Workload::of(self.scene, self.ledger), lease, jwt, &now) {
             Ok((minted, fresh)) => {
                 if let Err(e) = mint::record(self.ledger, self.scene, self.session, vec![fresh]) {
                     // Without its record it goes nowhere.
