@@ -14,6 +14,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -27,7 +28,11 @@ use sublet::model::name::Channel;
 use sublet::sys::clock;
 use support::{Floor, TRUE, percentile};
 
+/// Set where it runs from its copy.
+const COPIED: &str = "SUBLET_BENCH_COPY";
+
 fn main() {
+    go_on_as_installed();
     // `cargo bench` adds `--bench`.
     let samples: usize =
         std::env::args().skip(1).find_map(|arg| arg.parse().ok()).unwrap_or(200).max(10);
@@ -120,6 +125,19 @@ fn main() {
     }
 }
 
+/// This program is a launcher too: goes on as a copy of it (`support::installed`).
+fn go_on_as_installed() {
+    if std::env::var_os(COPIED).is_some() {
+        // In use until we end, and then gone.
+        std::fs::remove_file(std::env::current_exe().unwrap()).expect("remove the copy's name");
+        return;
+    }
+    let copy = std::env::temp_dir().join(format!("sublet-bench-{}", std::process::id()));
+    std::fs::copy(std::env::current_exe().unwrap(), &copy).expect("copy this program");
+    let failed = Command::new(&copy).args(std::env::args_os().skip(1)).env(COPIED, "1").exec();
+    panic!("{}: {failed}", copy.display());
+}
+
 fn time(mut command: Command) -> Duration {
     command.stdin(Stdio::null()).stdout(Stdio::null());
     let start = Instant::now();
@@ -165,7 +183,7 @@ impl Place {
     }
 
     fn sublet(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sublet"));
+        let mut command = Command::new(support::installed(self.dir.path()));
         command.env_clear().env("HOME", self.dir.path()).current_dir(self.dir.path().join("work"));
         command.arg("--config").arg(self.dir.path().join("sublet.toml"));
         command.arg("--state-dir").arg(self.dir.path().join("state")).args(args);

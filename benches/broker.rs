@@ -306,8 +306,9 @@ impl Place {
             capability("bench.watch")
         );
         fs::write(at("etc/profiles/bench.toml"), profile).unwrap();
+        let program = support::installed(dir.path());
         let sublet = |args: &[&str]| {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_sublet"));
+            let mut command = Command::new(&program);
             command.arg("--config").arg(at("etc/sublet.toml"));
             command.arg("--state-dir").arg(at("state")).args(args);
             command

@@ -1,8 +1,9 @@
-//! What the benches that compare with a bare clone have in common: the floor, and percentiles.
+//! What the benches that compare with a bare clone have in common: programs as they are installed, the
+//! floor, and percentiles.
 #![forbid(unsafe_code)]
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
@@ -14,6 +15,17 @@ pub fn percentile(times: &[Duration], percent: usize) -> Duration {
     sorted.sort_unstable();
     let rank = (sorted.len() * percent).div_ceil(100).max(1);
     sorted[rank - 1]
+}
+
+/// `sublet` as it is installed: a copy in `dir`. A linker writes here and there, which leaves a program in
+/// the page cache page by page; then each start maps them one by one, and takes a fifth longer, until the
+/// next boot. What was copied lies there in large folios, as the program that it is compared with.
+pub fn installed(dir: &Path) -> PathBuf {
+    let copy = dir.join("sublet");
+    if !copy.exists() {
+        std::fs::copy(env!("CARGO_BIN_EXE_sublet"), &copy).expect("copy the program");
+    }
+    copy
 }
 
 /// A bare clone3 with the same namespaces, exec of `/bin/true`, wait: benches/floor.c. Kept running between
