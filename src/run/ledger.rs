@@ -231,8 +231,9 @@ impl Ledger {
         let now = crate::host::now().map_err(RunError::Clock)?;
         let who = scene.who().at(&now);
         let ids: Vec<LeaseId> = leased.iter().map(|l| l.record.lease_id.clone()).collect();
-        let durability = if leased.is_empty() { Durability::Relaxed } else { Durability::Durable };
-        self.transaction(durability, |tx| {
+        // Nothing that is still to come rests on it. After a power cut in the next moments the exec and its
+        // leases are closed as interrupted, as if the cut had come a moment earlier.
+        self.transaction(Durability::Relaxed, |tx| {
             let draft = |kind| who.draft(kind).of_exec(&scene.exec_id, &ids);
             let status = exited.exit_status();
             if !tx.finish_exec(&scene.exec_id, ExecState::Exited, Some(status.into()))? {
