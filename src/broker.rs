@@ -34,6 +34,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::envelope::SigningKey;
 use crate::host::Host;
+use crate::host::keyfile::KeySource;
 use crate::launcher::client::{Door, Launcher};
 use crate::launcher::into::InContainer;
 use crate::model::event::{Draft, EventType};
@@ -89,6 +90,8 @@ pub struct Broker {
 pub struct Beginning {
     pub host: Host,
     pub keys: Keys,
+    /// The key that signs checkpoints and envelopes.
+    pub signing: KeySource,
     pub listeners: Listeners,
     pub metrics: Arc<Metrics>,
     /// What was enforced on this process, for the trail.
@@ -193,11 +196,11 @@ impl Broker {
     /// # Errors
     /// A store that cannot be written or was cut; clocks that cannot be read.
     pub fn begin(beginning: Beginning, launcher: &Launcher) -> Result<Self, BrokerError> {
-        let Beginning { host, keys, listeners, metrics, posture } = beginning;
+        let Beginning { host, keys, signing, listeners, metrics, posture } = beginning;
         let now = crate::host::now().map_err(RunError::Clock)?;
         let store = Arc::new(SharedStore::open(&host.state_dir)?);
         refuse_a_cut_trail(&store, &host.state_dir, &now.boot_id)?;
-        let signing = crate::audit::key::load_or_create(&host.state_dir, None)?;
+        let signing = crate::audit::key::of(&signing)?;
         let latest = store.read(|view| view.latest_checkpoint())?;
         let checkpointed = latest.map_or(0, |checkpoint| checkpoint.seq);
         let heard = Heard::new().map_err(RunError::Settle)?;

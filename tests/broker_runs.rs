@@ -4,12 +4,12 @@
 mod support;
 
 use std::fs;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::time::Duration;
 
 use serial_test::file_serial;
 use support::World;
-use support::broker::{leasing_host, serve};
+use support::broker::{Way, leasing_host, serve, serve_as};
 use support::world::ORDINARY;
 
 const SUBLET: &str = "/run/sublet/bin/sublet";
@@ -53,6 +53,28 @@ fn an_agent_keeps_its_socket_when_the_broker_starts_anew() {
     let outcome = agent.finish();
     assert_eq!((outcome.status, &outcome.stdout[..]), (Some(0), &b"second\n"[..]), "{outcome:?}");
     drop(again);
+}
+
+/// systemd's directory of credentials is root's: the broker opens the key before it is another user.
+#[test]
+#[file_serial]
+fn a_signing_key_that_is_a_credential_is_the_brokers_and_none_is_made() {
+    support::needs_root();
+    let world = World::host();
+    leasing_host(&world, b"a value of this test", "");
+    let credentials = world.path("credentials");
+    fs::create_dir(&credentials).unwrap();
+    let key = credentials.join("sublet-signing-key");
+    fs::write(&key, [7; 32]).unwrap();
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o400)).unwrap();
+    fs::set_permissions(&credentials, fs::Permissions::from_mode(0o500)).unwrap();
+    let made = world.state().join("keys/signing.key");
+    let environment = [("CREDENTIALS_DIRECTORY", credentials.to_str().unwrap())];
+    drop(serve_as(&world, Way { environment: &environment, ..Way::default() }));
+    assert!(!made.exists());
+    // The control.
+    drop(serve(&world));
+    assert!(made.exists());
 }
 
 #[test]

@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::envelope::{KeyError, SigningKey};
-use crate::host::keyfile::{KeyFile, KeyFileError};
+use crate::host::keyfile::{KeyFile, KeyFileError, KeySource};
 
 /// The systemd credential that holds the key, if there is one. systemd.exec(5), `LoadCredential=`.
 pub const CREDENTIAL: &str = "sublet-signing-key";
@@ -49,6 +49,23 @@ pub fn load(
     }
 }
 
+/// Where the key is to be read from, for [`of`]: a credential is opened now, before a process gives up
+/// root's rights.
+///
+/// # Errors
+/// [`KeyFileError`]: there is a credential that cannot be used.
+pub fn open(state_dir: &Path, credentials: Option<&Path>) -> Result<KeySource, KeyFileError> {
+    FILE.open(state_dir, credentials)
+}
+
+/// The key, made on first use as by [`load_or_create`].
+///
+/// # Errors
+/// As [`load_or_create`].
+pub fn of(source: &KeySource) -> Result<SigningKey, SigningKeyError> {
+    Ok(SigningKey::from_seed(source.load_or_create()?)?)
+}
+
 /// As [`load`], and makes the file on first use: random, mode 0600, on disk before anything is signed with
 /// it. The state directory must exist.
 ///
@@ -58,7 +75,7 @@ pub fn load_or_create(
     state_dir: &Path,
     credentials: Option<&Path>,
 ) -> Result<SigningKey, SigningKeyError> {
-    Ok(SigningKey::from_seed(FILE.load_or_create(state_dir, credentials)?)?)
+    of(&open(state_dir, credentials)?)
 }
 
 #[cfg(test)]

@@ -24,8 +24,9 @@ use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use crate::audit;
 use crate::config::BrokerWall;
-use crate::host::keyfile::KeyFileError;
+use crate::host::keyfile::{self, KeyFileError};
 use crate::host::{Account, AccountError, Host};
 use crate::identity::IssuerKeys;
 use crate::run::ledger::Keys;
@@ -57,6 +58,8 @@ pub struct Settled {
     pub runs_dir: PathBuf,
     /// The vault's key and the issuer's, be they files of the state or credentials of systemd's.
     pub keys: Keys,
+    /// The same of the key that signs.
+    pub signing: keyfile::KeySource,
     pub manager: ServiceManager,
     /// For the event `broker.started` and the service's log.
     pub posture: Posture,
@@ -141,6 +144,7 @@ pub fn settle(settlement: &Settlement<'_>) -> Result<Settled, SettleError> {
         vault: KeySource::open(&host.state_dir, settlement.credentials)?,
         issuer: IssuerKeys::open(&host.state_dir, settlement.credentials)?,
     };
+    let signing = audit::key::open(&host.state_dir, settlement.credentials)?;
     let manager = ServiceManager::of_environment()?;
     let uid = match Mode::detect(host.config.host.uid_pool)? {
         Mode::Privileged => Some(identity::hold_uid(account.uid)?),
@@ -166,6 +170,7 @@ pub fn settle(settlement: &Settlement<'_>) -> Result<Settled, SettleError> {
         control,
         runs_dir: place.runs(),
         keys,
+        signing,
         manager,
         posture,
         _state: state,

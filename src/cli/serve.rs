@@ -85,6 +85,7 @@ pub fn execute(globals: &Globals, args: ServeArgs) -> Answer {
     let beginning = Beginning {
         host,
         keys: settled.keys,
+        signing: settled.signing,
         listeners,
         metrics: Arc::clone(&metrics),
         posture: serde_json::to_value(&settled.posture).unwrap_or_default(),
