@@ -128,23 +128,18 @@ fn is_mapped_here(pool: UidPool) -> bool {
 /// Takes a uid that no other exec on this host has, and never the broker's. It is given back when the last copy of the returned
 /// description is closed, so that init's copy keeps it while anything of the exec lives.
 pub fn take_uid(pool: UidPool) -> Result<(u32, OwnedFd), IdentityError> {
-    let path = pool_lock_path()?;
-    let failed = |source| IdentityError::PoolLock { path: path.clone(), source };
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
-        .open(&path)
-        .map_err(failed)?;
     let count = pool.exec_uids();
     // Anywhere, so that a uid is not soon had again: what an earlier exec left somewhere is not ours.
-    let start = random_u32().map_err(failed)? % count;
+    let random = random_u32();
+    let directory = lock_directory()?;
+    let start = random
+        .map_err(|source| IdentityError::PoolLock { path: directory.clone(), source })?
+        % count;
     for slot in (start..count).chain(0..start) {
         let uid = pool.first + slot;
         // The uid's own byte: pools of different configurations may overlap.
-        if lock_byte(&file, uid.into(), libc::F_WRLCK).map_err(failed)? {
-            return Ok((uid, file.into()));
+        if let Some(held) = lock(&directory, uid, libc::F_WRLCK)? {
+            return Ok((uid, held));
         }
     }
     Err(IdentityError::PoolExhausted { count })
@@ -153,16 +148,26 @@ pub fn take_uid(pool: UidPool) -> Result<(u32, OwnedFd), IdentityError> {
 /// Keeps the broker's uid from execs of other pools that hold it, for as long as the returned description
 /// is open. Brokers of several states may share one.
 pub fn hold_uid(uid: u32) -> Result<OwnedFd, IdentityError> {
-    let path = pool_lock_path()?;
-    let failed = |source| IdentityError::PoolLock { path: path.clone(), source };
-    let file = OpenOptions::new()
+    lock(&lock_directory()?, uid, libc::F_RDLCK)?.ok_or(IdentityError::Taken { uid })
+}
+
+/// Many files, not one: each descriptor that a child closes makes the kernel walk all locks on its file.
+const LOCK_FILES: u32 = 256;
+
+/// The uid's byte, locked so; none if another has it.
+fn lock(directory: &Path, uid: u32, kind: libc::c_int) -> Result<Option<OwnedFd>, IdentityError> {
+    let path = directory.join(format!("uids-{:02x}", uid % LOCK_FILES));
+    let opened = OpenOptions::new()
         .read(true)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
-        .open(&path)
-        .map_err(failed)?;
-    match lock_byte(&file, uid.into(), libc::F_RDLCK).map_err(failed)? {
-        true => Ok(file.into()),
-        false => Err(IdentityError::Taken { uid }),
+        // Who may only read it can lock nobody out. fcntl_locking(2).
+        .write(kind == libc::F_WRLCK)
+        .mode(0o600)
+        .custom_flags(libc::O_CREAT | libc::O_NOFOLLOW | libc::O_CLOEXEC)
+        .open(&path);
+    let locked = opened.and_then(|file| Ok((lock_byte(&file, uid.into(), kind)?, file)));
+    match locked {
+        Ok((is_ours, file)) => Ok(is_ours.then(|| file.into())),
+        Err(source) => Err(IdentityError::PoolLock { path, source }),
     }
 }
 
@@ -183,29 +188,31 @@ fn lock_byte(file: &File, byte: i64, kind: libc::c_int) -> io::Result<bool> {
     }
 }
 
-/// One file for the whole host, whatever the state directory: two hosts' worth of state must not share
-/// a uid. `/run`, else `/dev/shm` where `/run` is read-only.
-fn pool_lock_path() -> Result<PathBuf, IdentityError> {
+/// One directory for the whole host, whatever the state directory: two hosts' worth of state must not
+/// share a uid. Under `/run`, else `/dev/shm` where `/run` is read-only.
+fn lock_directory() -> Result<PathBuf, IdentityError> {
     let mut last = None;
     for base in ["/run/sublet", "/dev/shm/sublet"] {
         let directory = Path::new(base);
+        let failed = |source| IdentityError::PoolLock { path: directory.to_owned(), source };
         match std::fs::DirBuilder::new().mode(0o755).create(directory) {
             Ok(()) => {}
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(source) => {
-                last = Some(IdentityError::PoolLock { path: directory.to_owned(), source });
+            Err(e) => {
+                last = Some(failed(e));
                 continue;
             }
         }
-        let found = std::fs::symlink_metadata(directory)
-            .map_err(|source| IdentityError::PoolLock { path: directory.to_owned(), source })?;
+        let found = std::fs::symlink_metadata(directory).map_err(failed)?;
         if !found.is_dir() || found.uid() != 0 || found.mode() & 0o022 != 0 {
             return Err(IdentityError::PoolDirectory { path: directory.to_owned() });
         }
-        let lock = directory.join("uids");
-        match OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&lock) {
-            Ok(_) => return Ok(lock),
-            Err(source) => last = Some(IdentityError::PoolLock { path: lock, source }),
+        match rustix::fs::statvfs(directory) {
+            Ok(on) if !on.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY) => {
+                return Ok(directory.to_owned());
+            }
+            Ok(_) => last = Some(failed(io::ErrorKind::ReadOnlyFilesystem.into())),
+            Err(e) => last = Some(failed(e.into())),
         }
     }
     Err(last.unwrap_or(IdentityError::PoolDirectory { path: "/run/sublet".into() }))
