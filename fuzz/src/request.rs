@@ -88,6 +88,7 @@ impl Service {
                 vault: KeySource::open(&host.state_dir, None).expect("no credential"),
                 issuer: IssuerKeys::open(&host.state_dir, None).expect("no credential"),
             },
+            signing: sublet::audit::key::open(&host.state_dir, None).expect("no credential"),
             host,
             listeners: added,
             metrics: Arc::clone(&metrics),
