@@ -229,23 +229,24 @@ impl Broker {
             let of = active.values().filter(|active| active.run.principal == *principal);
             of.map(|active| active.run.run_id.clone()).collect()
         };
+        // Execs first: a token of a container may just be being replaced, which waits for the disk.
         match which {
             Selection::Lease(id) => {
-                self.take_back_projected(|_, lease| lease == id);
                 self.mail_execs(|exec| exec.leases.contains(id), Mail::Revoke(id.clone()));
+                self.take_back_projected(|_, lease| lease == id);
             }
             Selection::Run(id) => {
-                self.take_back_projected(|run, _| run == id);
                 self.mail_execs(|exec| exec.run_id == *id, Mail::RevokeAll);
+                self.take_back_projected(|run, _| run == id);
             }
             Selection::Principal(principal) => {
                 let runs = runs_of(principal);
-                self.take_back_projected(|run, _| runs.contains(run));
                 self.mail_execs(|exec| runs.contains(&exec.run_id), Mail::RevokeAll);
+                self.take_back_projected(|run, _| runs.contains(run));
             }
             Selection::All => {
-                self.take_back_projected(|_, _| true);
                 self.mail_execs(|_| true, Mail::RevokeAll);
+                self.take_back_projected(|_, _| true);
             }
         }
     }

@@ -130,11 +130,9 @@ fn is_mapped_here(pool: UidPool) -> bool {
 pub fn take_uid(pool: UidPool) -> Result<(u32, OwnedFd), IdentityError> {
     let count = pool.exec_uids();
     // Anywhere, so that a uid is not soon had again: what an earlier exec left somewhere is not ours.
-    let random = random_u32();
     let directory = lock_directory()?;
-    let start = random
-        .map_err(|source| IdentityError::PoolLock { path: directory.clone(), source })?
-        % count;
+    let failed = |source| IdentityError::PoolLock { path: directory.clone(), source };
+    let start = random_u32().map_err(failed)? % count;
     for slot in (start..count).chain(0..start) {
         let uid = pool.first + slot;
         // The uid's own byte: pools of different configurations may overlap.

@@ -4,6 +4,8 @@
 
 use rustix::io::Errno;
 
+use super::process::last_errno;
+
 /// The shortest that the kernel grants.
 const SHORTEST: u64 = 100_000;
 
@@ -41,10 +43,6 @@ impl Slice {
         let flags = 0;
         // SAFETY: sched_setattr reads `size` bytes, as many as the kernel wrote, of a structure that lives.
         let done = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const self.0, flags) };
-        if done == 0 {
-            Ok(())
-        } else {
-            Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
-        }
+        if done == 0 { Ok(()) } else { Err(last_errno()) }
     }
 }

@@ -56,9 +56,10 @@ impl Shown {
 
     /// Zeroes every version that is left, and removes the name. Once more it does nothing.
     pub fn wipe(&mut self) {
-        let wiped = zero(&self.now)
-            .and_then(|()| self.previous.as_ref().map_or(Ok(()), zero))
-            .and_then(|()| gone(std::fs::remove_file(&self.path)));
+        // Each, whatever became of the others.
+        let versions = [Some(&self.now), self.previous.as_ref()].into_iter().flatten();
+        let wiped = versions.map(zero).fold(Ok(()), io::Result::and);
+        let wiped = wiped.and(gone(std::fs::remove_file(&self.path)));
         if let Err(e) = wiped {
             tracing::error!(path = %self.path.display(), error = %e, "a container's token is not wiped");
         }
