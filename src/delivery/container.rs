@@ -1,7 +1,7 @@
 //! Delivery containers, launcher's side: it creates and owns them, the broker only fills them, and
 //! either can wipe them: each keeps a writable mapping that sealing does not take away.
 //!
-//! Never reads a value.
+//! Never reads a value. [`lend`] is the broker's: what git asks for while the command lives.
 #![forbid(unsafe_code)]
 
 use std::fs::File;
@@ -13,6 +13,7 @@ use rustix::fs::{AtFlags, Gid, MemfdFlags, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
+use super::fill::{self, Held};
 use crate::model::name::VariableName;
 use crate::model::secret::MAX_VALUE;
 use crate::profile::identity::IdentityKind;
@@ -112,21 +113,34 @@ impl Empty {
         let filled = Filled { mapping, wiped: false };
         match self.kind {
             Kind::TmpfsFile => Ok((filled, None)),
-            Kind::Memfd => {
-                let memfd = memfd::Memfd::try_from_file(File::from(self.fd))
-                    .map_err(|_| ContainerError::Memfd(io::ErrorKind::InvalidData.into()))?;
-                use memfd::FileSeal::{SealFutureWrite, SealGrow, SealSeal, SealShrink};
-                for seal in [SealShrink, SealGrow, SealFutureWrite, SealSeal] {
-                    memfd.add_seal(seal).map_err(ContainerError::Seal)?;
-                }
-                let path = format!("/proc/self/fd/{}", memfd.as_file().as_raw_fd());
-                let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-                let read_only = rustix::fs::open(path, flags, Mode::empty())
-                    .map_err(|e| ContainerError::Reopen(e.into()))?;
-                Ok((filled, Some(read_only)))
-            }
+            Kind::Memfd => Ok((filled, Some(seal(self.fd)?))),
         }
     }
+}
+
+/// A memfd of the caller's own that holds these parts: the hold that wipes it under its readers, and what they
+/// read it by.
+pub fn lend(parts: &[&[u8]]) -> Result<(Held, OwnedFd), ContainerError> {
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let Empty { fd, .. } = Empty::memfd(Owner { uid, gid })?;
+    let held =
+        fill::write(fd.try_clone().map_err(ContainerError::Memfd)?, parts).map_err(|source| {
+            ContainerError::Lock { bytes: parts.iter().map(|p| p.len()).sum(), source }
+        })?;
+    Ok((held, seal(fd)?))
+}
+
+/// Nobody maps or writes it anew; opened again, for reading alone.
+fn seal(memfd: OwnedFd) -> Result<OwnedFd, ContainerError> {
+    use memfd::FileSeal::{SealFutureWrite, SealGrow, SealSeal, SealShrink};
+    let memfd = memfd::Memfd::try_from_file(File::from(memfd))
+        .map_err(|_| ContainerError::Memfd(io::ErrorKind::InvalidData.into()))?;
+    for seal in [SealShrink, SealGrow, SealFutureWrite, SealSeal] {
+        memfd.add_seal(seal).map_err(ContainerError::Seal)?;
+    }
+    let path = format!("/proc/self/fd/{}", memfd.as_file().as_raw_fd());
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).map_err(|e| ContainerError::Reopen(e.into()))
 }
 
 impl Filled {
@@ -265,7 +279,6 @@ mod tests {
     use std::os::unix::fs::FileExt;
 
     use super::*;
-    use crate::delivery::fill;
 
     fn own() -> Owner {
         Owner { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() }

@@ -2,7 +2,8 @@
 //! answers one `get` a use, for one protocol, host and path. gitcredentials(7), git-credential(1).
 //!
 //! Parses hostile input: the command may write anything to the socket. A value is written to nothing
-//! but the answer of a permitted `get`.
+//! but the answer of a permitted `get`: for our helper a memfd, which is wiped under whoever kept it and
+//! leaves nothing in the socket's buffers.
 #![forbid(unsafe_code)]
 
 use std::fs::Permissions;
@@ -13,9 +14,18 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use super::container::{self, ContainerError};
+use super::fill::Held;
+use crate::sys::socket;
+
 /// Where the socket and the helper are inside.
 pub const SOCKET: &str = "/run/sublet/git.sock";
 const HELPER: &str = "/run/sublet/bin/sublet git-credential";
+
+/// What our helper adds to a request, as one of git's own `capability[]` lines.
+pub(super) const TAKES_MEMFD: &str = "capability[]=sublet-memfd";
+/// The answer's own bytes, where the memfd beside them is the answer.
+pub(super) const MEMFD: &[u8] = b"sublet-memfd\n";
 
 /// A request is small; what is longer is no request.
 const MAX_REQUEST: usize = 16 << 10;
@@ -79,6 +89,8 @@ pub struct Request {
     pub host: String,
     pub path: Option<String>,
     pub username: Option<String>,
+    /// Whether the answer may come as a descriptor.
+    pub takes_memfd: bool,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -122,7 +134,9 @@ pub fn parse(bytes: &[u8]) -> Result<Request, Malformed> {
         _ => return Err(Malformed::Operation),
     };
     let (mut protocol, mut host, mut path, mut username) = (None, None, None, None);
+    let mut takes_memfd = false;
     for line in lines {
+        takes_memfd |= line == TAKES_MEMFD;
         let (key, value) = line.split_once('=').ok_or(Malformed::Line)?;
         let (slot, name) = match key {
             "protocol" => (&mut protocol, "protocol"),
@@ -138,7 +152,8 @@ pub fn parse(bytes: &[u8]) -> Result<Request, Malformed> {
     let present = |text: Option<String>| text.filter(|t| !t.is_empty());
     match (present(protocol), present(host)) {
         (Some(protocol), Some(host)) => {
-            Ok(Request { operation, protocol, host, path: present(path), username })
+            let path = present(path);
+            Ok(Request { operation, protocol, host, path, username, takes_memfd })
         }
         _ => Err(Malformed::NoDestination),
     }
@@ -235,10 +250,24 @@ fn write_within(mut stream: &UnixStream, parts: &[&[u8]]) -> io::Result<()> {
     Ok(())
 }
 
+/// A helper that has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum AnswerError {
+    #[error("could not write to git's helper")]
+    Write(#[from] io::Error),
+    #[error(transparent)]
+    Lend(#[from] ContainerError),
+}
+
 impl Asked {
-    /// Hands the value over.
-    /// With the time at which it ends, where that is known: seconds since 1970, gitcredentials(7).
-    pub fn answer(self, username: &str, password: &[u8], expires: Option<i64>) -> io::Result<()> {
+    /// Hands the value over, with the time at which it ends, where that is known: seconds since 1970,
+    /// gitcredentials(7). Gives the hold on what was lent for it.
+    pub fn answer(
+        self,
+        username: &str,
+        password: &[u8],
+        expires: Option<i64>,
+    ) -> Result<Option<Held>, AnswerError> {
         let expires = expires.map(|at| format!("password_expiry_utc={at}\n")).unwrap_or_default();
         let parts = [
             b"username=",
@@ -248,7 +277,14 @@ impl Asked {
             b"\n",
             expires.as_bytes(),
         ];
-        write_within(&self.stream, &parts)
+        if !self.request.as_ref().is_ok_and(|request| request.takes_memfd) {
+            write_within(&self.stream, &parts)?;
+            return Ok(None);
+        }
+        let (held, memfd) = container::lend(&parts)?;
+        self.stream.set_write_timeout(Some(PATIENCE))?;
+        socket::send(&self.stream, MEMFD, &[memfd.as_fd()]).map_err(io::Error::from)?;
+        Ok(Some(held))
     }
 
     /// Says why not; the helper shows it on standard error.
@@ -279,6 +315,9 @@ mod tests {
             (parsed.host.as_str(), parsed.path.as_deref()),
             ("github.com", Some("acme/x.git"))
         );
+        assert!(!parsed.takes_memfd);
+        let text = format!("get\nprotocol=https\nhost=github.com\n{TAKES_MEMFD}\n\n");
+        assert!(request(&text).unwrap().takes_memfd);
     }
 
     #[test]

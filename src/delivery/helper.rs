@@ -2,12 +2,18 @@
 //! on to the socket and the answer back. Holds no authority: the socket does.
 #![forbid(unsafe_code)]
 
+use std::fs::File;
 use std::io::{self, BufRead, Read, Write};
 use std::os::unix::net::UnixStream;
 
 use zeroize::Zeroizing;
 
-use super::git::SOCKET;
+use super::container::MAX_CONTENT;
+use super::git::{MEMFD, SOCKET, TAKES_MEMFD};
+use crate::sys::socket;
+
+/// The longest line that says why there is none.
+const MAX_REFUSAL: usize = 4096;
 
 #[derive(Debug, thiserror::Error)]
 pub enum HelperError {
@@ -39,14 +45,26 @@ pub fn ask(
             message.push(b'\n');
         }
     }
-    message.push(b'\n');
+    message.extend_from_slice(TAKES_MEMFD.as_bytes());
+    message.extend_from_slice(b"\n\n");
     let mut socket = UnixStream::connect(SOCKET).map_err(HelperError::Socket)?;
     socket.write_all(&message).map_err(HelperError::Socket)?;
-    // Roomy, so that it is not moved while it grows and every copy is wiped.
-    let mut reply = Zeroizing::new(Vec::with_capacity(2 << 20));
-    socket.take(2 << 20).read_to_end(&mut reply).map_err(HelperError::Socket)?;
-    if let Some(why) = reply.strip_prefix(b"sublet-refused=") {
-        return Err(HelperError::Refused(String::from_utf8_lossy(why).trim_end().to_owned()));
+    let (mut said, mut memfd) = ([0; MAX_REFUSAL], None);
+    let n = socket::receive(&socket, &mut said, |fd| memfd = Some(File::from(fd)))
+        .map_err(|e| HelperError::Socket(e.into()))?;
+    match (&said[..n], memfd) {
+        (MEMFD, Some(memfd)) => {
+            // Roomy, so that it is not moved while it grows and every copy is wiped.
+            let mut reply = Zeroizing::new(Vec::with_capacity(MAX_CONTENT + 1));
+            memfd.take(MAX_CONTENT as u64).read_to_end(&mut reply).map_err(HelperError::Socket)?;
+            answer.write_all(&reply).and_then(|()| answer.flush()).map_err(HelperError::Answer)
+        }
+        (said, _) => match said.strip_prefix(b"sublet-refused=") {
+            Some(why) => {
+                Err(HelperError::Refused(String::from_utf8_lossy(why).trim_end().to_owned()))
+            }
+            // It left without a word.
+            None => Ok(()),
+        },
     }
-    answer.write_all(&reply).and_then(|()| answer.flush()).map_err(HelperError::Answer)
 }

@@ -4,13 +4,15 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
 use rustix::event::PollFlags;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use zeroize::Zeroize;
 
 use super::connection::{Connection, ConnectionError};
 use super::frames::Kind;
@@ -22,6 +24,8 @@ const HOLD: Duration = Duration::from_millis(100);
 const CHUNK: usize = 64 << 10;
 /// What a pipe takes without blocking once it is writable. pipe(7) PIPE_BUF.
 const WRITE_AT_ONCE: usize = 4096;
+/// The pages that a pipe keeps for its next writes once they have been read: one, and two since Linux 6.15.
+const KEPT_BY_A_PIPE: usize = 2 * 4096;
 
 /// Where a stream goes.
 enum Sink<'a> {
@@ -171,8 +175,7 @@ impl<'a> Output<'a> {
         let Some(from) = &self.from else { return Ok(()) };
         let most = self.left.unwrap_or(usize::MAX).min(CHUNK);
         if most == 0 {
-            self.from = None;
-            return self.flush();
+            return self.finish();
         }
         // Not zeroed: of a command that says little, little of it is ever touched.
         self.buffer.clear();
@@ -180,21 +183,18 @@ impl<'a> Output<'a> {
             self.buffer = Vec::with_capacity(most);
         }
         match rustix::io::read(from, spare_capacity(&mut self.buffer)) {
-            Err(Errno::AGAIN) if self.left.is_some() => {
-                self.from = None;
-                self.flush()?;
-            }
+            Err(Errno::AGAIN) if self.left.is_some() => return self.finish(),
             // A terminal's master says EIO when its last slave is closed. pty(7).
-            Ok(0) | Err(Errno::IO) => {
-                self.from = None;
-                self.flush()?;
-            }
+            Ok(0) | Err(Errno::IO) => return self.finish(),
             Ok(n) => {
-                let chunk = &self.buffer[..n];
+                let chunk = &mut self.buffer[..n];
                 self.left = self.left.map(|left| left.saturating_sub(n));
                 match &mut self.redactor {
                     None => self.pending.extend_from_slice(chunk),
-                    Some(redactor) => redactor.push(chunk, &mut self.pending),
+                    Some(redactor) => {
+                        redactor.push(chunk, &mut self.pending);
+                        chunk.zeroize();
+                    }
                 }
                 // From the last bytes on: with those of an earlier tail, one that has just come would be shown.
                 let holds = self.redactor.as_ref().is_some_and(|r| r.held() > 0);
@@ -207,12 +207,27 @@ impl<'a> Output<'a> {
         if self.pending.is_empty() { Ok(()) } else { self.write_if_writable() }
     }
 
+    /// Nothing more comes.
+    fn finish(&mut self) -> io::Result<()> {
+        self.flush_held();
+        if let Some(from) = self.from.take()
+            && self.masked() > 0
+        {
+            overwrite(&from);
+        }
+        if self.pending.is_empty() { Ok(()) } else { self.write_if_writable() }
+    }
+
     fn flush(&mut self) -> io::Result<()> {
+        self.flush_held();
+        if self.pending.is_empty() { Ok(()) } else { self.write_if_writable() }
+    }
+
+    fn flush_held(&mut self) {
         self.held_since = None;
         if let Some(redactor) = &mut self.redactor {
             redactor.flush(&mut self.pending);
         }
-        if self.pending.is_empty() { Ok(()) } else { self.write_if_writable() }
     }
 
     fn write_if_writable(&mut self) -> io::Result<()> {
@@ -261,6 +276,22 @@ impl<'a> Output<'a> {
     }
 }
 
+/// A value went through this pipe, which is empty now: the kernel frees the pages that it keeps as they are
+/// (without `init_on_free`). Written over, as far as they are still the pipe's: what was freed in between,
+/// and the buffers of a terminal, cannot be reached.
+fn overwrite(pipe: &OwnedFd) {
+    let again = format!("/proc/self/fd/{}", pipe.as_raw_fd());
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    if rustix::pipe::fcntl_getpipe_size(pipe).is_ok()
+        && let Ok(writer) = rustix::fs::open(again, flags, Mode::empty())
+    {
+        // The command may have changed the pipe's mode, or its size; then it is as without this.
+        match rustix::io::write(&writer, &[0; KEPT_BY_A_PIPE]) {
+            Ok(_) | Err(_) => {}
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -294,6 +325,31 @@ mod tests {
         assert_eq!(relay(&[b"a\0b\xff", b"c"], &[]).0, b"a\0b\xffc");
         let (got, masked) = relay(&[b"x hunter2", b"hunter2 y"], &[b"hunter2hunter2"]);
         assert_eq!((&got[..], masked), (&b"x *** y"[..], 1));
+    }
+
+    #[test]
+    fn a_pipe_that_a_value_went_through_is_written_over() {
+        #[track_caller]
+        fn check(said: &[u8], left: usize) {
+            let (from, mut writer) = io::pipe().unwrap();
+            let mut after = from.try_clone().unwrap();
+            let (_reader, to) = io::pipe().unwrap();
+            let patterns = Rc::new(Patterns::new([&b"hunter2hunter2"[..]]).unwrap());
+            let mut output = Output::new(from.into(), to.as_fd()).unwrap();
+            output.mask(&patterns).unwrap();
+            writer.write_all(said).unwrap();
+            output.ready().unwrap();
+            assert!(output.buffer.iter().all(|&b| b == 0));
+            drop(writer);
+            while !output.is_done() {
+                output.ready().unwrap();
+            }
+            let mut pages = Vec::new();
+            after.read_to_end(&mut pages).unwrap();
+            assert_eq!(pages, vec![0; left]);
+        }
+        check(b"x hunter2hunter2 y", KEPT_BY_A_PIPE);
+        check(b"x", 0);
     }
 
     #[test]

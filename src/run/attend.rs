@@ -32,6 +32,7 @@ use super::mint::renew::Renewal;
 use super::scene::{EXEC, Scene};
 use super::ssh::SshIdentity;
 use crate::delivery::aws_endpoint::Endpoint;
+use crate::delivery::fill::Held;
 use crate::delivery::ssh;
 use crate::launcher::client::Session;
 use crate::launcher::wire::{Ending, Notice, Order};
@@ -122,7 +123,10 @@ pub fn attend(
         let listener = deliveries.iter().find_map(of).map(OwnedFd::try_clone).transpose();
         listener.map(|fd| fd.map(UnixListener::from)).map_err(RunError::Relay)
     };
-    let git = listener(|d| if let Delivery::Git(fd) = d { Some(fd) } else { None })?;
+    let git = listener(|d| match d {
+        Delivery::Git { listener, .. } => Some(listener),
+        _ => None,
+    })?;
     let ssh = listener(|d| if let Delivery::Ssh(fd) = d { Some(fd) } else { None })?;
     let mut attendant = Attendant {
         scene,
@@ -386,8 +390,10 @@ impl Attendant<'_> {
 
     /// Zeroes what a delivery's holders see: of a token, every version that is left.
     fn wipe(&self, index: usize) {
-        if let Some(Delivery::Held(held)) = self.deliveries.get(index) {
-            held.wipe();
+        match self.deliveries.get(index) {
+            Some(Delivery::Held(held)) => held.wipe(),
+            Some(Delivery::Git { answers, .. }) => answers.iter().for_each(Held::wipe),
+            Some(Delivery::Ssh(_)) | None => {}
         }
         self.tokens.iter().filter(|token| token.index == index).for_each(Token::wipe_previous);
     }

@@ -161,7 +161,7 @@ impl Caller {
         let leases = leased.iter().zip(&delivered.deliveries).map(|(lease, delivery)| {
             let wiper = match delivery {
                 Delivery::Held(held) => held.wiper(),
-                Delivery::Git(_) | Delivery::Ssh(_) => None,
+                Delivery::Git { .. } | Delivery::Ssh(_) => None,
             };
             (lease.record.lease_id.clone(), wiper.into_iter().collect())
         });

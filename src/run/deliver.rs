@@ -34,8 +34,11 @@ pub struct Prepared {
 /// What each lease holds while the exec lives.
 pub enum Delivery {
     Held(Held),
-    /// Answered on this socket, one `get` a use.
-    Git(OwnedFd),
+    /// Answered on this socket, one `get` a use, each with a memfd that ends with the lease.
+    Git {
+        listener: OwnedFd,
+        answers: Vec<Held>,
+    },
     /// An agent's socket, one signature a use.
     Ssh(OwnedFd),
 }
@@ -115,7 +118,7 @@ pub fn fill(
     let each = leased.iter().zip(values).zip(containers).enumerate();
     for (index, ((lease, material), container)) in each {
         let Some(Material { value, pieces: of_value, .. }) = material else {
-            deliveries.push(Delivery::Git(container));
+            deliveries.push(Delivery::Git { listener: container, answers: Vec::new() });
             continue;
         };
         let value = match value {
@@ -326,7 +329,7 @@ impl Delivered {
             .map(|(lease, delivery)| FilledSpec {
                 bytes: match delivery {
                     Delivery::Held(held) => held.len() as u32,
-                    Delivery::Git(_) | Delivery::Ssh(_) => 0,
+                    Delivery::Git { .. } | Delivery::Ssh(_) => 0,
                 },
                 expires: lease.until(),
                 kill: lease.grant.on_revoke() == OnRevoke::Kill,

@@ -23,12 +23,15 @@ pub(super) struct Streams {
     pub outside: Vec<OwnedFd>,
 }
 
-/// Pipes of the exec's uid, so that it can reopen them (`/dev/stdout`); the broker relays.
+/// Pipes of the exec's uid, so that it can reopen them (`/dev/stdout`); the broker relays, and writes over
+/// what a value went through, as a user of its own. Nobody else comes to a pipe: it lies in no directory, and
+/// following a link of `/proc/PID/fd` takes the right to trace that process (proc(5)).
 pub(super) fn make_streams(order: &Prepare, owner: Owner) -> Result<Streams, Refusal> {
     if order.terminal.is_some() {
         return Ok(Streams { inside: Vec::new(), outside: Vec::new() });
     }
-    let pipe = || -> io::Result<(OwnedFd, OwnedFd)> {
+    let output = if order.deliveries.is_empty() { 0o600 } else { 0o602 };
+    let pipe = |mode: u32| -> io::Result<(OwnedFd, OwnedFd)> {
         let (read, write) = io::pipe()?;
         let (read, write): (OwnedFd, OwnedFd) = (read.into(), write.into());
         if owner.uid != rustix::process::geteuid().as_raw() {
@@ -37,13 +40,16 @@ pub(super) fn make_streams(order: &Prepare, owner: Owner) -> Result<Streams, Ref
                 Some(rustix::fs::Uid::from_raw(owner.uid)),
                 Some(rustix::fs::Gid::from_raw(owner.gid)),
             )?;
+            if mode != 0o600 {
+                rustix::fs::fchmod(&read, rustix::fs::Mode::from(mode))?;
+            }
         }
         Ok((read, write))
     };
     let failed = |e: io::Error| refuse_error(&e, "");
-    let (stdin, stdin_end) = pipe().map_err(failed)?;
-    let (stdout_end, stdout) = pipe().map_err(failed)?;
-    let (stderr_end, stderr) = pipe().map_err(failed)?;
+    let (stdin, stdin_end) = pipe(0o600).map_err(failed)?;
+    let (stdout_end, stdout) = pipe(output).map_err(failed)?;
+    let (stderr_end, stderr) = pipe(output).map_err(failed)?;
     Ok(Streams {
         inside: vec![stdin, stdout, stderr],
         outside: vec![stdin_end, stdout_end, stderr_end],

@@ -2,7 +2,8 @@
 #![forbid(unsafe_code)]
 
 use super::{Attendant, Given, TOLD_REFUSALS};
-use crate::delivery::git::{self, Asked, Destination, Operation, Request};
+use crate::delivery::git::{self, AnswerError, Asked, Destination, Operation, Request};
+use crate::launcher::compile::chain;
 use crate::run::caller::Caller;
 use crate::run::deliver::Delivery;
 use crate::run::entries::Leased;
@@ -36,11 +37,7 @@ impl Attendant<'_> {
                             "lease_not_active: it was revoked".to_owned()
                         }
                         Ok(()) => {
-                            give(
-                                asked,
-                                &self.leased[index],
-                                self.given.last().map(|g| g.secret.expose()),
-                            );
+                            self.give(asked, index);
                             return Ok(());
                         }
                         Err(why) => why,
@@ -80,6 +77,22 @@ impl Attendant<'_> {
         }
     }
 
+    fn give(&mut self, asked: Asked, index: usize) {
+        let lease = &self.leased[index];
+        let username = lease.grant.audience().git_username();
+        let value = self.given.last().map(|g| g.secret.expose()).unwrap_or_default();
+        let expires = lease.value_expires().map(|at| at.as_second());
+        match (asked.answer(username, value, expires), &mut self.deliveries[index]) {
+            (Ok(held), Delivery::Git { answers, .. }) => answers.extend(held),
+            (Ok(_), _) => {}
+            // The use is taken: a helper that left without waiting has spent it.
+            (Err(AnswerError::Write(_)), _) => {}
+            (Err(e @ AnswerError::Lend(_)), _) => {
+                eprintln!("sublet: git got no answer: {}\r", chain(&e));
+            }
+        }
+    }
+
     fn lease_for(&self, request: &Request) -> Option<usize> {
         let is_for = |lease: &Leased| {
             let audience = lease.grant.audience();
@@ -94,7 +107,7 @@ impl Attendant<'_> {
         self.leased
             .iter()
             .zip(&self.deliveries)
-            .position(|(lease, d)| matches!(d, Delivery::Git(_)) && is_for(lease))
+            .position(|(lease, d)| matches!(d, Delivery::Git { .. }) && is_for(lease))
     }
 
     /// Takes a use, resolves the value and masks it, in this order. `Err` says why there is none.
@@ -155,12 +168,4 @@ impl Attendant<'_> {
         }
         Ok(Ok(()))
     }
-}
-
-fn give(asked: Asked, lease: &Leased, value: Option<&[u8]>) {
-    let username = lease.grant.audience().git_username();
-    let value = value.unwrap_or_default();
-    // The use is taken: a helper that left without waiting has spent it.
-    let expires = lease.value_expires().map(|at| at.as_second());
-    drop(asked.answer(username, value, expires));
 }

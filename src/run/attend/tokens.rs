@@ -144,7 +144,7 @@ impl Attendant<'_> {
         let token = &mut self.tokens[which];
         token.previous = match previous {
             Delivery::Held(previous) => Some(previous),
-            Delivery::Git(_) | Delivery::Ssh(_) => None,
+            Delivery::Git { .. } | Delivery::Ssh(_) => None,
         };
         (token.expires, token.due) = (minted.expires, minted.replace_at());
         Ok(self.session.order(&Order::Replaced { exec: EXEC, delivery, bytes })?)
