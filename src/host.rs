@@ -7,6 +7,7 @@
 mod account;
 pub mod container;
 pub mod keyfile;
+mod known;
 pub mod limit;
 mod owner;
 mod program;
@@ -27,6 +28,7 @@ use crate::model::id::RunId;
 use crate::model::moment::Moment;
 use crate::profile::{self, LoadError, Profile, ProfileError};
 use crate::sys::clock;
+use known::KnownProfiles;
 
 /// Which profile: by name (built in, or in the configuration's `profiles/`), or a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,15 +101,7 @@ pub struct Host {
     pub runtime_dir: PathBuf,
     profiles: Vec<PathBuf>,
     trust: Trust,
-}
-
-/// A profile with every text that it was resolved from, so that it can be known again.
-#[derive(Debug)]
-pub struct KnownProfile {
-    text: String,
-    /// By the names that they are extended by.
-    extended: Vec<(String, String)>,
-    profile: Profile,
+    known: KnownProfiles,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -191,6 +185,7 @@ impl Host {
             runtime_dir,
             profiles,
             trust: Trust::Invoker,
+            known: KnownProfiles::default(),
         })
     }
 
@@ -246,18 +241,10 @@ impl Host {
 
     /// Reads, resolves and checks a profile. A file in a configuration directory overrides a built-in
     /// one of the same name; a profile that extends its own name extends the built-in one.
+    ///
+    /// One that was asked for lately is read again, with all that it extends, and not resolved again if every
+    /// text of it is what it was.
     pub fn profile(&self, which: &ProfileRef) -> Result<Profile, HostError> {
-        let mut known = None;
-        self.profile_again(which, &mut known)
-    }
-
-    /// The same, of what is known of it already if every text of it is what it was: each is read again,
-    /// but not resolved. What was learnt is left in `known`.
-    pub fn profile_again(
-        &self,
-        which: &ProfileRef,
-        known: &mut Option<KnownProfile>,
-    ) -> Result<Profile, HostError> {
         let (name, text) = match which {
             ProfileRef::Name(name) => (name.clone(), self.profile_text(name)?),
             ProfileRef::File(path) => (path.display().to_string(), self.read_profile(path)?),
@@ -265,12 +252,8 @@ impl Host {
         let load = |wanted: &str| {
             if wanted == name { profile::load_builtin(wanted) } else { self.profile_text(wanted) }
         };
-        let is_as_it_was = |known: &KnownProfile| {
-            let unchanged = |(name, text): &(String, String)| load(name).is_ok_and(|t| t == *text);
-            known.text == text && known.extended.iter().all(unchanged)
-        };
-        if let Some(known) = known.as_ref().filter(|known| is_as_it_was(known)) {
-            return Ok(known.profile.clone());
+        if let Some(profile) = self.known.profile(which, &text, load) {
+            return Ok(profile);
         }
         let mut extended = Vec::new();
         let profile = profile::resolve(&name, &text, &mut |wanted| {
@@ -278,7 +261,7 @@ impl Host {
             extended.push((wanted.to_owned(), text.clone()));
             Ok(text)
         })?;
-        *known = Some(KnownProfile { text, extended, profile: profile.clone() });
+        self.known.keep(which, text, extended, &profile);
         Ok(profile)
     }
 

@@ -68,8 +68,12 @@ impl Launcher {
     /// `ahead`: the exec that will be asked for. What every exec needs is begun at once, under its name.
     pub fn begin(trust: Trust, ahead: Option<&ExecId>) -> Result<Unsettled, ForkError> {
         let (ours, theirs) = socket::packet_pair().map_err(io::Error::from)?;
+        let cpu = process::cpu();
         match process::fork()? {
             Forked::Child => {
+                match process::leave_to_parent(cpu) {
+                    Ok(()) | Err(_) => {}
+                }
                 drop(ours);
                 process::exit_now(serve::run(theirs, trust, ahead))
             }

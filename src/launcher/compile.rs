@@ -11,8 +11,7 @@ pub use container::find;
 pub use workspace::Workspace;
 use workspace::open_workspace;
 
-use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -22,7 +21,7 @@ use super::guard::Guard;
 use super::into::InContainer;
 use super::wire::{DeliverySpec, ENDPOINT_PORT, Prepare, Refusal, RefusalKind};
 use crate::delivery::{aws_endpoint, git, ssh};
-use crate::host::{Host, HostError, KnownProfile, ProfileRef};
+use crate::host::{Host, ProfileRef};
 use crate::model::id::RunId;
 use crate::model::name::Channel;
 use crate::profile::{AWS_ENDPOINT_TOKEN, AWS_ENDPOINT_URI, NetworkMode, Profile, WorkspaceAccess};
@@ -63,27 +62,6 @@ impl Spec {
             agent: prepare.agent,
             into: prepare.into.clone(),
         }
-    }
-}
-
-/// The profiles that execs ran under lately. Each is read again every time; what does not differ is not
-/// resolved again.
-#[derive(Default)]
-pub struct Profiles(RefCell<VecDeque<(ProfileRef, Option<KnownProfile>)>>);
-
-impl Profiles {
-    const MOST: usize = 16;
-
-    fn read(&self, host: &Host, which: &ProfileRef) -> Result<Profile, HostError> {
-        let mut all = self.0.borrow_mut();
-        let found = all.iter().position(|(known, _)| known == which);
-        let mut known = found.and_then(|at| all.remove(at)).and_then(|(_, known)| known);
-        let read = host.profile_again(which, &mut known);
-        all.push_back((which.clone(), known));
-        if all.len() > Self::MOST {
-            all.pop_front();
-        }
-        read
     }
 }
 
@@ -150,14 +128,9 @@ pub(super) fn invalid(message: String, hint: &str) -> Refusal {
 }
 
 /// Reads the profile, opens the workspace, and lays out what there will be.
-pub fn sandbox(
-    spec: &Spec,
-    host: &Host,
-    profiles: &Profiles,
-    mode: Mode,
-) -> Result<Compiled, Refusal> {
-    let mut profile = profiles
-        .read(host, &spec.profile)
+pub fn sandbox(spec: &Spec, host: &Host, mode: Mode) -> Result<Compiled, Refusal> {
+    let mut profile = host
+        .profile(&spec.profile)
         .map_err(|e| invalid(chain(&e), "`sublet profile list` names the profiles"))?;
     if spec.without_network {
         profile

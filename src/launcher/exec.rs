@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::compile::{self, Profiles, Spec};
+use super::compile::{self, Spec};
 use super::into;
 use super::posture::{self, Facts};
 use super::surroundings::Surroundings;
@@ -40,7 +40,6 @@ pub const KILL_AFTER: Duration = Duration::from_secs(2);
 /// The launcher's own facts, the same for every exec.
 pub struct Setting {
     pub host: Host,
-    pub profiles: Profiles,
     pub here: Surroundings,
 }
 
@@ -115,8 +114,7 @@ impl Exec {
         prepared: impl FnOnce(BrokerEnds),
     ) -> Result<Self, Refusal> {
         let spec = Spec::of(&order);
-        let compiled =
-            compile::sandbox(&spec, &setting.host, &setting.profiles, setting.here.mode)?;
+        let compiled = compile::sandbox(&spec, &setting.host, setting.here.mode)?;
         let command = compile::command(&order, &compiled)?;
         let mut sandbox = match warm.take(&spec).and_then(|warm| warm.into_sandbox(&compiled)) {
             Some(sandbox) => sandbox,
@@ -182,10 +180,6 @@ impl Exec {
     /// others by then.
     pub fn spec(&self) -> Option<&Spec> {
         (!self.is_in_container).then_some(&self.spec)
-    }
-
-    pub fn has_started(&self) -> bool {
-        self.started
     }
 
     pub fn pidfd(&self) -> BorrowedFd<'_> {

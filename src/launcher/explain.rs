@@ -13,8 +13,7 @@ use crate::sandbox::seccomp;
 
 pub fn explain(prepare: &Prepare, setting: &Setting) -> Result<Explanation, Refusal> {
     let pool = setting.host.config.host.uid_pool;
-    let compiled =
-        compile::sandbox(&Spec::of(prepare), &setting.host, &setting.profiles, setting.here.mode)?;
+    let compiled = compile::sandbox(&Spec::of(prepare), &setting.host, setting.here.mode)?;
     let Command { environment, argv, .. } = compile::command(prepare, &compiled)?;
     let Compiled { profile, workspace, layout, .. } = &compiled;
     let mut identity = match setting.here.mode {

@@ -41,6 +41,10 @@ const LAST_WAIT: Duration = Duration::from_secs(5);
 /// longest.
 const SWEEP_AGAIN: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(60)];
 
+/// How long after an exec was started the next one's seed is planted, if it has not ended by then: many end
+/// sooner, and the kernel does not take their namespaces down while it makes others.
+const SEED_AFTER: Duration = Duration::from_millis(5);
+
 /// Where the trail's head is kept, in the state directory.
 pub const HEAD_FILE: &str = "trail.head";
 
@@ -131,8 +135,10 @@ struct Launcher {
     program: mint::Program,
     /// Sandboxes without a command yet.
     warm: Pool,
-    /// What the next exec's sandbox begins with.
+    /// What the next exec's sandbox begins with, and when to make it. Never while an exec is being started,
+    /// which would wait for it.
     seeds: Seeds,
+    seed_at: Option<Duration>,
     is_for_many: bool,
     /// When to look again for what is left of killed launchers, and how long after that.
     sweep: Option<(Duration, Duration)>,
@@ -190,7 +196,8 @@ impl Launcher {
         let (next, epoll) = (self.next_time(), &self.epoll);
         self.alarm.set(next, |timer| watch(epoll, timer, Token::Alarm))?;
         // What is wanted ahead is built when nothing else is to be done.
-        let is_wanting = self.warm.is_wanting() || self.wants_a_seed();
+        let is_due = |at: Duration| at <= clock::boottime();
+        let is_wanting = self.warm.is_wanting() || self.wants_a_seed().is_some_and(is_due);
         let patience = is_wanting.then_some(Timespec { tv_sec: 0, tv_nsec: 0 });
         let count = match epoll::wait(&self.epoll, &mut events, patience.as_ref()) {
             Ok(0) if self.warm.is_wanting() => {
@@ -222,14 +229,10 @@ impl Launcher {
         Ok(true)
     }
 
-    /// A launcher of many execs keeps one seed ready, if it keeps no whole sandboxes. Not while the latest
-    /// exec is being started, which would wait for it.
-    fn wants_a_seed(&self) -> bool {
-        let is_starting = |live: &Live| !live.exec.has_started();
-        self.is_for_many
-            && !self.warm.keeps_any()
-            && self.seeds.is_wanting()
-            && !self.execs.last_key_value().is_some_and(|(_, live)| is_starting(live))
+    /// A launcher of many execs keeps one seed ready, if it keeps no whole sandboxes: when it wants one.
+    fn wants_a_seed(&self) -> Option<Duration> {
+        let is_wanting = self.is_for_many && !self.warm.keeps_any() && self.seeds.is_wanting();
+        self.seed_at.filter(|_| is_wanting)
     }
 
     fn plant(&mut self) {
@@ -244,7 +247,8 @@ impl Launcher {
     fn next_time(&self) -> Option<Duration> {
         let helpers = self.helpers.values().map(|asked| asked.helper.deadline);
         let sweep = self.sweep.map(|(at, _)| at);
-        helpers.chain(self.agenda.next()).chain(self.warm.next_time()).chain(sweep).min()
+        let due = helpers.chain(self.agenda.next()).chain(self.warm.next_time());
+        due.chain(sweep).chain(self.wants_a_seed()).min()
     }
 
     /// The next order of a session. False when it was the root's last.
@@ -337,7 +341,10 @@ impl Launcher {
             Ok(Happened::Ending(ending, deliveries)) => {
                 self.notify(session, &Notice::Ending { exec: number, ending, deliveries }, &[])
             }
-            Ok(Happened::Started) => self.notify(session, &Notice::Started { exec: number }, &[]),
+            Ok(Happened::Started) => {
+                self.seed_at = Some(clock::boottime() + SEED_AFTER);
+                self.notify(session, &Notice::Started { exec: number }, &[])
+            }
         }
     }
 
@@ -352,6 +359,7 @@ impl Launcher {
         let number = exec.number;
         self.numbers.remove(&(session, number));
         self.agenda.set(key, None);
+        self.seed_at = Some(clock::boottime());
         if let Some(spec) = exec.spec() {
             self.warm.want(spec);
         }

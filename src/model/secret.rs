@@ -4,7 +4,7 @@
 
 use std::io::{self, Read};
 
-use crate::sys::memory::LockedRegion;
+use crate::sys::locked::LockedRegion;
 
 /// The largest value that any channel carries.
 pub const MAX_VALUE: usize = 1 << 20;

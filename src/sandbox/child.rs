@@ -100,6 +100,10 @@ pub(super) fn fail(socket: BorrowedFd<'_>, failure: &Failure) -> ! {
 }
 
 fn become_init(plan: &mut Plan) -> Result<i32, Failure> {
+    // Only speed hangs on it.
+    match process::leave_to_parent(plan.launchers_cpu) {
+        Ok(()) | Err(_) => {}
+    }
     // Signals of the launcher's terminal are not for init; it reads SIGCHLD from a descriptor.
     process::block_all_signals().at(Step::Init)?;
 

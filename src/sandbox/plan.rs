@@ -87,6 +87,8 @@ pub struct Plan {
     pub umask: Mode,
     /// The caller's, where the launcher and its children have another.
     pub slice: Option<Slice>,
+    /// Where the launcher runs, which does not wait for the child there.
+    pub launchers_cpu: usize,
     pub inner_rules: Vec<InnerRule>,
     pub init_filter: BuiltIn,
     /// The child's end of the packet socket.

@@ -11,6 +11,7 @@ pub mod helper;
 pub mod ids;
 pub mod landlock;
 pub mod lend;
+pub mod locked;
 pub mod memory;
 pub mod mount;
 pub mod net;

@@ -184,16 +184,30 @@ pub fn fork() -> io::Result<Forked> {
 /// parent, and on a small machine waits there for as long as the parent runs. Its own set of CPUs is as
 /// before afterwards. sched_setaffinity(2).
 pub fn start_elsewhere(child: i32) -> Result<(), Errno> {
-    use rustix::thread::{sched_getaffinity, sched_getcpu, sched_setaffinity};
+    move_off(rustix::thread::sched_getcpu(), rustix::process::Pid::from_raw(child))
+}
+
+/// Where this thread runs now.
+pub fn cpu() -> usize {
+    rustix::thread::sched_getcpu()
+}
+
+/// For this process, if it was started on its parent's CPU: the parent waits for it there else, beside one
+/// that is idle.
+pub fn leave_to_parent(cpu: usize) -> Result<(), Errno> {
+    if rustix::thread::sched_getcpu() == cpu { move_off(cpu, None) } else { Ok(()) }
+}
+
+fn move_off(cpu: usize, process: Option<rustix::process::Pid>) -> Result<(), Errno> {
+    use rustix::thread::{sched_getaffinity, sched_setaffinity};
     let all = sched_getaffinity(None)?;
     let mut others = all;
-    others.unset(sched_getcpu());
-    let child = rustix::process::Pid::from_raw(child);
-    if others.count() == 0 || child.is_none() {
+    others.unset(cpu);
+    if others.count() == 0 {
         return Ok(());
     }
-    sched_setaffinity(child, &others)?;
-    sched_setaffinity(child, &all)
+    sched_setaffinity(process, &others)?;
+    sched_setaffinity(process, &all)
 }
 
 /// SIGKILL for this process when the thread that made it ends. Child-side; cleared by changes of

@@ -5,8 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    Compiled, Profiles, Spec, Workspace, has_identities, invalid, refuse_hidden_identities,
-    show_agent,
+    Compiled, Spec, Workspace, has_identities, invalid, refuse_hidden_identities, show_agent,
 };
 use crate::host::Host;
 use crate::launcher::into::program::{Found, Search};
@@ -117,14 +116,9 @@ pub(super) fn sandbox(
 }
 
 /// Which file a command is in the container, and who could change it.
-pub fn find(
-    find: &Find,
-    host: &Host,
-    profiles: &Profiles,
-    mode: Mode,
-) -> Result<Option<Found>, Refusal> {
-    let profile = profiles
-        .read(host, &find.profile)
+pub fn find(find: &Find, host: &Host, mode: Mode) -> Result<Option<Found>, Refusal> {
+    let profile = host
+        .profile(&find.profile)
         .map_err(|e| invalid(super::chain(&e), "`sublet profile list` names the profiles"))?;
     let target = Target::of(&find.run_id, &find.into, &find.workspace, host, host.trusts(), mode)?;
     let target = target.ok_or_else(|| {

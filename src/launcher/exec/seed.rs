@@ -116,6 +116,7 @@ impl Seed {
             lifeline: lifeline_read.into(),
             umask: here.umask,
             slice: here.slice,
+            launchers_cpu: process::cpu(),
             uid_lock: None,
             slate: Some(Slate::new().map_err(|e| failed(&e))?),
         };

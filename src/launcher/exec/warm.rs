@@ -31,8 +31,7 @@ pub struct Warm {
 impl Warm {
     /// Builds one. Its child is not waited for: what it cannot do is found when it is to be used.
     pub fn prepare(spec: Spec, setting: &Setting) -> Result<Self, Refusal> {
-        let compiled =
-            compile::sandbox(&spec, &setting.host, &setting.profiles, setting.here.mode)?;
+        let compiled = compile::sandbox(&spec, &setting.host, setting.here.mode)?;
         // It has no exec yet; its cgroup needs a name, with the time in it for the sweep.
         let seed = Seed::plant(&ExecId::fresh(), compiled.profile.network.mode, &setting.here)?;
         let sandbox = Sandbox::build(&compiled, seed, setting)?;

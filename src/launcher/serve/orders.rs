@@ -71,8 +71,8 @@ impl Launcher {
                 self.end_session(session)
             }
             Order::Find(find) => {
-                let Setting { host, profiles, here } = &self.setting;
-                let found = compile::find(&find, host, profiles, here.mode);
+                let Setting { host, here } = &self.setting;
+                let found = compile::find(&find, host, here.mode);
                 self.notify(session, &Notice::Found { found }, &[])
             }
             Order::Explain(prepare) => {
@@ -101,6 +101,7 @@ impl Launcher {
                 eprintln!("sublet: launcher: {}", compile::chain(&e));
             }
         };
+        self.seed_at = None;
         match Exec::prepare(prepare, &self.setting, &mut self.warm, &mut self.seeds, prepared) {
             Ok(exec) => {
                 let key = self.fresh_key();
@@ -111,7 +112,10 @@ impl Launcher {
                 self.reschedule(key);
                 Ok(())
             }
-            Err(refusal) => self.notify(session, &Notice::Refused { exec: number, refusal }, &[]),
+            Err(refusal) => {
+                self.seed_at = Some(clock::boottime());
+                self.notify(session, &Notice::Refused { exec: number, refusal }, &[])
+            }
         }
     }
 

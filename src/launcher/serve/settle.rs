@@ -17,7 +17,6 @@ use super::watched::{ROOT, Token};
 use super::{Launcher, LauncherError, SWEEP_AGAIN, watch};
 use crate::config::UidPool;
 use crate::host::{self, Host, Trust};
-use crate::launcher::compile::Profiles;
 use crate::launcher::exec::{Pool, Seeds, Setting};
 use crate::launcher::mint;
 use crate::launcher::surroundings::Surroundings;
@@ -83,7 +82,7 @@ impl Launcher {
             identity::enter_own_namespaces()?;
             memory::set_dumpable(false).map_err(failed("become undumpable"))?;
         }
-        let setting = Setting { host, profiles: Profiles::default(), here };
+        let setting = Setting { host, here };
         let warm = match trust {
             // One exec, and the end.
             Trust::Invoker => Pool::default(),
@@ -98,6 +97,7 @@ impl Launcher {
             program,
             warm,
             seeds,
+            seed_at: Some(Duration::ZERO),
             is_for_many: trust == Trust::Host,
             sweep: (trust == Trust::Host).then_some((Duration::ZERO, SWEEP_AGAIN[0])),
             next_key: ROOT + 1,
