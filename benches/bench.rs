@@ -297,6 +297,8 @@ impl Served {
             }],
             home: None,
             into: sublet::launcher::into::InContainer::default(),
+            // It only waits.
+            cpu: u32::MAX,
             agent: false,
         };
         let session = self.launcher.root();

@@ -78,6 +78,7 @@ fn what_a_compromised_broker_orders_is_refused() {
         agent: false,
         home: Some("/root".into()),
         into: sublet::launcher::into::InContainer::default(),
+        cpu: u32::MAX,
     };
     let ask = |profile: &ProfileRef, workspace: &Path| {
         let session = door.open().unwrap();

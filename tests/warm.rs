@@ -154,6 +154,7 @@ impl Place {
             deliveries: deliveries.to_vec(),
             home: None,
             into: sublet::launcher::into::InContainer::default(),
+            cpu: u32::MAX,
             agent: false,
         };
         let launcher = self.launcher();

@@ -71,7 +71,7 @@ impl Launcher {
         let cpu = process::cpu();
         match process::fork()? {
             Forked::Child => {
-                match process::leave_to_parent(cpu) {
+                match process::leave_to_waker(cpu) {
                     Ok(()) | Err(_) => {}
                 }
                 drop(ours);

@@ -41,9 +41,10 @@ const LAST_WAIT: Duration = Duration::from_secs(5);
 /// longest.
 const SWEEP_AGAIN: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(60)];
 
-/// How long after an exec was started the next one's seed is planted, if it has not ended by then: many end
-/// sooner, and the kernel does not take their namespaces down while it makes others.
-const SEED_AFTER: Duration = Duration::from_millis(5);
+/// When the next exec's seed is planted: so long after one was started, since many end sooner, and the kernel
+/// does not take their namespaces down while it makes others; and after one ended, whose broker has to say so.
+const SEED_AFTER_START: Duration = Duration::from_millis(5);
+const SEED_AFTER_END: Duration = Duration::from_millis(1);
 
 /// Where the trail's head is kept, in the state directory.
 pub const HEAD_FILE: &str = "trail.head";
@@ -196,8 +197,7 @@ impl Launcher {
         let (next, epoll) = (self.next_time(), &self.epoll);
         self.alarm.set(next, |timer| watch(epoll, timer, Token::Alarm))?;
         // What is wanted ahead is built when nothing else is to be done.
-        let is_due = |at: Duration| at <= clock::boottime();
-        let is_wanting = self.warm.is_wanting() || self.wants_a_seed().is_some_and(is_due);
+        let is_wanting = self.warm.is_wanting() || self.is_to_plant();
         let patience = is_wanting.then_some(Timespec { tv_sec: 0, tv_nsec: 0 });
         let count = match epoll::wait(&self.epoll, &mut events, patience.as_ref()) {
             Ok(0) if self.warm.is_wanting() => {
@@ -235,6 +235,10 @@ impl Launcher {
         self.seed_at.filter(|_| is_wanting)
     }
 
+    fn is_to_plant(&self) -> bool {
+        self.wants_a_seed().is_some_and(|at| at <= clock::boottime())
+    }
+
     fn plant(&mut self) {
         // It has no exec yet; its cgroup needs a name, with the time in it for the sweep.
         if let Err(refusal) = self.seeds.plant(&ExecId::fresh(), &self.setting.here) {
@@ -248,7 +252,9 @@ impl Launcher {
         let helpers = self.helpers.values().map(|asked| asked.helper.deadline);
         let sweep = self.sweep.map(|(at, _)| at);
         let due = helpers.chain(self.agenda.next()).chain(self.warm.next_time());
-        due.chain(sweep).chain(self.wants_a_seed()).min()
+        // One that is due waits for an idle moment and for no alarm.
+        let seed = self.wants_a_seed().filter(|_| !self.is_to_plant());
+        due.chain(sweep).chain(seed).min()
     }
 
     /// The next order of a session. False when it was the root's last.
@@ -342,7 +348,7 @@ impl Launcher {
                 self.notify(session, &Notice::Ending { exec: number, ending, deliveries }, &[])
             }
             Ok(Happened::Started) => {
-                self.seed_at = Some(clock::boottime() + SEED_AFTER);
+                self.seed_at = Some(clock::boottime() + SEED_AFTER_START);
                 self.notify(session, &Notice::Started { exec: number }, &[])
             }
         }
@@ -359,7 +365,8 @@ impl Launcher {
         let number = exec.number;
         self.numbers.remove(&(session, number));
         self.agenda.set(key, None);
-        self.seed_at = Some(clock::boottime());
+        let soon = clock::boottime() + SEED_AFTER_END;
+        self.seed_at = Some(self.seed_at.map_or(soon, |at| at.min(soon)));
         if let Some(spec) = exec.spec() {
             self.warm.want(spec);
         }

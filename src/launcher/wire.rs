@@ -105,6 +105,8 @@ pub struct Prepare {
     pub home: Option<PathBuf>,
     /// What is asked of an exec in a container.
     pub into: InContainer,
+    /// The CPU on which the broker goes on meanwhile.
+    pub cpu: u32,
 }
 
 /// Which file a command is in a container.

@@ -101,7 +101,7 @@ pub(super) fn fail(socket: BorrowedFd<'_>, failure: &Failure) -> ! {
 
 fn become_init(plan: &mut Plan) -> Result<i32, Failure> {
     // Only speed hangs on it.
-    match process::leave_to_parent(plan.launchers_cpu) {
+    match process::leave_to_waker(plan.launchers_cpu) {
         Ok(()) | Err(_) => {}
     }
     // Signals of the launcher's terminal are not for init; it reads SIGCHLD from a descriptor.

@@ -184,26 +184,32 @@ pub fn fork() -> io::Result<Forked> {
 /// parent, and on a small machine waits there for as long as the parent runs. Its own set of CPUs is as
 /// before afterwards. sched_setaffinity(2).
 pub fn start_elsewhere(child: i32) -> Result<(), Errno> {
-    move_off(rustix::thread::sched_getcpu(), rustix::process::Pid::from_raw(child))
+    move_off(cpu(), rustix::process::Pid::from_raw(child))
 }
 
-/// Where this thread runs now.
+/// The CPU that this thread runs on now. No system call: a filter need not allow any.
 pub fn cpu() -> usize {
-    rustix::thread::sched_getcpu()
+    // SAFETY: reads a number that the kernel keeps up to date in this thread's memory (rseq(2)), or asks the
+    // vDSO for it.
+    let cpu = unsafe { libc::sched_getcpu() };
+    // There is none to tell where neither is to be had: then it is nobody's.
+    usize::try_from(cpu).unwrap_or(usize::MAX)
 }
 
-/// For this process, if it was started on its parent's CPU: the parent waits for it there else, beside one
-/// that is idle.
-pub fn leave_to_parent(cpu: usize) -> Result<(), Errno> {
-    if rustix::thread::sched_getcpu() == cpu { move_off(cpu, None) } else { Ok(()) }
+/// Leaves this CPU, if it is that one, to whoever woke us there and has work of its own: a wake-up stays on
+/// the waker's CPU where the kernel takes it for the waker's last act, or knows of no cache that both share.
+pub fn leave_to_waker(cpu: usize) -> Result<(), Errno> {
+    if self::cpu() == cpu { move_off(cpu, None) } else { Ok(()) }
 }
 
 fn move_off(cpu: usize, process: Option<rustix::process::Pid>) -> Result<(), Errno> {
-    use rustix::thread::{sched_getaffinity, sched_setaffinity};
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
     let all = sched_getaffinity(None)?;
     let mut others = all;
-    others.unset(cpu);
-    if others.count() == 0 {
+    if cpu < CpuSet::MAX_CPU {
+        others.unset(cpu);
+    }
+    if others.count() == 0 || others == all {
         return Ok(());
     }
     sched_setaffinity(process, &others)?;

@@ -17,7 +17,7 @@ use crate::launcher::mint;
 use crate::launcher::source::{self, Helper};
 use crate::launcher::wire::{self, ExecNumber, Notice, Order, Refusal, RefusalKind, Ticket};
 use crate::model::name::SecretName;
-use crate::sys::clock;
+use crate::sys::{clock, process};
 
 impl Launcher {
     pub(super) fn obey(
@@ -102,6 +102,10 @@ impl Launcher {
             }
         };
         self.seed_at = None;
+        // Only speed hangs on it.
+        match process::leave_to_waker(prepare.cpu as usize) {
+            Ok(()) | Err(_) => {}
+        }
         match Exec::prepare(prepare, &self.setting, &mut self.warm, &mut self.seeds, prepared) {
             Ok(exec) => {
                 let key = self.fresh_key();
