@@ -35,7 +35,6 @@ pub use explained::{Explained, LeaseVerdict, explain};
 pub use scene::{Asked, AskedOfRun};
 
 use caller::Caller;
-use deliver::Prepared;
 use entries::Leased;
 use ledger::Ledger;
 use scene::Scene;
@@ -132,9 +131,7 @@ fn tell(
     caller.accepted();
     watch.lap(|t| &mut t.record);
 
-    // A launcher that could not prepare has said why; one that is gone keeps no head either.
-    let prepared = deliver::prepared(session).and_then(|prepared| kept.map(|()| prepared));
-    let told = perform(scene, session, caller, &mut ledger, leased, prepared, watch);
+    let told = perform(scene, session, caller, &mut ledger, leased, kept, watch);
     // Whatever became of it: what was minted for it ends with it.
     mint::end_all(&mut ledger, scene, session);
     if scene.is_one_shot() {
@@ -150,12 +147,23 @@ fn perform(
     caller: &mut Caller,
     ledger: &mut Ledger,
     mut leased: Vec<Leased>,
-    prepared: Result<Prepared, RunError>,
+    kept: Result<(), RunError>,
     watch: &mut Stopwatch,
 ) -> Result<Outcome, RunError> {
+    // What is at hand is fetched while the launcher builds; what is made for this exec, once it can begin.
+    let is_at_hand = value::is_at_hand(scene, &leased);
+    let resolve = |ledger: &mut Ledger, leased: &mut Vec<Leased>| {
+        deliver::resolve(ledger, scene, session, caller, leased)
+            .map_err(|e| ledger.abandon(scene, leased, e))
+    };
+    let early = is_at_hand.then(|| resolve(ledger, &mut leased)).transpose()?;
+    // A launcher that could not prepare has said why; one that is gone keeps no head either.
+    let prepared = deliver::prepared(session).and_then(|prepared| kept.map(|()| prepared));
     let prepared = prepared.map_err(|e| ledger.abandon(scene, &leased, e))?;
-    let values = deliver::resolve(ledger, scene, session, caller, &mut leased)
-        .map_err(|e| ledger.abandon(scene, &leased, e))?;
+    let values = match early {
+        Some(values) => values,
+        None => resolve(ledger, &mut leased)?,
+    };
     watch.lap(|t| &mut t.resolve);
 
     let delivered =

@@ -31,6 +31,8 @@ pub struct Launcher {
 /// One session with the launcher: orders go, notices come. Dropped, its execs die.
 pub struct Session {
     socket: OwnedFd,
+    /// The other end, and where to hand it over: after the first order, so that the launcher wakes once.
+    unopened: RefCell<Option<(OwnedFd, OwnedFd)>>,
     /// Execs that were ordered and have not ended.
     live: Cell<u32>,
     tickets: Cell<Ticket>,
@@ -122,10 +124,12 @@ impl Hand {
 pub struct Door(OwnedFd);
 
 impl Door {
+    /// The launcher hears of it with its first order.
     pub fn open(&self) -> Result<Session, WireError> {
-        let (ours, theirs) = socket::packet_pair().map_err(|e| WireError::Send(e.into()))?;
-        wire::send(self.0.as_fd(), &Order::Session, &[theirs.as_fd()])?;
-        Ok(Session::new(ours))
+        let failed = |e: io::Error| WireError::Send(e);
+        let (ours, theirs) = socket::packet_pair().map_err(|e| failed(e.into()))?;
+        let door = self.0.try_clone().map_err(failed)?;
+        Ok(Session { unopened: RefCell::new(Some((theirs, door))), ..Session::new(ours) })
     }
 }
 
@@ -133,6 +137,7 @@ impl Session {
     fn new(socket: OwnedFd) -> Self {
         Self {
             socket,
+            unopened: RefCell::default(),
             live: Cell::default(),
             tickets: Cell::default(),
             passed_over: RefCell::default(),
@@ -149,7 +154,12 @@ impl Session {
         if matches!(order, Order::Prepare(_)) {
             self.live.set(self.live.get() + 1);
         }
-        match wire::send(self.socket.as_fd(), order, fds) {
+        let sent = wire::send(self.socket.as_fd(), order, fds);
+        let sent = sent.and_then(|()| match self.unopened.take() {
+            Some((theirs, door)) => wire::send(door.as_fd(), &Order::Session, &[theirs.as_fd()]),
+            None => Ok(()),
+        });
+        match sent {
             // Perhaps it has said why.
             Err(WireError::Gone) => match self.receive() {
                 Err(unsettled @ WireError::Unsettled(_)) => Err(unsettled),

@@ -1,8 +1,9 @@
 //! A process that only stands in a namespace, so that its parent can open it. clone(2).
 //!
 //! It shares the launcher's memory, as vfork's child does, but beside it: a copy of the page tables would
-//! cost more than all that it does. It calls the kernel directly, touches nothing but its own small stack,
-//! and ends when the pipe that it reads does, which is at the latest when the launcher ends.
+//! cost more than all that it does. It shares its descriptors too: those of a thousand execs would take longer
+//! to copy and to close than the rest of an exec. It calls the kernel directly, touches nothing but its own
+//! small stack, and ends when the pipe that it reads does, or with the launcher.
 
 use std::ffi::c_void;
 use std::io;
@@ -15,7 +16,7 @@ const STACK: usize = 16 << 10;
 
 pub struct Helper {
     pid: i32,
-    /// Its end is the helper's.
+    /// Closed, it is the helper's end.
     pipe: Option<io::PipeWriter>,
     /// In use until the helper is reaped.
     _stack: Vec<u8>,
@@ -26,19 +27,22 @@ pub struct Helper {
 #[derive(Clone, Copy)]
 struct Ends {
     reader: i32,
-    writer: i32,
+    parent: i32,
 }
 
 extern "C" fn stand(ends: *mut c_void) -> i32 {
     // SAFETY: `start` passes an `Ends` at the top of this child's own stack, which nobody else touches.
-    let Ends { reader, writer } = unsafe { *ends.cast::<Ends>() };
+    let Ends { reader, parent } = unsafe { *ends.cast::<Ends>() };
     let mut byte = 0_u8;
-    // SAFETY: raw system calls on this process's own copies of the two descriptors, and one byte of its own
-    // stack. Not through the C library, whose errno is the launcher's: memory and thread area are shared.
+    // SAFETY: raw system calls on a descriptor that stays open until this process is reaped, and one byte of its
+    // own stack. Not through the C library, whose errno is the launcher's: memory and thread area are shared.
     unsafe {
-        raw_syscall(libc::SYS_close, writer as usize, 0, 0);
-        while raw_syscall(libc::SYS_read, reader as usize, &raw mut byte as usize, 1)
-            == -(libc::EINTR as isize)
+        let (option, kill) = (libc::PR_SET_PDEATHSIG as usize, libc::SIGKILL as usize);
+        let dies_with_parent = raw_syscall(libc::SYS_prctl, option, kill, 0) == 0
+            && raw_syscall(libc::SYS_getppid, 0, 0, 0) == parent as isize;
+        while dies_with_parent
+            && raw_syscall(libc::SYS_read, reader as usize, &raw mut byte as usize, 1)
+                == -(libc::EINTR as isize)
         {}
         raw_syscall(libc::SYS_exit_group, 0, 0, 0);
     }
@@ -73,8 +77,8 @@ impl Helper {
         let (reader, writer) = io::pipe()?;
         let reader: OwnedFd = reader.into();
         let mut stack = vec![0_u8; STACK];
-        let ends = Ends { reader: reader.as_raw_fd(), writer: writer.as_raw_fd() };
-        let flags = libc::CLONE_VM | namespaces | libc::SIGCHLD;
+        let ends = Ends { reader: reader.as_raw_fd(), parent: std::process::id() as i32 };
+        let flags = libc::CLONE_VM | libc::CLONE_FILES | namespaces | libc::SIGCHLD;
         // SAFETY: the argument is written into the stack's upper end, 16-byte aligned and inside of it; the
         // child's stack begins below. Both live in `stack`, which is freed only after the child is reaped
         // (`drop`). `stand` touches nothing else of the shared memory, so that the launcher may go on.
