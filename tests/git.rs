@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serial_test::file_serial;
 use support::git_server::{GitServer, bare_repository};
+use support::leak::{self, Accomplice};
 use support::probe::{Bare, bare};
 use support::world::vault_secret;
 use support::{ORDINARY, Outcome, World, host};
@@ -305,6 +306,39 @@ fn store_and_erase_are_swallowed() {
         "for w in store erase; do printf '{input}' | /run/sublet/bin/sublet git-credential $w || exit 1; done"
     );
     forge.leased(1, &["sh", "-c", &script]).ok().prints("");
+}
+
+/// The answer itself, passed out of the exec: nobody writes to it, and it ends with the exec.
+#[test]
+#[file_serial]
+fn what_git_was_given_is_wiped_under_whoever_kept_it() {
+    for world in World::each() {
+        let accomplice = Accomplice::at(&world, "holder.sock");
+        let go = world.workspace.join("go");
+        let forge = open_forge(world);
+        let script = format!(
+            "import os, socket, time\n\
+             def to(path):\n    s = socket.socket(socket.AF_UNIX)\n    s.connect(path)\n    return s\n\
+             s = to('/run/sublet/git.sock')\n\
+             s.send(b'get\\nprotocol=http\\nhost={}\\npath=team/repo.git\\ncapability[]=sublet-memfd\\n\\n')\n\
+             said, fds, _, _ = socket.recv_fds(s, 4096, 4)\n\
+             print(said)\n\
+             try:\n    os.open(f'/proc/self/fd/{{fds[0]}}', os.O_RDWR)\n    print('writable')\n\
+             except OSError:\n    pass\n\
+             socket.send_fds(to('holder.sock'), [b'x'], fds[:1])\n\
+             while not os.path.exists('go'):\n    time.sleep(0.01)",
+            forge.server.host()
+        );
+        std::thread::scope(|scope| {
+            let exec = scope.spawn(|| forge.leased(1, &["python3", "-c", &script]));
+            let kept = accomplice.take();
+            let expected = format!("username={USER}\npassword={TOKEN}\n");
+            assert!(leak::shows(&kept, expected.as_bytes()), "while its exec lives");
+            fs::write(&go, "").unwrap();
+            exec.join().unwrap().ok().prints("b'sublet-memfd\\n'\n");
+            assert!(leak::is_wiped(&kept), "after its exec");
+        });
+    }
 }
 
 #[test]

@@ -49,10 +49,18 @@ pub fn ask(
     message.extend_from_slice(b"\n\n");
     let mut socket = UnixStream::connect(SOCKET).map_err(HelperError::Socket)?;
     socket.write_all(&message).map_err(HelperError::Socket)?;
-    let (mut said, mut memfd) = ([0; MAX_REFUSAL], None);
-    let n = socket::receive(&socket, &mut said, |fd| memfd = Some(File::from(fd)))
-        .map_err(|e| HelperError::Socket(e.into()))?;
-    match (&said[..n], memfd) {
+    let (mut said, mut memfd) = (Vec::new(), None);
+    let mut chunk = [0; 1024];
+    // A refusal comes in pieces; with the memfd all is said.
+    while memfd.is_none() && said.len() <= MAX_REFUSAL {
+        let take = |fd| memfd = Some(File::from(fd));
+        match socket::receive(&socket, &mut chunk, take) {
+            Ok(0) => break,
+            Ok(n) => said.extend_from_slice(&chunk[..n]),
+            Err(e) => return Err(HelperError::Socket(e.into())),
+        }
+    }
+    match (said.as_slice(), memfd) {
         (MEMFD, Some(memfd)) => {
             // Roomy, so that it is not moved while it grows and every copy is wiped.
             let mut reply = Zeroizing::new(Vec::with_capacity(MAX_CONTENT + 1));

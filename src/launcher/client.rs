@@ -154,18 +154,20 @@ impl Session {
         if matches!(order, Order::Prepare(_)) {
             self.live.set(self.live.get() + 1);
         }
-        let sent = wire::send(self.socket.as_fd(), order, fds);
-        let sent = sent.and_then(|()| match self.unopened.take() {
-            Some((theirs, door)) => wire::send(door.as_fd(), &Order::Session, &[theirs.as_fd()]),
-            None => Ok(()),
-        });
-        match sent {
+        match wire::send(self.socket.as_fd(), order, fds).and_then(|()| self.hand_over()) {
             // Perhaps it has said why.
             Err(WireError::Gone) => match self.receive() {
                 Err(unsettled @ WireError::Unsettled(_)) => Err(unsettled),
                 _ => Err(WireError::Gone),
             },
             sent => sent,
+        }
+    }
+
+    fn hand_over(&self) -> Result<(), WireError> {
+        match self.unopened.take() {
+            Some((theirs, door)) => wire::send(door.as_fd(), &Order::Session, &[theirs.as_fd()]),
+            None => Ok(()),
         }
     }
 
@@ -214,6 +216,7 @@ impl Session {
     }
 
     fn receive(&self) -> Result<(Notice, Vec<OwnedFd>), WireError> {
+        self.hand_over()?;
         let received = match wire::receive(self.socket.as_fd()) {
             Err(WireError::Gone) => {
                 let why = self.unsettled.borrow().clone();

@@ -12,6 +12,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
@@ -45,7 +46,7 @@ pub struct Held {
 
 /// The cgroup of one exec. Removed on drop, when all its processes are gone.
 pub struct Cgroup {
-    parent: OwnedFd,
+    parent: Arc<OwnedFd>,
     name: String,
     directory: OwnedFd,
 }
@@ -62,7 +63,7 @@ pub enum CgroupError {
 
 /// The place below which execs get their cgroups.
 pub struct Cgroups {
-    parent: OwnedFd,
+    parent: Arc<OwnedFd>,
     path: PathBuf,
 }
 
@@ -93,25 +94,25 @@ impl Cgroups {
         if mode == identity::Mode::Privileged {
             enable_controllers(&hierarchy, parent.as_fd());
         }
-        Ok(Self { parent, path })
+        Ok(Self { parent: Arc::new(parent), path })
     }
 
     /// Removes what launchers that were killed left: cgroups that nobody holds. Returns whether one could not
     /// be removed yet, because a process in it is still dying.
     pub fn sweep(&self) -> bool {
-        let Ok(directory) = rustix::fs::Dir::read_from(&self.parent) else { return false };
+        let Ok(directory) = rustix::fs::Dir::read_from(&*self.parent) else { return false };
         let names = directory.flatten().map(|entry| entry.file_name().to_owned());
         let ours: Vec<_> =
             names.filter(|name| name.to_bytes().starts_with(b"sublet-exe_")).collect();
         let mut is_left = false;
         for name in ours {
-            let opened = rustix::fs::openat(&self.parent, &*name, DIRECTORY, Mode::empty());
+            let opened = rustix::fs::openat(&*self.parent, &*name, DIRECTORY, Mode::empty());
             // Swept by another meanwhile.
             let Ok(directory) = opened else { continue };
             if rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive).is_err() {
                 continue;
             }
-            match rustix::fs::unlinkat(&self.parent, &*name, AtFlags::REMOVEDIR) {
+            match rustix::fs::unlinkat(&*self.parent, &*name, AtFlags::REMOVEDIR) {
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(Errno::BUSY) => is_left = true,
                 Err(e) => {
@@ -131,19 +132,19 @@ impl Cgroups {
         let path = self.path.join(&name);
         let failed = |e: Errno| CgroupError::Make { path: path.clone(), source: e.into() };
         let directory = self.make_held(&name).map_err(failed)?;
-        let parent = rustix::io::fcntl_dupfd_cloexec(&self.parent, 0).map_err(failed)?;
-        Ok(Cgroup { parent, name, directory })
+        Ok(Cgroup { parent: Arc::clone(&self.parent), name, directory })
     }
 
     /// Until it is held, a sweep takes it for a dead launcher's.
     fn make_held(&self, name: &str) -> Result<OwnedFd, Errno> {
         for _ in 0..MOST_TRIES {
-            match rustix::fs::mkdirat(&self.parent, name, Mode::from(0o755)) {
+            match rustix::fs::mkdirat(&*self.parent, name, Mode::from(0o755)) {
                 // Ours, of the last try: ids are fresh.
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(e) => return Err(e),
             }
-            let directory = match rustix::fs::openat(&self.parent, name, DIRECTORY, Mode::empty()) {
+            let directory = match rustix::fs::openat(&*self.parent, name, DIRECTORY, Mode::empty())
+            {
                 Err(Errno::NOENT) => continue,
                 opened => opened?,
             };
@@ -156,7 +157,7 @@ impl Cgroups {
                 Err(e) => return Err(e),
             }
             let held = rustix::fs::fstat(&directory)?;
-            match rustix::fs::statat(&self.parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+            match rustix::fs::statat(&*self.parent, name, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(found) if found.st_ino == held.st_ino => return Ok(directory),
                 Ok(_) | Err(Errno::NOENT) => {}
                 Err(e) => return Err(e),
@@ -220,7 +221,7 @@ impl Cgroup {
 impl Drop for Cgroup {
     fn drop(&mut self) {
         // Busy only if something still lives in it; the next `make` cannot collide, ids are fresh.
-        match rustix::fs::unlinkat(&self.parent, &self.name, AtFlags::REMOVEDIR) {
+        match rustix::fs::unlinkat(&*self.parent, &self.name, AtFlags::REMOVEDIR) {
             // Another launcher's sweep may have taken it, as soon as it was empty.
             Ok(()) | Err(rustix::io::Errno::NOENT) => {}
             Err(e) => eprintln!("sublet: could not remove the cgroup {}: {e}", self.name),
@@ -313,7 +314,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().to_owned();
         let parent = rustix::fs::open(&path, DIRECTORY, Mode::empty()).unwrap();
-        let cgroups = Cgroups { parent, path: path.clone() };
+        let cgroups = Cgroups { parent: Arc::new(parent), path: path.clone() };
         let held = cgroups.make(&ExecId::fresh()).unwrap();
         let dead = path.join(format!("sublet-{}", ExecId::fresh()));
         let other = path.join("someone-elses");
@@ -330,7 +331,7 @@ mod tests {
     fn what_is_made_under_a_sweep_is_held_in_the_end() {
         let dir = tempfile::tempdir().unwrap();
         let open = || Cgroups {
-            parent: rustix::fs::open(dir.path(), DIRECTORY, Mode::empty()).unwrap(),
+            parent: Arc::new(rustix::fs::open(dir.path(), DIRECTORY, Mode::empty()).unwrap()),
             path: dir.path().to_owned(),
         };
         let is_over = std::sync::atomic::AtomicBool::new(false);
