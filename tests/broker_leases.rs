@@ -697,3 +697,39 @@ fn a_run_that_ends_takes_all_along() {
     std::fs::write(world.workspace.join("go"), "").unwrap();
     assert_eq!(spared.finish()["exit_status"], 0);
 }
+
+/// Neither spins: what stands ready is made once, then both wait.
+#[test]
+#[file_serial(host)]
+fn a_broker_with_nothing_to_do_sleeps() {
+    let world = world("", &[]);
+    let broker = serve(&world);
+    let run = broker.run_of("alice", "leasing");
+    let lease = lease(&run.socket, json!({}));
+    let (service, launcher) = broker.parts();
+    // Of both, as they are shown by the kernel: hundredths of a second.
+    let spent = || -> u64 {
+        let of = |pid: u32| {
+            let stat = procfs::process::Process::new(pid as i32).unwrap().stat().unwrap();
+            stat.utime + stat.stime
+        };
+        of(service.pid) + of(launcher.pid)
+    };
+    let sleeps = || {
+        // Longer than what is made ready takes to begin.
+        std::thread::sleep(Duration::from_millis(200));
+        let before = spent();
+        std::thread::sleep(Duration::from_millis(800));
+        let took = spent() - before;
+        assert!(took < 20, "{took} of 80 hundredths of a second");
+    };
+    sleeps();
+    exec(&run.socket, &[&lease], &["true"]).ok(200);
+    sleeps();
+    // While a command lives, too.
+    let socket = run.socket.clone();
+    let living = std::thread::spawn(move || exec(&socket, &[], &["sh", "-c", "touch up; sleep 2"]));
+    eventually("it lives", || world.workspace.join("up").exists());
+    sleeps();
+    living.join().unwrap().ok(200);
+}
