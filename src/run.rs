@@ -151,19 +151,16 @@ fn perform(
     watch: &mut Stopwatch,
 ) -> Result<Outcome, RunError> {
     // What is at hand is fetched while the launcher builds; what is made for this exec, once it can begin.
-    let is_at_hand = value::is_at_hand(scene, &leased);
-    let resolve = |ledger: &mut Ledger, leased: &mut Vec<Leased>| {
-        deliver::resolve(ledger, scene, session, caller, leased)
-            .map_err(|e| ledger.abandon(scene, leased, e))
-    };
-    let early = is_at_hand.then(|| resolve(ledger, &mut leased)).transpose()?;
+    let early = value::is_at_hand(&leased)
+        .then(|| deliver::resolve(ledger, scene, session, caller, &mut leased));
     // A launcher that could not prepare has said why; one that is gone keeps no head either.
     let prepared = deliver::prepared(session).and_then(|prepared| kept.map(|()| prepared));
     let prepared = prepared.map_err(|e| ledger.abandon(scene, &leased, e))?;
     let values = match early {
-        Some(values) => values,
-        None => resolve(ledger, &mut leased)?,
-    };
+        Some(early) => early,
+        None => deliver::resolve(ledger, scene, session, caller, &mut leased),
+    }
+    .map_err(|e| ledger.abandon(scene, &leased, e))?;
     watch.lap(|t| &mut t.resolve);
 
     let delivered =

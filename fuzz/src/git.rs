@@ -10,7 +10,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use sublet::delivery::git::{self, Asked, Destination, Malformed, Operation, Request};
+use sublet::delivery::git::{self, Answer, Asked, Destination, Malformed, Operation, Request};
 
 pub fn run(input: &[u8]) {
     let parsed = git::parse(input);
@@ -102,8 +102,17 @@ fn asked(input: &[u8], parsed: &Result<Request, Malformed>) {
             );
             match (request.operation, destination) {
                 (Operation::Get, Some(destination)) => {
-                    asked.answer(&destination.username, b"the-value", None).expect("it is written");
-                    assert_eq!(heard(&mut client), "username=x-access-token\npassword=the-value\n");
+                    let answer = Answer::new(&destination.username, b"the-value", None);
+                    let lines = "username=x-access-token\npassword=the-value\n";
+                    let lent = asked.lend(&answer).expect("there is memory");
+                    assert_eq!(lent.is_some(), request.takes_memfd);
+                    let in_memfd = lent.is_some();
+                    if let Some((held, _)) = &lent {
+                        assert_eq!(held.expose().bytes(), lines.as_bytes());
+                    }
+                    asked.answer(&answer, lent.map(|(_, memfd)| memfd)).expect("it is written");
+                    drop(asked);
+                    assert_eq!(heard(&mut client), if in_memfd { "sublet-memfd\n" } else { lines });
                 }
                 (Operation::Get, None) => {
                     asked.refuse(&why).expect("it is written");

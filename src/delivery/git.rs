@@ -250,41 +250,44 @@ fn write_within(mut stream: &UnixStream, parts: &[&[u8]]) -> io::Result<()> {
     Ok(())
 }
 
-/// A helper that has no answer.
-#[derive(Debug, thiserror::Error)]
-pub enum AnswerError {
-    #[error("could not write to git's helper")]
-    Write(#[from] io::Error),
-    #[error(transparent)]
-    Lend(#[from] ContainerError),
+/// The answer of a permitted `get`, in parts: with the time at which the value ends, where that is known, in
+/// seconds since 1970. gitcredentials(7).
+pub struct Answer<'a> {
+    username: &'a str,
+    password: &'a [u8],
+    expires: String,
+}
+
+impl<'a> Answer<'a> {
+    pub fn new(username: &'a str, password: &'a [u8], expires: Option<i64>) -> Self {
+        let expires = expires.map(|at| format!("password_expiry_utc={at}\n")).unwrap_or_default();
+        Self { username, password, expires }
+    }
+
+    fn parts(&self) -> [&[u8]; 6] {
+        let (username, expires) = (self.username.as_bytes(), self.expires.as_bytes());
+        [b"username=", username, b"\npassword=", self.password, b"\n", expires]
+    }
 }
 
 impl Asked {
-    /// Hands the value over, with the time at which it ends, where that is known: seconds since 1970,
-    /// gitcredentials(7). Gives the hold on what was lent for it.
-    pub fn answer(
-        self,
-        username: &str,
-        password: &[u8],
-        expires: Option<i64>,
-    ) -> Result<Option<Held>, AnswerError> {
-        let expires = expires.map(|at| format!("password_expiry_utc={at}\n")).unwrap_or_default();
-        let parts = [
-            b"username=",
-            username.as_bytes(),
-            b"\npassword=",
-            password,
-            b"\n",
-            expires.as_bytes(),
-        ];
-        if !self.request.as_ref().is_ok_and(|request| request.takes_memfd) {
-            write_within(&self.stream, &parts)?;
-            return Ok(None);
+    /// The answer in a memfd, where the helper takes one: what holds it, and what it is read by.
+    pub fn lend(&self, answer: &Answer<'_>) -> Result<Option<(Held, OwnedFd)>, ContainerError> {
+        match &self.request {
+            Ok(request) if request.takes_memfd => container::lend(&answer.parts()).map(Some),
+            Ok(_) | Err(_) => Ok(None),
         }
-        let (held, memfd) = container::lend(&parts)?;
-        self.stream.set_write_timeout(Some(PATIENCE))?;
-        socket::send(&self.stream, MEMFD, &[memfd.as_fd()]).map_err(io::Error::from)?;
-        Ok(Some(held))
+    }
+
+    /// Hands the value over.
+    pub fn answer(&self, answer: &Answer<'_>, lent: Option<OwnedFd>) -> io::Result<()> {
+        match lent {
+            None => write_within(&self.stream, &answer.parts()),
+            Some(memfd) => {
+                self.stream.set_write_timeout(Some(PATIENCE))?;
+                Ok(socket::send(&self.stream, MEMFD, &[memfd.as_fd()])?)
+            }
+        }
     }
 
     /// Says why not; the helper shows it on standard error.

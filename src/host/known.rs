@@ -32,7 +32,13 @@ impl KnownProfiles {
         text: &str,
         load: impl Fn(&str) -> Result<String, LoadError>,
     ) -> Option<Profile> {
-        let known = self.lock().iter().find(|known| known.which == *which).cloned()?;
+        let known = {
+            let mut all = self.lock();
+            let at = all.iter().position(|known| known.which == *which)?;
+            let known = all.remove(at)?;
+            all.push_front(Arc::clone(&known));
+            known
+        };
         let is_unchanged = |(name, text): &(String, String)| load(name).is_ok_and(|t| t == *text);
         let is_same = known.text == text && known.extended.iter().all(is_unchanged);
         is_same.then(|| known.profile.clone())

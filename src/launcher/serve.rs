@@ -136,7 +136,7 @@ struct Launcher {
     program: mint::Program,
     /// Sandboxes without a command yet.
     warm: Pool,
-    /// What the next exec's sandbox begins with, and when to make it. Never while an exec is being started,
+    /// What the next exec's sandbox begins with, and when to make it: not while the latest exec is being started,
     /// which would wait for it.
     seeds: Seeds,
     seed_at: Option<Duration>,

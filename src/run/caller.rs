@@ -170,10 +170,10 @@ impl Caller {
         self.refuse_to_begin()
     }
 
-    /// As [`Caller::guard`], of a further version of a delivery.
-    pub fn guard_also(&self, delivery: usize, held: &Held) {
+    /// As [`Caller::guard`], of a further version of a delivery, `most` of which are left.
+    pub fn guard_also(&self, delivery: usize, held: &Held, most: usize) {
         if let (Caller::Client(client), Some(wiper)) = (self, held.wiper()) {
-            client.mailbox.guard_also(delivery, wiper);
+            client.mailbox.guard_also(delivery, wiper, most);
         }
     }
 

@@ -55,7 +55,7 @@ struct Inbox {
 #[derive(Debug)]
 pub struct Guarded {
     pub launcher: Hand,
-    /// In the order of the deliveries; nothing to wipe on `git`.
+    /// In the order of the deliveries; nothing to wipe on `git` before its first answer.
     pub leases: Vec<(LeaseId, Vec<Wiper>)>,
 }
 
@@ -128,9 +128,10 @@ impl Mailbox {
         inbox.guarded = Some(guarded);
     }
 
-    /// A delivery has a further version, before anyone can read it: a revocation wipes it too, and the one
-    /// before it. One that has come already has done so when this returns.
-    pub fn guard_also(&self, delivery: usize, wiper: Wiper) {
+    /// A delivery has a further version, before anyone can read it: a revocation wipes it too, and those before
+    /// it, `most` in all: the earlier ones are gone by then. One that has come already has done so when this
+    /// returns.
+    pub fn guard_also(&self, delivery: usize, wiper: Wiper, most: usize) {
         let mut inbox = self.inbox();
         let Inbox { guarded, revoked, .. } = &mut *inbox;
         let Some((id, wipers)) = guarded.as_mut().and_then(|g| g.leases.get_mut(delivery)) else {
@@ -139,11 +140,9 @@ impl Mailbox {
         if revoked.has(id) {
             wiper.wipe();
         }
-        // The one before the last is gone by now.
-        if wipers.len() > 1 {
-            wipers.remove(0);
-        }
         wipers.push(wiper);
+        let gone = wipers.len().saturating_sub(most);
+        wipers.drain(..gone);
     }
 
     /// Whether the lease was taken back, whether or not its mail was taken.
@@ -231,9 +230,9 @@ mod tests {
         assert!(matches!(told(), Order::Revoke { exec: EXEC, delivery: 1 }));
         // A token's next version, before and after a revocation.
         let [third, fourth] = [held(), held()];
-        mailbox.guard_also(1, fourth.wiper().unwrap());
+        mailbox.guard_also(1, fourth.wiper().unwrap(), 2);
         assert_eq!(fourth.expose().bytes(), [0; 5], "its lease was revoked");
-        mailbox.guard_also(0, third.wiper().unwrap());
+        mailbox.guard_also(0, third.wiper().unwrap(), 2);
         assert_eq!(third.expose().bytes(), b"value");
         mailbox.send(Mail::RevokeAll).unwrap();
         assert_eq!(third.expose().bytes(), [0; 5]);

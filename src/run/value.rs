@@ -114,9 +114,8 @@ pub fn unavailable_vault(error: VaultError) -> RunError {
 }
 
 /// Whether the values of these leases lie in the vault: no one is asked for them, and nothing is made.
-pub fn is_at_hand(scene: &Scene, leased: &[Leased]) -> bool {
-    let of = |lease: &Leased| scene.host.config.secrets.get(&lease.record.secret);
-    leased.iter().all(|lease| of(lease).is_some_and(|entry| entry.source == SecretSource::Vault))
+pub fn is_at_hand(leased: &[Leased]) -> bool {
+    leased.iter().all(|lease| matches!(lease.grant.source(), SecretSource::Vault))
 }
 
 /// Resolves the values of these leases from their sources, all at once. Where there is a `caller`, they can

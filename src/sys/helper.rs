@@ -3,7 +3,7 @@
 //! It shares the launcher's memory, as vfork's child does, but beside it: a copy of the page tables would
 //! cost more than all that it does. It shares its descriptors too: those of a thousand execs would take longer
 //! to copy and to close than the rest of an exec. It calls the kernel directly, touches nothing but its own
-//! small stack, and ends when the pipe that it reads does, or with the launcher.
+//! small stack, and ends when its pipe does, or with the launcher.
 
 use std::ffi::c_void;
 use std::io;
@@ -33,18 +33,22 @@ struct Ends {
 extern "C" fn stand(ends: *mut c_void) -> i32 {
     // SAFETY: `start` passes an `Ends` at the top of this child's own stack, which nobody else touches.
     let Ends { reader, parent } = unsafe { *ends.cast::<Ends>() };
-    let mut byte = 0_u8;
-    // SAFETY: raw system calls on a descriptor that stays open until this process is reaped, and one byte of its
-    // own stack. Not through the C library, whose errno is the launcher's: memory and thread area are shared.
+    let mut watched = libc::pollfd { fd: reader, events: libc::POLLIN, revents: 0 };
+    let pause = libc::timespec { tv_sec: 1, tv_nsec: 0 };
+    // SAFETY: raw system calls on a descriptor that stays open until this process is reaped, and on its own
+    // stack. Not through the C library, whose errno is the launcher's: memory and thread area are shared.
     unsafe {
         let (option, kill) = (libc::PR_SET_PDEATHSIG as usize, libc::SIGKILL as usize);
-        let dies_with_parent = raw_syscall(libc::SYS_prctl, option, kill, 0) == 0
-            && raw_syscall(libc::SYS_getppid, 0, 0, 0) == parent as isize;
-        while dies_with_parent
-            && raw_syscall(libc::SYS_read, reader as usize, &raw mut byte as usize, 1)
-                == -(libc::EINTR as isize)
-        {}
-        raw_syscall(libc::SYS_exit_group, 0, 0, 0);
+        raw_syscall(libc::SYS_prctl, [option, kill, 0, 0, 0]);
+        // The signal may be late, or kept from us: its table would keep the launcher's descriptors open.
+        while raw_syscall(libc::SYS_getppid, [0; 5]) == parent as isize {
+            let (watched, timeout) = (&raw mut watched as usize, &raw const pause as usize);
+            let ready = raw_syscall(libc::SYS_ppoll, [watched, 1, timeout, 0, 0]);
+            if ready != 0 && ready != -(libc::EINTR as isize) {
+                break;
+            }
+        }
+        raw_syscall(libc::SYS_exit_group, [0; 5]);
     }
     0
 }
@@ -53,7 +57,7 @@ extern "C" fn stand(ends: *mut c_void) -> i32 {
 ///
 /// # Safety
 /// As the call itself asks.
-unsafe fn raw_syscall(number: libc::c_long, a: usize, b: usize, c: usize) -> isize {
+unsafe fn raw_syscall(number: libc::c_long, [a, b, c, d, e]: [usize; 5]) -> isize {
     let result: isize;
     // SAFETY: the x86-64 convention (syscall(2)): rcx and r11 are lost, the result is in rax.
     unsafe {
@@ -63,6 +67,8 @@ unsafe fn raw_syscall(number: libc::c_long, a: usize, b: usize, c: usize) -> isi
             in("rdi") a,
             in("rsi") b,
             in("rdx") c,
+            in("r10") d,
+            in("r8") e,
             lateout("rcx") _,
             lateout("r11") _,
             options(nostack),

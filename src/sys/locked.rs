@@ -1,8 +1,9 @@
 //! Memory for values: locked, out of core dumps and forks, wiped before it is given back or used again.
 //!
 //! A page of memfd_secret(2) costs tens of microseconds when it is first touched and when it goes: the kernel
-//! takes it out of its own map, and every CPU flushes its TLB. A value has some dozens of bytes. So blocks are
-//! cut from pages that the process keeps, and lie zeroed until the next one wants them.
+//! takes it out of its own map, and every CPU flushes its TLB. A value has some dozens of bytes. So blocks of at
+//! most a page are cut from pages that the process keeps, and lie zeroed until the next one wants them. Larger
+//! ones, of which each may have a size of its own, are mapped and unmapped.
 
 use std::collections::BTreeMap;
 use std::ffi::c_void;
@@ -18,8 +19,8 @@ use super::memory::keep_to_this_process;
 
 /// The least block, so that no two share a cache line.
 const LEAST: usize = 64;
-/// What is mapped at a time, for blocks that are not larger. Small: an ordinary user may lock 64 KiB in all
-/// on an older system (getrlimit(2), `RLIMIT_MEMLOCK`).
+/// What is mapped at a time. Small: an ordinary user may lock 64 KiB in all on an older system (getrlimit(2),
+/// `RLIMIT_MEMLOCK`).
 const CHUNK: usize = 16 << 10;
 /// What a process keeps when it has no block in use.
 const KEPT: usize = 64 << 10;
@@ -42,8 +43,13 @@ impl LockedRegion {
     /// # Errors
     /// `EAGAIN` or `ENOMEM` if `RLIMIT_MEMLOCK` is exhausted (getrlimit(2)).
     pub fn new(size: usize) -> io::Result<Self> {
-        let len = block_size(size).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { start: arena().take(len)?, len })
+        let page = rustix::param::page_size();
+        if size <= page {
+            let len = size.next_power_of_two().clamp(LEAST, page);
+            return Ok(Self { start: arena().take(len)?, len });
+        }
+        let len = size.checked_next_multiple_of(page).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { start: Chunk::map(len)?.start, len })
     }
 
     pub fn bytes(&self) -> &[u8] {
@@ -60,16 +66,11 @@ impl LockedRegion {
 impl Drop for LockedRegion {
     fn drop(&mut self) {
         self.bytes_mut().zeroize();
-        arena().give_back(self.start, self.len);
-    }
-}
-
-/// Whole pages, or a power of two that divides one.
-fn block_size(size: usize) -> Option<usize> {
-    let page = rustix::param::page_size();
-    match size.max(LEAST).checked_next_power_of_two()? {
-        power if power < page => Some(power),
-        _ => size.checked_next_multiple_of(page),
+        if self.len <= rustix::param::page_size() {
+            arena().give_back(self.start, self.len);
+        } else {
+            Chunk { start: self.start, len: self.len }.unmap();
+        }
     }
 }
 
@@ -124,25 +125,23 @@ impl Arena {
         Ok(block)
     }
 
-    /// From the end of what is left of the latest chunk, or of a new one.
+    /// From the end of what is left of the latest chunk, or of a new one. What the one before has left is less
+    /// than this block, and waits for the end of all.
     fn cut(&mut self, len: usize) -> io::Result<NonNull<u8>> {
-        let (from, other) = match self.rest.take_if(|rest| rest.len >= len) {
-            Some(rest) => (rest, None),
-            None => (self.map(len)?, self.rest.take()),
+        let from = match self.rest.filter(|rest| rest.len >= len) {
+            Some(rest) => rest,
+            None => {
+                // Where there is no room for more, one page may still fit.
+                let chunk =
+                    Chunk::map(CHUNK).or_else(|_| Chunk::map(rustix::param::page_size()))?;
+                self.chunks.push(chunk);
+                chunk
+            }
         };
         let left = Chunk { len: from.len - len, ..from };
-        self.rest = [Some(left), other].into_iter().flatten().max_by_key(|chunk| chunk.len);
+        self.rest = Some(left);
         // SAFETY: what is cut off lies within the mapping, behind what is left.
         Ok(unsafe { from.start.add(left.len) })
-    }
-
-    fn map(&mut self, len: usize) -> io::Result<Chunk> {
-        let page = rustix::param::page_size();
-        let least = len.checked_next_multiple_of(page).ok_or(io::ErrorKind::OutOfMemory)?;
-        // Where there is no room for more, the block may still fit.
-        let chunk = Chunk::map(CHUNK.max(least)).or_else(|_| Chunk::map(least))?;
-        self.chunks.push(chunk);
-        Ok(chunk)
     }
 
     fn give_back(&mut self, start: NonNull<u8>, len: usize) {
@@ -235,7 +234,7 @@ mod tests {
 
     #[test]
     fn a_block_is_zeroed_and_writable_whatever_was_in_it() {
-        for size in [0, 1, 64, 65, 2048, 2049, 4096, 4097, 20_480, CHUNK + 1, 1 << 20] {
+        for size in [0, 1, 64, 65, 2048, 2049, 4096, 4097, 20_480, 1 << 20] {
             for _ in 0..3 {
                 let mut region = LockedRegion::new(size).unwrap();
                 assert!(region.bytes().len() >= size.max(LEAST), "{size}");
@@ -248,7 +247,7 @@ mod tests {
     #[test]
     fn blocks_that_live_together_do_not_overlap() {
         let mut arena = Arena::empty(std::process::id());
-        let sizes = [64, 4096, 64, 20_480, 2048, 64, 4096, 8192, 1 << 20, 64, 128, 4096, 64];
+        let sizes = [64, 4096, 64, 2048, 64, 4096, 4096, 4096, 64, 128, 4096, 64];
         let mut blocks: Vec<(usize, usize)> =
             sizes.iter().map(|&len| (arena.take(len).unwrap().as_ptr().addr(), len)).collect();
         for &(start, len) in &blocks {

@@ -1,8 +1,10 @@
 //! The `git` channel while the command lives: one `get` a use, for the one destination of a lease.
 #![forbid(unsafe_code)]
 
+use std::io;
+
 use super::{Attendant, Given, TOLD_REFUSALS};
-use crate::delivery::git::{self, AnswerError, Asked, Destination, Operation, Request};
+use crate::delivery::git::{self, Answer, Asked, Destination, Operation, Request};
 use crate::launcher::compile::chain;
 use crate::run::caller::Caller;
 use crate::run::deliver::Delivery;
@@ -10,6 +12,9 @@ use crate::run::entries::Leased;
 use crate::run::error::RunError;
 use crate::run::value;
 use crate::store::UseRefused;
+
+/// How many answers of a lease can still be read: git reads each at once. Of earlier ones nothing is left.
+const ANSWERS: usize = 16;
 
 impl Attendant<'_> {
     pub(super) fn answer_git(&mut self) -> Result<(), RunError> {
@@ -77,19 +82,33 @@ impl Attendant<'_> {
         }
     }
 
+    /// The use is taken: a helper that left without waiting has spent it.
     fn give(&mut self, asked: Asked, index: usize) {
         let lease = &self.leased[index];
         let username = lease.grant.audience().git_username();
         let value = self.given.last().map(|g| g.secret.expose()).unwrap_or_default();
-        let expires = lease.value_expires().map(|at| at.as_second());
-        match (asked.answer(username, value, expires), &mut self.deliveries[index]) {
-            (Ok(held), Delivery::Git { answers, .. }) => answers.extend(held),
-            (Ok(_), _) => {}
-            // The use is taken: a helper that left without waiting has spent it.
-            (Err(AnswerError::Write(_)), _) => {}
-            (Err(e @ AnswerError::Lend(_)), _) => {
-                eprintln!("sublet: git got no answer: {}\r", chain(&e));
+        let answer = Answer::new(username, value, lease.value_expires().map(|at| at.as_second()));
+        let given = asked.lend(&answer).map_err(|e| chain(&e)).and_then(|lent| {
+            let memfd = lent.map(|(held, memfd)| {
+                // Before anyone can read it.
+                self.caller.guard_also(index, &held, ANSWERS);
+                if let Delivery::Git { answers, .. } = &mut self.deliveries[index] {
+                    answers.push(held);
+                    let gone = answers.len().saturating_sub(ANSWERS);
+                    answers.drain(..gone);
+                }
+                memfd
+            });
+            if self.caller.is_revoked(&lease.record.lease_id) {
+                return Err("the lease was revoked".to_owned());
             }
+            match asked.answer(&answer, memfd) {
+                Err(e) if !has_left(&e) => Err(e.to_string()),
+                Ok(()) | Err(_) => Ok(()),
+            }
+        });
+        if let Err(why) = given {
+            drop(asked.refuse(&format!("delivery_unavailable: {why}")));
         }
     }
 
@@ -168,4 +187,10 @@ impl Attendant<'_> {
         }
         Ok(Ok(()))
     }
+}
+
+/// Whether it is the helper that is gone, or takes its time, and no lack of ours.
+fn has_left(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, TimedOut, WouldBlock};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | TimedOut | WouldBlock)
 }

@@ -48,6 +48,9 @@ impl Token {
     }
 }
 
+/// How many versions of a token can be read: who opened the one before may go on.
+const VERSIONS: usize = 2;
+
 impl Attendant<'_> {
     /// When the next token shall be replaced. One that its lease would not outlive stays as it is.
     pub(super) fn next_replacement(&self) -> Option<Duration> {
@@ -138,7 +141,7 @@ impl Attendant<'_> {
         // Masked before anyone can have read it, and wiped by a revocation from now on.
         self.given.push(Given { secret: copy, redact: lease.grant.redact() });
         self.mask()?;
-        self.caller.guard_also(index, &held);
+        self.caller.guard_also(index, &held, VERSIONS);
         let bytes = held.len() as u32;
         let previous = std::mem::replace(&mut self.deliveries[index], Delivery::Held(held));
         let token = &mut self.tokens[which];
