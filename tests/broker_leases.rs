@@ -5,6 +5,7 @@
 mod support;
 
 use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use sublet::api::wire::RunObject;
 use support::World;
 use support::broker::{Broker, serve};
 use support::host::eventually;
-use support::http::{Reply, ask};
+use support::http::{self, Reply, ask, connect};
 use support::leak::{Accomplice, is_wiped, shown, shows, wiped_at};
 
 const VALUE: &[u8] = b"leased-secret-that-comes-and-goes-0002";
@@ -732,4 +733,51 @@ fn a_broker_with_nothing_to_do_sleeps() {
     eventually("it lives", || world.workspace.join("up").exists());
     sleeps();
     living.join().unwrap().ok(200);
+}
+
+/// Their descriptors are the launcher's, which a child that is cloned beside them shares at first.
+#[test]
+#[file_serial(host)]
+fn beside_many_execs_a_new_one_has_its_own_descriptors_alone() {
+    const MANY: usize = 80;
+    let world = world("", &[]);
+    let broker = serve(&world);
+    let run = broker.run_of("alice", "leasing");
+    let lease = lease(&run.socket, json!({"uses": 5}));
+    let (_, launcher) = broker.parts();
+    let inits = || {
+        let all = support::host::processes().into_iter();
+        all.filter(|p| p.parent == launcher.pid).collect::<Vec<_>>()
+    };
+    let descriptors = || {
+        let script = "cd /proc/self/fd && echo *; cat <&$TOKEN_FD | wc -c";
+        exec(&run.socket, &[&lease], &["sh", "-c", script]).ok(200)["stdout"].clone()
+    };
+    let alone = descriptors();
+    // A run has so many connections and no more.
+    let runs: Vec<_> = (0..MANY / 20).map(|_| broker.run_of("alice", "leasing")).collect();
+    let sleeping = json!({"lease_ids": [], "command": ["sleep", "600"]});
+    let living: Vec<_> = (0..MANY)
+        .map(|n| {
+            let mut stream = connect(&runs[n / 20].socket);
+            let request = http::request("POST", "/v1/execs", Some(&sleeping));
+            stream.write_all(request.as_bytes()).unwrap();
+            stream
+        })
+        .collect();
+    eventually("all live", || inits().len() >= MANY);
+    for _ in 0..3 {
+        assert_eq!(descriptors(), alone);
+    }
+    for init in inits() {
+        let open =
+            || std::fs::read_dir(format!("/proc/{}/fd", init.pid)).map_or(0, Iterator::count);
+        // Socket, lifeline and uid lock; of one that stands ready its root too.
+        eventually("an init has closed what is not its own", || open() <= 5);
+    }
+    // Had one of them another's lifeline, that one would live on.
+    let before = inits();
+    support::host::signal(&launcher, rustix::process::Signal::KILL);
+    eventually("all end with their launcher", || !before.iter().any(|init| init.is_alive()));
+    drop(living);
 }

@@ -2,6 +2,7 @@
 //! built before it was asked for (`warm.rs`), with a command, its streams and its deliveries.
 #![forbid(unsafe_code)]
 
+mod cots;
 mod deliveries;
 mod make;
 mod parts;
@@ -10,6 +11,7 @@ mod seed;
 mod warm;
 mod words;
 
+pub use cots::Cots;
 pub use make::ownership;
 pub use parts::{limit_name, limits, namespace_names, proc_is_masked};
 pub use seed::Seeds;
@@ -223,7 +225,7 @@ impl Exec {
             step::hear(self.socket(), |fd| fds.push(fd)).map_err(|e| refuse_error(&e, ""))?;
         match said {
             // Answered before the exec was made of it.
-            Some(Said::NeedsMaps) => Ok(Happened::Nothing),
+            Some(Said::Apart | Said::NeedsMaps) => Ok(Happened::Nothing),
             Some(Said::Ready) => {
                 self.ready = true;
                 let posture = self.posture.take();

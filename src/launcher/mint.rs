@@ -137,8 +137,10 @@ fn launch(
     let (request, reply, settings) = (above(&request)?, above(&reply)?, above(&settings)?);
     let null = rustix::io::fcntl_dupfd_cloexec(&null, 16)?;
     let program = rustix::io::fcntl_dupfd_cloexec(&program.0, 16)?;
-    let args =
-        CloneArgs { namespaces: (libc::CLONE_NEWPID | libc::CLONE_NEWIPC) as u64, cgroup: None };
+    let args = CloneArgs {
+        namespaces: (libc::CLONE_NEWPID | libc::CLONE_NEWIPC) as u64,
+        ..CloneArgs::default()
+    };
     match process::clone3(&args)? {
         Cloned::Child => {
             let step = || -> Result<(), Errno> {

@@ -240,6 +240,7 @@ impl Launcher {
     }
 
     fn plant(&mut self) {
+        self.seeds.live = self.execs.len();
         // It has no exec yet; its cgroup needs a name, with the time in it for the sweep.
         if let Err(refusal) = self.seeds.plant(&ExecId::fresh(), &self.setting.here) {
             eprintln!("sublet: launcher: no seed is kept ready: {refusal}");

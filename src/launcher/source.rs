@@ -119,8 +119,10 @@ fn run(secret: &SecretName, command: &[String], timeout: Duration) -> io::Result
     let null = File::options().read(true).write(true).open("/dev/null")?;
     let (reader, writer) = io::pipe()?;
     let writer: OwnedFd = writer.into();
-    let args =
-        CloneArgs { namespaces: (libc::CLONE_NEWPID | libc::CLONE_NEWIPC) as u64, cgroup: None };
+    let args = CloneArgs {
+        namespaces: (libc::CLONE_NEWPID | libc::CLONE_NEWIPC) as u64,
+        ..CloneArgs::default()
+    };
     match process::clone3(&args)? {
         Cloned::Child => {
             let step = || -> Result<(), Errno> {

@@ -100,6 +100,11 @@ pub(super) fn fail(socket: BorrowedFd<'_>, failure: &Failure) -> ! {
 }
 
 fn become_init(plan: &mut Plan) -> Result<i32, Failure> {
+    if plan.shares_descriptors {
+        let last = own_descriptors(plan).into_iter().flatten().max().unwrap_or_default();
+        process::leave_shared_descriptors(last + 1).at(Step::Descriptors)?;
+        say(plan.socket.as_fd(), Said::Apart, &[]).at(Step::Descriptors)?;
+    }
     // Only speed hangs on it.
     match process::leave_to_waker(plan.launchers_cpu) {
         Ok(()) | Err(_) => {}
@@ -180,13 +185,17 @@ fn become_init(plan: &mut Plan) -> Result<i32, Failure> {
     }
 }
 
-fn close_all_but_our_own(plan: &Plan) -> Result<(), Failure> {
+fn own_descriptors(plan: &Plan) -> [Option<u32>; 5] {
     let [lock, root, network] = [&plan.uid_lock, &plan.root, &plan.network].map(Option::as_ref);
     let kept = [Some(&plan.socket), Some(&plan.lifeline), lock, root, network];
-    let mut numbers = kept.map(|fd| fd.map(AsRawFd::as_raw_fd));
+    kept.map(|fd| fd.map(|fd| fd.as_raw_fd().unsigned_abs()))
+}
+
+fn close_all_but_our_own(plan: &Plan) -> Result<(), Failure> {
+    let mut numbers = own_descriptors(plan);
     numbers.sort_unstable();
     let mut from = 0;
-    for number in numbers.into_iter().flatten().map(i32::unsigned_abs) {
+    for number in numbers.into_iter().flatten() {
         if from < number {
             process::close_range(from, number - 1).at(Step::Descriptors)?;
         }

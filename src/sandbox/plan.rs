@@ -91,6 +91,8 @@ pub struct Plan {
     pub launchers_cpu: usize,
     pub inner_rules: Vec<InnerRule>,
     pub init_filter: BuiltIn,
+    /// Cloned with the launcher's table of descriptors, which is to be left before all.
+    pub shares_descriptors: bool,
     /// The child's end of the packet socket.
     pub socket: OwnedFd,
     /// The read end of the pipe whose write end only the launcher holds.

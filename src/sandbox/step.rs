@@ -81,6 +81,8 @@ steps! {
 pub enum Said {
     /// A step failed; nothing of the command ran.
     Failed { step: Step, errno: i32, which: u32 },
+    /// It has left the launcher's table of descriptors, where it was cloned to share it.
+    Apart,
     /// In a user namespace of its own, and waiting for its maps.
     NeedsMaps,
     /// Everything stands, the command's process is walled in; waiting for the go. Descriptor: the
@@ -134,6 +136,7 @@ impl Said {
     fn encode(self) -> [u8; WORD] {
         match self {
             Said::Failed { step, errno, which } => word(b'F', step as u8, errno, which),
+            Said::Apart => word(b'A', 0, 0, 0),
             Said::NeedsMaps => word(b'M', 0, 0, 0),
             Said::Ready => word(b'R', 0, 0, 0),
             Said::Started => word(b'S', 0, 0, 0),
@@ -146,6 +149,7 @@ impl Said {
             (b'F', step, errno, which) => {
                 Said::Failed { step: Step::from_byte(step)?, errno, which }
             }
+            (b'A', ..) => Said::Apart,
             (b'M', ..) => Said::NeedsMaps,
             (b'R', ..) => Said::Ready,
             (b'S', ..) => Said::Started,
@@ -246,6 +250,7 @@ mod tests {
         for said in [
             Said::Failed { step: Step::Exec, errno: 2, which: 7 },
             Said::Failed { step: Step::MountProcBeforeUserNamespace, errno: 1, which: 0 },
+            Said::Apart,
             Said::NeedsMaps,
             Said::Ready,
             Said::Started,

@@ -20,6 +20,8 @@ pub struct CloneArgs<'a> {
     pub namespaces: u64,
     /// Start the child in this cgroup (v2): there is no moment in which it is outside.
     pub cgroup: Option<BorrowedFd<'a>>,
+    /// The child begins with this process's own table of descriptors, and is to leave it at once.
+    pub shares_descriptors: bool,
 }
 
 /// Which side of the clone this is.
@@ -41,6 +43,9 @@ pub fn clone3(args: &CloneArgs<'_>) -> io::Result<Cloned> {
     raw.flags = args.namespaces | libc::CLONE_PIDFD as u64;
     raw.pidfd = &raw mut pidfd as u64;
     raw.exit_signal = libc::SIGCHLD as u64;
+    if args.shares_descriptors {
+        raw.flags |= libc::CLONE_FILES as u64;
+    }
     if let Some(cgroup) = args.cgroup {
         raw.flags |= CLONE_INTO_CGROUP;
         raw.cgroup = cgroup.as_raw_fd() as u64;
@@ -336,6 +341,16 @@ pub fn close_range(first: u32, last: u32) -> Result<(), Errno> {
     // SAFETY: closing descriptors touches no memory; the caller gives up all it owned in the range and
     // never drops an owner of one (it execs or exits).
     let done = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    if done < 0 { Err(last_errno()) } else { Ok(()) }
+}
+
+/// Leaves a table of descriptors that is shared with others, and takes along a copy of those below `first`.
+/// close_range(2) `CLOSE_RANGE_UNSHARE`, Linux 5.9. Child-side.
+pub fn leave_shared_descriptors(first: u32) -> Result<(), Errno> {
+    const CLOSE_RANGE_UNSHARE: u32 = 1 << 1;
+    // SAFETY: as `close_range`; the others keep theirs.
+    let done =
+        unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, CLOSE_RANGE_UNSHARE) };
     if done < 0 { Err(last_errno()) } else { Ok(()) }
 }
 

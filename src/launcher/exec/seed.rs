@@ -8,14 +8,15 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
+use super::cots::Cots;
 use super::parts::{inner_rules, namespaces};
-use super::refuse_error;
-use super::words::clone_refusal;
+use super::words::{self, clone_refusal};
+use super::{refuse, refuse_error};
 use crate::launcher::compile;
 use crate::launcher::surroundings::Surroundings;
 use crate::launcher::wire::{Refusal, RefusalKind};
@@ -24,6 +25,7 @@ use crate::profile::NetworkMode;
 use crate::sandbox::cgroup::Cgroup;
 use crate::sandbox::identity::Mode;
 use crate::sandbox::plan::{Plan, ProcMount};
+use crate::sandbox::step::{self, Said};
 use crate::sandbox::{child, root};
 use crate::sys::process::{self, CloneArgs, Cloned};
 use crate::sys::slate::Slate;
@@ -61,21 +63,14 @@ pub(super) struct Seed {
 }
 
 impl Seed {
-    /// Clones the child, which goes on by itself. What it cannot do shows on its socket.
+    /// Clones the child, which goes on by itself. What it cannot do shows on its socket. `joined`: the network
+    /// namespace of a container. `cots`: beside many execs.
     pub fn plant(
-        name: &ExecId,
-        network: NetworkMode,
-        here: &Surroundings,
-    ) -> Result<Self, Refusal> {
-        Self::plant_in(name, network, None, here)
-    }
-
-    /// One that joins this network namespace, of a container.
-    pub fn plant_in(
         name: &ExecId,
         network: NetworkMode,
         joined: Option<&OwnedFd>,
         here: &Surroundings,
+        mut cots: Option<&mut Cots>,
     ) -> Result<Self, Refusal> {
         let failed = |e: &dyn std::error::Error| refuse_error(e, "");
         let cgroup = here
@@ -102,18 +97,28 @@ impl Seed {
             let late = all & libc::CLONE_NEWNET as u64;
             (all & !late, late, ProcMount::Inside)
         };
+        let shares_descriptors = cots.is_some();
+        let mut lay = |place: usize, fd: OwnedFd| match &mut cots {
+            Some(cots) => cots.lay(place, fd).map_err(|e| failed(&e)),
+            None => Ok(fd),
+        };
+        let (theirs, lifeline_read) = (lay(0, theirs)?, lay(1, lifeline_read.into())?);
+        let own_root = lay(2, root.try_clone().map_err(|e| failed(&e))?)?;
+        let network_to_join = joined.map(OwnedFd::try_clone).transpose().map_err(|e| failed(&e))?;
+        let network_to_join = network_to_join.map(|fd| lay(3, fd)).transpose()?;
         let mut plan = Plan {
             namespaces: now,
             late_namespaces: late,
             proc_mount,
-            network: joined.map(OwnedFd::try_clone).transpose().map_err(|e| failed(&e))?,
-            root: Some(root.try_clone().map_err(|e| failed(&e))?),
+            network: network_to_join,
+            root: Some(own_root),
             hostname: c"sublet".to_owned(),
             loopback: network != NetworkMode::Host,
             inner_rules: inner_rules(here.landlock_abi),
             init_filter: compile::builtin_filter("init")?,
             socket: theirs,
-            lifeline: lifeline_read.into(),
+            lifeline: lifeline_read,
+            shares_descriptors,
             umask: here.umask,
             slice: here.slice,
             launchers_cpu: process::cpu(),
@@ -128,6 +133,7 @@ impl Seed {
         let args = CloneArgs {
             namespaces: plan.namespaces,
             cgroup: cgroup.as_ref().map(Cgroup::directory),
+            shares_descriptors,
         };
         let cloned = match process::clone3(&args) {
             Ok(Cloned::Child) => child::run(&mut plan),
@@ -154,6 +160,15 @@ impl Seed {
             _mounts: mounts,
             reaped: false,
         };
+        if let Some(cots) = cots {
+            // Until then what is closed here is closed there.
+            child.await_apart()?;
+            let Plan { socket, lifeline, root, network, .. } = plan;
+            let places = [Some(socket), Some(lifeline), root, network];
+            for (fd, place) in places.into_iter().zip(0..) {
+                fd.map_or(Ok(()), |fd| cots.take_back(place, fd)).map_err(|e| failed(&e))?;
+            }
+        }
         // The next child is another exec's.
         if let Some(slate) = &child.slate {
             slate.keep_from_others().map_err(|e| failed(&e))?;
@@ -162,10 +177,18 @@ impl Seed {
     }
 }
 
+/// From so many live execs on the next one's child shares the launcher's descriptors at first. Not before: the
+/// launcher waits for it to leave them.
+const MANY: usize = 64;
+
 /// The seed that stands ready in a launcher, if one does.
 #[derive(Default)]
 pub struct Seeds {
     ready: Option<Seed>,
+    /// Of a launcher of many execs.
+    pub cots: Option<Cots>,
+    /// How many live.
+    pub live: usize,
     /// What the last exec wanted of the network: the next one's wish, most likely.
     network: Option<NetworkMode>,
 }
@@ -183,7 +206,7 @@ impl Seeds {
         match ready.filter(|seed| seed.network == network && !seed.child.is_gone()) {
             Some(seed) => Ok(seed),
             // One that does not fit is gone by now, with its cgroup, which may have the same name.
-            None => Seed::plant(name, network, here),
+            None => Seed::plant(name, network, None, here, self.cots()),
         }
     }
 
@@ -196,7 +219,7 @@ impl Seeds {
     ) -> Result<Seed, Refusal> {
         // It is gone, with its cgroup, which may have the same name.
         self.ready = None;
-        Seed::plant_in(name, NetworkMode::Host, Some(network), here)
+        Seed::plant(name, NetworkMode::Host, Some(network), here, self.cots())
     }
 
     /// Whether [`Seeds::plant`] has something to do.
@@ -210,8 +233,12 @@ impl Seeds {
     /// The next exec tries again, and its caller is told.
     pub fn plant(&mut self, name: &ExecId, here: &Surroundings) -> Result<(), Refusal> {
         let network = self.network.unwrap_or(NetworkMode::None);
-        self.ready = Some(Seed::plant(name, network, here)?);
+        self.ready = Some(Seed::plant(name, network, None, here, self.cots())?);
         Ok(())
+    }
+
+    fn cots(&mut self) -> Option<&mut Cots> {
+        self.cots.as_mut().filter(|_| self.live >= MANY)
     }
 
     /// Gives it back.
@@ -226,6 +253,29 @@ impl Child {
         let mut fds =
             [PollFd::new(&self.socket, PollFlags::IN), PollFd::new(&self.pidfd, PollFlags::IN)];
         matches!(poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(0))
+    }
+
+    /// Waits until it has a table of descriptors of its own.
+    fn await_apart(&self) -> Result<(), Refusal> {
+        let mut fds =
+            [PollFd::new(&self.socket, PollFlags::IN), PollFd::new(&self.pidfd, PollFlags::IN)];
+        while let Err(e) = poll(&mut fds, None) {
+            if e != Errno::INTR {
+                return Err(refuse_error(&e, ""));
+            }
+        }
+        // Its end alone would not show on the socket, whose other end is still ours too.
+        let has_spoken = !fds[0].revents().is_empty();
+        let said = has_spoken.then(|| step::hear(self.socket.as_fd(), drop)).transpose();
+        match said.map_err(|e| refuse_error(&e, ""))?.flatten() {
+            Some(Said::Apart) => Ok(()),
+            Some(Said::Failed { step, errno, .. }) => {
+                Err(words::of_step(step, Errno::from_raw_os_error(errno), None))
+            }
+            Some(_) | None => {
+                Err(refuse("the exec's init ended before it had descriptors of its own".into(), ""))
+            }
+        }
     }
 
     /// Whether it has ended. What it says before that is heard by whoever uses it.

@@ -33,7 +33,13 @@ impl Warm {
     pub fn prepare(spec: Spec, setting: &Setting) -> Result<Self, Refusal> {
         let compiled = compile::sandbox(&spec, &setting.host, setting.here.mode)?;
         // It has no exec yet; its cgroup needs a name, with the time in it for the sweep.
-        let seed = Seed::plant(&ExecId::fresh(), compiled.profile.network.mode, &setting.here)?;
+        let seed = Seed::plant(
+            &ExecId::fresh(),
+            compiled.profile.network.mode,
+            None,
+            &setting.here,
+            None,
+        )?;
         let sandbox = Sandbox::build(&compiled, seed, setting)?;
         Ok(Self { spec, compiled, sandbox, until: clock::boottime() + LIFE })
     }

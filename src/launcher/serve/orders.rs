@@ -102,6 +102,7 @@ impl Launcher {
             }
         };
         self.seed_at = None;
+        self.seeds.live = self.execs.len();
         // Only speed hangs on it.
         match process::leave_to_waker(prepare.cpu as usize) {
             Ok(()) | Err(_) => {}

@@ -17,7 +17,7 @@ use super::watched::{ROOT, Token};
 use super::{Launcher, LauncherError, SWEEP_AGAIN, watch};
 use crate::config::UidPool;
 use crate::host::{self, Host, Trust};
-use crate::launcher::exec::{Pool, Seeds, Setting};
+use crate::launcher::exec::{Cots, Pool, Seeds, Setting};
 use crate::launcher::mint;
 use crate::launcher::surroundings::Surroundings;
 use crate::launcher::wire::{self, Order, WireError};
@@ -88,6 +88,10 @@ impl Launcher {
             Trust::Invoker => Pool::default(),
             Trust::Host => Pool::new(setting.host.config.host.warm.0),
         };
+        if trust == Trust::Host {
+            // While low numbers are free.
+            seeds.cots = Some(Cots::keep().map_err(failed("keep descriptors"))?);
+        }
         let mut launcher = Self {
             sessions: BTreeMap::from([(ROOT, root)]),
             epoll,
