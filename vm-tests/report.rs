@@ -37,8 +37,9 @@ const RESIDUE_TAIL: &str = "\
 
 - in the memory of the command and its children: buffers of `cat`, `curl` and `git`, the stack page where the kernel
   puts an environment;
-- in the kernel's buffers that the command wrote to: pages of pipes (those of the relayed output among them), socket
-  buffers. On `git` the answer crosses a Unix socket and git's own pipe, which leave a copy each.
+- in the kernel's buffers that the command wrote to: pages of its own pipes (on `git`, that of git's helper), socket
+  buffers, and of a long output the pages that its pipe gave back before it ended. What the pipe still has then is written
+  over, and git's helper is given a memfd.
 
 `init_on_free=1` has the kernel wipe what it frees; the columns show what that takes away.
 
