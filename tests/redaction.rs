@@ -149,7 +149,7 @@ fn a_command_that_ends_at_once_is_masked_however_busy_the_host_is() {
     let world = World::host();
     let profile = world.leasing(VALUE.as_bytes());
     std::thread::scope(|scope| {
-        for _ in 0..24 {
+        for _ in 0..16 {
             scope.spawn(|| {
                 world
                     .leased_sh(&profile, &["env"], "echo \"$TOKEN\"")
