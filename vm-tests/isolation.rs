@@ -82,6 +82,9 @@ pub fn built(sublet: &Path) -> Result<Built> {
             }
         }
     }
+    // A test compiles it.
+    let shim = workshop::checkout().join("benches/slow_fsync.c");
+    files.push((shim.clone(), shim));
     // Their hostile programs, where an earlier run has compiled them; else the guest does.
     let place = Path::new(env!("CARGO_TARGET_TMPDIR"));
     for entry in std::fs::read_dir(place).into_iter().flatten().flatten() {
