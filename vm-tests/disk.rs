@@ -208,7 +208,7 @@ fn put(from: &Path, to: &Path) -> Result<()> {
     if to.exists() && !newer(from, to) {
         return Ok(());
     }
-    if from.extension().is_some_and(|e| e == "json") {
+    if from.extension().is_some_and(|e| e == "json" || e == "c") {
         fs::copy(from, to).map_err(failed)?;
     } else {
         workshop::output(Command::new("strip").args(["-o"]).arg(to).arg(from))?;
