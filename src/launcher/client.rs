@@ -15,6 +15,7 @@ use super::serve;
 use super::wire::{self, Notice, Order, Refusal, Ticket, WireError};
 use crate::host::{Places, Trust};
 use crate::model::id::ExecId;
+use crate::sys::cpu;
 use crate::sys::process::{self, Forked};
 use crate::sys::socket;
 
@@ -70,10 +71,10 @@ impl Launcher {
     /// `ahead`: the exec that will be asked for. What every exec needs is begun at once, under its name.
     pub fn begin(trust: Trust, ahead: Option<&ExecId>) -> Result<Unsettled, ForkError> {
         let (ours, theirs) = socket::packet_pair().map_err(io::Error::from)?;
-        let cpu = process::cpu();
+        let here = cpu::current();
         match process::fork()? {
             Forked::Child => {
-                match process::leave_to_waker(cpu) {
+                match cpu::leave_to_waker(here) {
                     Ok(()) | Err(_) => {}
                 }
                 drop(ours);
@@ -81,7 +82,7 @@ impl Launcher {
             }
             Forked::Parent { pid } => {
                 // Only speed hangs on it, and a cpuset may forbid it.
-                match process::start_elsewhere(pid) {
+                match cpu::start_elsewhere(pid) {
                     Ok(()) | Err(_) => {}
                 }
                 Ok(Unsettled(Self { root: Session::new(ours), pid }))

@@ -25,7 +25,7 @@ use crate::model::run::{Run, RunState};
 use crate::policy::environment::{self, Context, Given};
 use crate::policy::{LeaseFlag, Reason, Request, ResolvedCommand};
 use crate::profile::{Capability, Format, NetworkMode, Profile};
-use crate::sys::process;
+use crate::sys::cpu;
 
 /// What the caller of `sublet run` asks for, parsed.
 pub struct Asked {
@@ -368,7 +368,7 @@ impl Scene {
             agent: self.requests.is_empty() && !self.is_new_run,
             home: Some(self.home.clone()),
             into: self.into.clone(),
-            cpu: process::cpu() as u32,
+            cpu: cpu::current() as u32,
         }
     }
 

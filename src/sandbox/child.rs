@@ -28,7 +28,7 @@ use super::{command, init};
 use crate::sys::mount::{self, MountAttributes};
 use crate::sys::slate::{Place, Slate};
 use crate::sys::socket::MAX_FDS;
-use crate::sys::{ids, landlock, memory, net, process};
+use crate::sys::{cpu, ids, landlock, memory, net, process};
 
 /// Status of a child that failed before the command ran. The launcher goes by the words it was told.
 const FAILED: i32 = 125;
@@ -106,7 +106,7 @@ fn become_init(plan: &mut Plan) -> Result<i32, Failure> {
         say(plan.socket.as_fd(), Said::Apart, &[]).at(Step::Descriptors)?;
     }
     // Only speed hangs on it.
-    match process::leave_to_waker(plan.launchers_cpu) {
+    match cpu::leave_to_waker(plan.launchers_cpu) {
         Ok(()) | Err(_) => {}
     }
     // Signals of the launcher's terminal are not for init; it reads SIGCHLD from a descriptor.

@@ -8,14 +8,14 @@
 use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::io;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::mm::{MapFlags, MlockFlags, ProtFlags};
 use zeroize::Zeroize;
 
-use super::memory::keep_to_this_process;
+use super::memory::{keep_to_this_process, map_shared};
 
 /// The least block, so that no two share a cache line.
 const LEAST: usize = 64;
@@ -172,19 +172,8 @@ impl Chunk {
         // SAFETY: the call returned a new descriptor that nothing else owns.
         let fd = unsafe { OwnedFd::from_raw_fd(raw as i32) };
         rustix::fs::ftruncate(&fd, len as u64)?;
-        // SAFETY: a fresh mapping at an address of the kernel's choice; it aliases nothing of ours.
-        // The fd is closed on return, so this mapping is the only way to the pages.
-        let start = unsafe {
-            rustix::mm::mmap(
-                std::ptr::null_mut(),
-                len,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::SHARED,
-                fd.as_fd(),
-                0,
-            )
-        }?;
-        Self::adopt(start, len)
+        // The descriptor is closed on return, so that this mapping is the only way to the pages.
+        Self::adopt(map_shared(&fd, len)?, len)
     }
 
     fn anonymous(len: usize) -> io::Result<Self> {

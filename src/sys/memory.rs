@@ -29,17 +29,7 @@ impl SharedMapping {
         if len == 0 {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        // SAFETY: a fresh mapping at an address of the kernel's choice; it aliases nothing of ours.
-        let start = unsafe {
-            rustix::mm::mmap(
-                std::ptr::null_mut(),
-                len,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::SHARED,
-                file.as_fd(),
-                0,
-            )
-        }?;
+        let start = map_shared(file, len)?;
         let mapping =
             Self { start: NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?, len };
         keep_to_this_process(start, len)?;
@@ -81,6 +71,13 @@ impl Drop for SharedMapping {
         let unmapped = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.len) };
         debug_assert!(unmapped.is_ok());
     }
+}
+
+/// Maps the first `len` bytes of a file, writable and shared.
+pub(super) fn map_shared(file: impl AsFd, len: usize) -> io::Result<*mut c_void> {
+    let (access, null) = (ProtFlags::READ | ProtFlags::WRITE, std::ptr::null_mut());
+    // SAFETY: a fresh mapping at an address of the kernel's choice; it aliases nothing of ours.
+    Ok(unsafe { rustix::mm::mmap(null, len, access, MapFlags::SHARED, file.as_fd(), 0) }?)
 }
 
 pub(super) fn keep_to_this_process(start: *mut c_void, len: usize) -> io::Result<()> {

@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 pub mod clock;
+pub mod cpu;
 pub mod exec;
 pub mod helper;
 pub mod ids;

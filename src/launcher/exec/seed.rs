@@ -27,6 +27,7 @@ use crate::sandbox::identity::Mode;
 use crate::sandbox::plan::{Plan, ProcMount};
 use crate::sandbox::step::{self, Said};
 use crate::sandbox::{child, root};
+use crate::sys::cpu;
 use crate::sys::process::{self, CloneArgs, Cloned};
 use crate::sys::slate::Slate;
 use crate::sys::socket;
@@ -121,7 +122,7 @@ impl Seed {
             shares_descriptors,
             umask: here.umask,
             slice: here.slice,
-            launchers_cpu: process::cpu(),
+            launchers_cpu: cpu::current(),
             uid_lock: None,
             slate: Some(Slate::new().map_err(|e| failed(&e))?),
         };

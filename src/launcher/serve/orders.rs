@@ -17,7 +17,7 @@ use crate::launcher::mint;
 use crate::launcher::source::{self, Helper};
 use crate::launcher::wire::{self, ExecNumber, Notice, Order, Refusal, RefusalKind, Ticket};
 use crate::model::name::SecretName;
-use crate::sys::{clock, process};
+use crate::sys::{clock, cpu};
 
 impl Launcher {
     pub(super) fn obey(
@@ -104,7 +104,7 @@ impl Launcher {
         self.seed_at = None;
         self.seeds.live = self.execs.len();
         // Only speed hangs on it.
-        match process::leave_to_waker(prepare.cpu as usize) {
+        match cpu::leave_to_waker(prepare.cpu as usize) {
             Ok(()) | Err(_) => {}
         }
         match Exec::prepare(prepare, &self.setting, &mut self.warm, &mut self.seeds, prepared) {
