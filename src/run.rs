@@ -174,6 +174,7 @@ fn perform(
     ledger.tidy();
     let attended = attend::attend(scene, ledger, session, caller, &mut leased, delivered, watch);
     let mut exited = attended.map_err(|e| ledger.abandon(scene, &leased, e))?;
+    exited.note_revoked(|id| caller.is_revoked(id), &leased);
     watch.lap(|t| &mut t.run);
 
     // The kernel takes the namespaces down meanwhile.

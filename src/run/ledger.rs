@@ -271,6 +271,8 @@ impl Ledger {
                 let id = &lease.record.lease_id;
                 let ended = match (state, scene.is_one_shot()) {
                     (LeaseState::Expired, _) | (_, true) => tx.set_lease_state(id, state)?,
+                    // Who revoked it records that, perhaps later than this.
+                    (LeaseState::Revoked, false) => false,
                     // Another exec may have taken a use meanwhile: the record tells.
                     (_, false) => tx.complete_if_spent(id)?.is_some(),
                 };

@@ -7,6 +7,7 @@ use super::outlive_the_launcher;
 use crate::launcher::client::Session;
 use crate::launcher::wire::{Ending, Notice};
 use crate::lease::LeaseView;
+use crate::model::id::LeaseId;
 use crate::model::lease::LeaseState;
 use crate::model::name::Channel;
 use crate::model::report::{Posture, Report, ScrubbedDelivery, Timings};
@@ -86,6 +87,13 @@ impl Exited {
             (_, None, true) if !self.revoked.is_empty() => "revoked",
             (_, None, true) => "killed",
         }
+    }
+
+    /// A revocation may have ended the exec before its mail was read. The lease is the revoker's to close then.
+    pub fn note_revoked(&mut self, is_revoked: impl Fn(&LeaseId) -> bool, leased: &[Leased]) {
+        let revoked =
+            leased.iter().zip(0..).filter(|(lease, _)| is_revoked(&lease.record.lease_id));
+        self.revoked.extend(revoked.map(|(_, index)| index));
     }
 
     /// How the lease of this index ended.
