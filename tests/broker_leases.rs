@@ -5,7 +5,7 @@
 mod support;
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -665,6 +665,70 @@ fn a_revocation_waits_for_no_busy_exec() {
         }
         std::fs::remove_file(&up).unwrap();
     }
+}
+
+/// In the broker as in `sublet run`, whose filter and user are others: the pipe of a leased command's output is
+/// written over at its end, and of one without a lease there is no need to.
+#[test]
+#[file_serial(host)]
+fn the_pipe_of_a_leased_output_is_written_over() {
+    let world = world("", &[]);
+    let accomplice = Accomplice::at(&world, "holder.sock");
+    let broker = serve(&world);
+    let run = broker.run_of("alice", "leasing");
+    let lease = lease(&run.socket, json!({}));
+    let left = |leases: &[&str]| {
+        // Its other end, opened anew: read when all is over.
+        let script = "echo said; exec ./probe leak-fd 3 holder.sock 3</proc/self/fd/1";
+        exec(&run.socket, leases, &["sh", "-c", script]).ok(200);
+        let mut pages = Vec::new();
+        accomplice.take().read_to_end(&mut pages).unwrap();
+        pages
+    };
+    assert_eq!(left(&[]), b"");
+    assert_eq!(left(&[&lease]), [0; 8192]);
+}
+
+/// What git was given is wiped by who revokes, though the exec's own thread waits for a helper that says nothing.
+#[test]
+#[file_serial(host)]
+fn a_revocation_wipes_what_git_was_given_at_once() {
+    let git = format!(
+        "[[capability]]\nname = \"repo.push\"\nchannels = [\"git\"]\nuses = 5\non_revoke = \"wipe\"\n{ANY}\n\
+         [[capability.audience]]\nprotocol = \"https\"\nhost = \"svc.test\"\nsecret = \"s\"\n"
+    );
+    let world = world("", &[git]);
+    let accomplice = Accomplice::at(&world, "holder.sock");
+    let broker = serve(&world);
+    let run = broker.run_of("alice", "leasing");
+    let granted = request(&run.socket, &want("repo.push", json!({"uses": 3}))).ok(201);
+    let id = granted["lease_id"].as_str().unwrap().to_owned();
+    let script = "import socket, subprocess\n\
+                  s = socket.socket(socket.AF_UNIX)\n\
+                  s.connect('/run/sublet/git.sock')\n\
+                  s.send(b'get\\nprotocol=https\\nhost=svc.test\\ncapability[]=sublet-memfd\\n\\n')\n\
+                  _, fds, _, _ = socket.recv_fds(s, 4096, 1)\n\
+                  h = socket.socket(socket.AF_UNIX)\n\
+                  h.connect('holder.sock')\n\
+                  socket.send_fds(h, [b'x'], fds)\n\
+                  subprocess.run(['./probe', 'hold', '/run/sublet/git.sock', 'up'])";
+    // git itself, by our helper.
+    let fill = "printf 'protocol=https\nhost=svc.test\n\n' | git credential fill";
+    let filled = exec(&run.socket, &[&id], &["sh", "-c", fill]).ok(200);
+    assert!(filled["stdout"].as_str().unwrap().contains("password=***\n"), "{filled}");
+    let (socket, lease) = (run.socket.clone(), id.clone());
+    let living = std::thread::spawn(move || exec(&socket, &[&lease], &["python3", "-c", script]));
+    let memfd = accomplice.take();
+    eventually("the exec's thread waits", || world.workspace.join("up").exists());
+    let lines = [&b"username=x-access-token\npassword="[..], VALUE, b"\n"].concat();
+    assert!(shows(&memfd, &lines), "{:?}", String::from_utf8_lossy(&shown(&memfd, 200)));
+    let path = format!("/v1/leases/{id}/revoke");
+    ask(&broker.control, "POST", &path, Some(&json!({}))).ok(200);
+    assert!(is_wiped(&memfd), "acknowledged, and still readable");
+    assert_eq!(state(&broker.control, &id), "revoked");
+    ask(&broker.control, "DELETE", &format!("/v1/runs/{}", run.run_id), None).ok(200);
+    living.join().unwrap();
+    assert_eq!(state(&broker.control, &id), "revoked");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
-use rustix::fs::{AtFlags, Gid, MemfdFlags, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, CWD, Gid, MemfdFlags, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
@@ -140,7 +140,9 @@ fn seal(memfd: OwnedFd) -> Result<OwnedFd, ContainerError> {
     }
     let path = format!("/proc/self/fd/{}", memfd.as_file().as_raw_fd());
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    rustix::fs::open(path, flags, Mode::empty()).map_err(|e| ContainerError::Reopen(e.into()))
+    // Not open(2), which the broker's filter does not know.
+    rustix::fs::openat(CWD, path, flags, Mode::empty())
+        .map_err(|e| ContainerError::Reopen(e.into()))
 }
 
 impl Filled {

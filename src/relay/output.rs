@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
 use rustix::event::PollFlags;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use zeroize::Zeroize;
 
@@ -291,7 +291,7 @@ fn overwrite(pipe: &OwnedFd) {
     let again = format!("/proc/self/fd/{}", pipe.as_raw_fd());
     let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     if rustix::pipe::fcntl_getpipe_size(pipe).is_ok()
-        && let Ok(writer) = rustix::fs::open(again, flags, Mode::empty())
+        && let Ok(writer) = rustix::fs::openat(CWD, again, flags, Mode::empty())
     {
         // The command may have changed the pipe's mode, or its size; then it is as without this.
         match rustix::io::write(&writer, &[0; KEPT_BY_A_PIPE]) {

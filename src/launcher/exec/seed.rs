@@ -36,6 +36,9 @@ use crate::sys::socket;
 /// killed, and is reaped by nobody but the launcher's own end.
 const LAST_WAIT: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
+/// How long a child has to leave the launcher's descriptors, its first act: the launcher does nothing meanwhile.
+const PATIENCE: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
+
 /// The init of an exec, and what it holds of this host. Dropped, it is killed and all is given back.
 pub(super) struct Child {
     pub pid: i32,
@@ -260,7 +263,7 @@ impl Child {
     fn await_apart(&self) -> Result<(), Refusal> {
         let mut fds =
             [PollFd::new(&self.socket, PollFlags::IN), PollFd::new(&self.pidfd, PollFlags::IN)];
-        while let Err(e) = poll(&mut fds, None) {
+        while let Err(e) = poll(&mut fds, Some(&PATIENCE)) {
             if e != Errno::INTR {
                 return Err(refuse_error(&e, ""));
             }
@@ -273,9 +276,10 @@ impl Child {
             Some(Said::Failed { step, errno, .. }) => {
                 Err(words::of_step(step, Errno::from_raw_os_error(errno), None))
             }
-            Some(_) | None => {
-                Err(refuse("the exec's init ended before it had descriptors of its own".into(), ""))
-            }
+            Some(_) | None => Err(refuse(
+                "the exec's init did not come to have descriptors of its own".into(),
+                "",
+            )),
         }
     }
 
