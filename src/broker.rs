@@ -19,6 +19,7 @@ mod projection;
 mod revoker;
 mod runs;
 mod sweeper;
+mod threads;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -58,6 +59,7 @@ use listeners::Listeners;
 use metrics::Metrics;
 pub use projection::ProjectedView;
 use runs::ActiveRun;
+use threads::Threads;
 
 /// How long execs have to die once they are killed.
 const LAST_WAIT: Duration = Duration::from_secs(5);
@@ -71,6 +73,7 @@ pub struct Broker {
     shared: Arc<Shared>,
     door: Door,
     heard: Heard,
+    threads: Threads,
     runs: Mutex<BTreeMap<RunId, Arc<ActiveRun>>>,
     execs: Mutex<BTreeMap<ExecId, LiveExec>>,
     late: Mutex<Vec<LateEnd>>,
@@ -224,6 +227,7 @@ impl Broker {
             shared: Arc::new(Shared { keys: Arc::new(keys), committed: Box::new(committed) }),
             door: launcher.door().map_err(RunError::Settle)?,
             heard,
+            threads: Threads::default(),
             runs: Mutex::default(),
             execs: Mutex::default(),
             late: Mutex::default(),
@@ -320,7 +324,11 @@ impl Broker {
             }
             tx.append(last).map(drop)
         })?;
-        self.checkpoint(1)
+        let checkpointed = self.checkpoint(1);
+        if !self.launcher_died.load(Ordering::Acquire) {
+            self.heard.tell_the_last();
+        }
+        checkpointed
     }
 
     /// At most `limit` events after `seq`, as recorded: one JSON object each.

@@ -25,8 +25,6 @@ use crate::store::ExecFilter;
 
 /// Of one run at once.
 const MOST_OF_A_RUN: usize = 1024;
-/// An exec's thread keeps little on its stack, and only what is touched costs memory.
-const STACK: usize = 512 << 10;
 /// How long the server has to hand over a client's connection.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
 /// How many execs are listed: the newest.
@@ -79,11 +77,7 @@ impl Broker {
             tell,
             connection,
         };
-        let spawned = std::thread::Builder::new()
-            .name("exec".to_owned())
-            .stack_size(STACK)
-            .spawn(move || task.perform());
-        if let Err(e) = spawned {
+        if let Err(e) = self.threads.spawn(move || task.perform()) {
             self.live().remove(&exec_id);
             return Err(BrokerError::Thread(e));
         }

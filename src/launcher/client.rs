@@ -235,7 +235,7 @@ impl Session {
         Ok(received)
     }
 
-    /// The next notice that is wanted; others wait for [`Launcher::notice`].
+    /// The next notice that is wanted; others wait for [`Session::notice`].
     pub fn notice_of(
         &self,
         wanted: impl Fn(&Notice) -> bool,
@@ -256,7 +256,12 @@ impl Session {
         }
     }
 
-    /// Whether [`Launcher::notice`] has something without waiting for the socket.
+    /// Leaves a notice that was looked at for [`Session::notice`].
+    pub fn pass_over(&self, seen: (Notice, Vec<OwnedFd>)) {
+        self.passed_over.borrow_mut().push_back(seen);
+    }
+
+    /// Whether [`Session::notice`] has something without waiting for the socket.
     pub fn has_passed_over(&self) -> bool {
         !self.passed_over.borrow().is_empty()
     }

@@ -33,6 +33,7 @@ use super::posture::{self, Facts};
 use super::surroundings::Surroundings;
 use super::wire::{ENDPOINT_PORT, Ending, ExecNumber, FilledSpec, Prepare, Refusal, RefusalKind};
 use crate::host::Host;
+use crate::model::name::Channel;
 use crate::model::report::Posture;
 use crate::sandbox::step::{self, Said, Told};
 use crate::sys::{clock, net, process};
@@ -86,6 +87,14 @@ fn refuse_error(error: &dyn std::error::Error, hint: &str) -> Refusal {
     refuse(compile::chain(error), hint)
 }
 
+/// Whether what it delivers has a place in the exec's root, which must stand first.
+fn lies_in_root(channel: Channel) -> bool {
+    match channel {
+        Channel::Memfd | Channel::Env => false,
+        Channel::File | Channel::Token | Channel::Git | Channel::Ssh => true,
+    }
+}
+
 /// The child stands behind its walls.
 pub struct Ready {
     pub posture: Posture,
@@ -107,7 +116,8 @@ pub enum Happened {
 
 impl Exec {
     /// Compiles, takes the warm sandbox if it is what would be built now, else builds one; makes the
-    /// containers, hands their broker ends to `prepared`, and gives the sandbox its command.
+    /// containers, hands their broker ends to `prepared`, and gives the sandbox its command. The broker hears
+    /// as early as it can: it has work of its own until the sandbox stands, which may still fail.
     pub fn prepare(
         order: Prepare,
         setting: &Setting,
@@ -118,7 +128,9 @@ impl Exec {
         let spec = Spec::of(&order);
         let compiled = compile::sandbox(&spec, &setting.host, setting.here.mode)?;
         let command = compile::command(&order, &compiled)?;
-        let mut sandbox = match warm.take(&spec).and_then(|warm| warm.into_sandbox(&compiled)) {
+        let warm = warm.take(&spec).and_then(|warm| warm.into_sandbox(&compiled));
+        let mut is_built = warm.is_some();
+        let mut sandbox = match warm {
             Some(sandbox) => sandbox,
             None => {
                 let mode = compiled.profile.network.mode;
@@ -126,9 +138,13 @@ impl Exec {
                     Some(network) => seeds.take_joined(&order.exec_id, network, &setting.here)?,
                     None => seeds.take(&order.exec_id, mode, &setting.here)?,
                 };
-                Sandbox::build(&compiled, seed, setting)?
+                Sandbox::begin(&compiled, seed, setting)?
             }
         };
+        if !is_built && order.deliveries.iter().any(|delivery| lies_in_root(delivery.channel)) {
+            sandbox.build(&compiled, setting)?;
+            is_built = true;
+        }
 
         let owner = sandbox.owner();
         let mut streams = make_streams(&order, owner)?;
@@ -136,6 +152,9 @@ impl Exec {
         let mut fds = std::mem::take(&mut streams.outside);
         fds.extend(delivery_ends);
         prepared(BrokerEnds { fds, uid: owner.uid });
+        if !is_built {
+            sandbox.build(&compiled, setting)?;
+        }
         sandbox.give(&command, order.terminal, &streams)?;
         // While the child goes on. A protection that is missing and not waived ends it here.
         let posture = posture::posture(&Facts {

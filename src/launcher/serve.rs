@@ -41,10 +41,14 @@ const LAST_WAIT: Duration = Duration::from_secs(5);
 /// longest.
 const SWEEP_AGAIN: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(60)];
 
-/// When the next exec's seed is planted: so long after one was started, since many end sooner, and the kernel
-/// does not take their namespaces down while it makes others; and after one ended, whose broker has to say so.
-const SEED_AFTER_START: Duration = Duration::from_millis(5);
-const SEED_AFTER_END: Duration = Duration::from_millis(1);
+/// When what can wait is done, such as planting the next exec's seed: so long after one was started, since many
+/// end sooner, and the kernel does not take their namespaces down while it makes others; and after one ended,
+/// whose broker has to say so.
+const QUIET_AFTER_START: Duration = Duration::from_millis(5);
+const QUIET_AFTER_END: Duration = Duration::from_millis(1);
+
+/// What is left of so many execs waits for that; then it is given back at once.
+const MOST_REMAINS: usize = 8;
 
 /// Where the trail's head is kept, in the state directory.
 pub const HEAD_FILE: &str = "trail.head";
@@ -136,10 +140,12 @@ struct Launcher {
     program: mint::Program,
     /// Sandboxes without a command yet.
     warm: Pool,
-    /// What the next exec's sandbox begins with, and when to make it: not while the latest exec is being started,
-    /// which would wait for it.
+    /// What the next exec's sandbox begins with.
     seeds: Seeds,
-    seed_at: Option<Duration>,
+    /// What execs had that have ended, and been told to: memory, descriptors, mounts.
+    remains: Vec<Exec>,
+    /// When to do what can wait: not while the latest exec is being started, which would wait for it.
+    quiet_at: Option<Duration>,
     is_for_many: bool,
     /// When to look again for what is left of killed launchers, and how long after that.
     sweep: Option<(Duration, Duration)>,
@@ -196,16 +202,12 @@ impl Launcher {
         }; 32];
         let (next, epoll) = (self.next_time(), &self.epoll);
         self.alarm.set(next, |timer| watch(epoll, timer, Token::Alarm))?;
-        // What is wanted ahead is built when nothing else is to be done.
-        let is_wanting = self.warm.is_wanting() || self.is_to_plant();
-        let patience = is_wanting.then_some(Timespec { tv_sec: 0, tv_nsec: 0 });
+        // What can wait is done when nothing else is to be done.
+        let is_quiet = self.is_quiet();
+        let patience = is_quiet.then_some(Timespec { tv_sec: 0, tv_nsec: 0 });
         let count = match epoll::wait(&self.epoll, &mut events, patience.as_ref()) {
-            Ok(0) if self.warm.is_wanting() => {
-                self.warm.refill(&self.setting);
-                0
-            }
-            Ok(0) if is_wanting => {
-                self.plant();
+            Ok(0) if is_quiet => {
+                self.use_the_quiet();
                 0
             }
             Ok(count) => count,
@@ -229,14 +231,30 @@ impl Launcher {
         Ok(true)
     }
 
-    /// A launcher of many execs keeps one seed ready, if it keeps no whole sandboxes: when it wants one.
-    fn wants_a_seed(&self) -> Option<Duration> {
-        let is_wanting = self.is_for_many && !self.warm.keeps_any() && self.seeds.is_wanting();
-        self.seed_at.filter(|_| is_wanting)
+    /// When to do what can wait, if something does.
+    fn next_quiet(&self) -> Option<Duration> {
+        let waits = !self.remains.is_empty() || self.warm.is_wanting() || self.wants_a_seed();
+        self.quiet_at.filter(|_| waits)
     }
 
-    fn is_to_plant(&self) -> bool {
-        self.wants_a_seed().is_some_and(|at| at <= clock::boottime())
+    fn is_quiet(&self) -> bool {
+        self.next_quiet().is_some_and(|at| at <= clock::boottime())
+    }
+
+    /// A launcher of many execs keeps one seed ready, if it keeps no whole sandboxes.
+    fn wants_a_seed(&self) -> bool {
+        self.is_for_many && !self.warm.keeps_any() && self.seeds.is_wanting()
+    }
+
+    /// One thing that could wait.
+    fn use_the_quiet(&mut self) {
+        if !self.remains.is_empty() {
+            self.remains.clear();
+        } else if self.warm.is_wanting() {
+            self.warm.refill(&self.setting);
+        } else {
+            self.plant();
+        }
     }
 
     fn plant(&mut self) {
@@ -253,9 +271,9 @@ impl Launcher {
         let helpers = self.helpers.values().map(|asked| asked.helper.deadline);
         let sweep = self.sweep.map(|(at, _)| at);
         let due = helpers.chain(self.agenda.next()).chain(self.warm.next_time());
-        // One that is due waits for an idle moment and for no alarm.
-        let seed = self.wants_a_seed().filter(|_| !self.is_to_plant());
-        due.chain(sweep).chain(seed).min()
+        // What is due waits for an idle moment and for no alarm.
+        let quiet = self.next_quiet().filter(|_| !self.is_quiet());
+        due.chain(sweep).chain(quiet).min()
     }
 
     /// The next order of a session. False when it was the root's last.
@@ -349,7 +367,7 @@ impl Launcher {
                 self.notify(session, &Notice::Ending { exec: number, ending, deliveries }, &[])
             }
             Ok(Happened::Started) => {
-                self.seed_at = Some(clock::boottime() + SEED_AFTER_START);
+                self.quiet_at = Some(clock::boottime() + QUIET_AFTER_START);
                 self.notify(session, &Notice::Started { exec: number }, &[])
             }
         }
@@ -366,8 +384,8 @@ impl Launcher {
         let number = exec.number;
         self.numbers.remove(&(session, number));
         self.agenda.set(key, None);
-        let soon = clock::boottime() + SEED_AFTER_END;
-        self.seed_at = Some(self.seed_at.map_or(soon, |at| at.min(soon)));
+        let soon = clock::boottime() + QUIET_AFTER_END;
+        self.quiet_at = Some(self.quiet_at.map_or(soon, |at| at.min(soon)));
         if let Some(spec) = exec.spec() {
             self.warm.want(spec);
         }
@@ -375,7 +393,12 @@ impl Launcher {
             Ok((ending, deliveries)) => Notice::Ended { exec: number, ending, deliveries },
             Err(refusal) => Notice::Refused { exec: number, refusal },
         };
-        self.notify(session, &notice, &[])
+        self.notify(session, &notice, &[])?;
+        self.remains.push(exec);
+        if !self.is_for_many || self.remains.len() > MOST_REMAINS {
+            self.remains.clear();
+        }
+        Ok(())
     }
 
     fn on_time(&mut self) -> Result<(), LauncherError> {
@@ -409,6 +432,7 @@ impl Launcher {
 
     /// The broker is gone: nothing lives on.
     fn leave(&mut self) {
+        self.remains.clear();
         self.warm.clear();
         self.seeds.clear();
         for live in self.execs.values_mut() {

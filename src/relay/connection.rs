@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 
 use super::frames::{self, FrameError, Kind};
 
@@ -17,6 +17,8 @@ use super::frames::{self, FrameError, Kind};
 const CHUNK: usize = 64 << 10;
 /// Bytes that wait for a slow client, before the command has to.
 const MOST_UNSENT: usize = 256 << 10;
+/// How long a client has to leave once its exec is over. Below a second.
+const LINGER: Duration = Duration::from_millis(500);
 
 /// What the client says.
 #[derive(Debug, PartialEq, Eq)]
@@ -61,6 +63,11 @@ impl Connection {
         socket.set_nonblocking(true)?;
         let is_unheard = !read_ahead.is_empty();
         Ok(Self { socket, received: read_ahead, is_unheard, unsent: Vec::new(), sent: 0 })
+    }
+
+    /// Of a client that is gone.
+    pub fn of_nobody() -> io::Result<Self> {
+        UnixStream::pair().and_then(|(ours, _)| Self::new(ours, Vec::new()))
     }
 
     pub fn fd(&self) -> BorrowedFd<'_> {
@@ -130,7 +137,8 @@ impl Connection {
         Ok(())
     }
 
-    /// Sends the last frame, and waits for the client to take all, but no longer than `patience`.
+    /// Sends the last frame, and waits for the client to take all, but no longer than `patience`. What it still
+    /// has to say, such as the end of an input that a short command never read, meets no broken pipe for a while.
     pub fn finish(
         mut self,
         kind: Kind,
@@ -156,7 +164,29 @@ impl Connection {
             }
             self.flush()?;
         }
+        self.linger();
         Ok(())
+    }
+
+    /// Says that nothing more comes, and hears the client out until it leaves, or [`LINGER`] is over.
+    fn linger(&self) {
+        let until = Instant::now() + LINGER;
+        let mut said = Ok(1);
+        if shutdown(&self.socket, Shutdown::Write).is_err() {
+            return;
+        }
+        while matches!(said, Ok(1..)) {
+            let left = until.saturating_duration_since(Instant::now());
+            let timeout = Timespec { tv_sec: 0, tv_nsec: left.subsec_nanos().into() };
+            let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
+            said = match poll(&mut fds, Some(&timeout)) {
+                Ok(1..) if !left.is_zero() => {
+                    recv(&self.socket, &mut [0; 512], RecvFlags::DONTWAIT).map(|(count, _)| count)
+                }
+                Ok(_) => Ok(0),
+                Err(e) => Err(e),
+            };
+        }
     }
 }
 
@@ -178,6 +208,30 @@ fn said(kind: Kind, payload: &[u8]) -> Result<Said<'_>, ConnectionError> {
 mod tests {
     use super::*;
     use std::io::{Read, Write};
+
+    #[test]
+    fn a_client_that_speaks_after_the_end_meets_no_broken_pipe() {
+        let (mut client, ours) = UnixStream::pair().unwrap();
+        let connection = Connection::new(ours, Vec::new()).unwrap();
+        let finished = std::thread::spawn(move || {
+            connection.finish(Kind::Exit, b"{}", Duration::from_secs(20)).unwrap();
+        });
+        let mut said = Vec::new();
+        client.read_to_end(&mut said).unwrap();
+        assert_eq!(said, b"\x06\0\0\0\0\0\0\x02{}");
+        client.write_all(&frames::header(Kind::Stdin, 0)).unwrap();
+        drop(client);
+        finished.join().unwrap();
+    }
+
+    #[test]
+    fn a_client_that_stays_is_left() {
+        let (mut client, ours) = UnixStream::pair().unwrap();
+        let connection = Connection::new(ours, Vec::new()).unwrap();
+        let talks = std::thread::spawn(move || while client.write_all(&[0; 512]).is_ok() {});
+        connection.finish(Kind::Exit, b"{}", Duration::from_secs(20)).unwrap();
+        talks.join().unwrap();
+    }
 
     #[test]
     fn frames_are_heard_however_they_are_cut() {

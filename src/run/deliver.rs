@@ -74,6 +74,18 @@ pub fn prepared(session: &Session) -> Result<Prepared, RunError> {
     }
 }
 
+/// Waits until the sandbox stands and its command could begin.
+pub fn stands(session: &Session) -> Result<(), RunError> {
+    let seen = session.notice_of(|n| {
+        matches!(n, Notice::Ready { exec: EXEC, .. } | Notice::Refused { exec: EXEC, .. })
+    })?;
+    if let Notice::Refused { refusal, .. } = seen.0 {
+        return Err(refusal.into());
+    }
+    session.pass_over(seen);
+    Ok(())
+}
+
 /// Every value but those of `git`, which are resolved at their `get`.
 pub fn resolve(
     ledger: &mut Ledger,

@@ -114,7 +114,7 @@ fn become_init(plan: &mut Plan) -> Result<i32, Failure> {
 
     // Among what is closed here are the launcher's own ends of our socket and lifeline, without which
     // neither would ever show its death.
-    close_all_but_our_own(plan)?;
+    close_all_but(plan, [None; 2]).at(Step::Descriptors)?;
 
     if let Some(network) = plan.network.take() {
         process::enter_namespace(network.as_fd(), libc::CLONE_NEWNET).at(Step::JoinNetwork)?;
@@ -174,12 +174,11 @@ fn become_init(plan: &mut Plan) -> Result<i32, Failure> {
     must_refuse(rustix::system::sethostname(b"sublet"), Errno::PERM).at(Step::CheckCapabilities)?;
     process::set_no_new_privileges().at(Step::NoNewPrivileges)?;
 
-    let command = command::spawn(plan, ruleset.as_ref(), filter)?;
-    drop(ruleset);
-    (plan.slate, plan.root) = (None, None);
-    close_all_but_our_own(plan)?;
+    plan.root = None;
+    let command = command::spawn(plan, ruleset, filter)?;
+    plan.slate = None;
     match command {
-        Some(pid) => init::run(plan, pid).at(Step::Init),
+        Some((pid, children)) => init::run(plan, pid, &children).at(Step::Init),
         // The command's side has already said why.
         None => Ok(FAILED),
     }
@@ -191,17 +190,20 @@ fn own_descriptors(plan: &Plan) -> [Option<u32>; 5] {
     kept.map(|fd| fd.map(|fd| fd.as_raw_fd().unsigned_abs()))
 }
 
-fn close_all_but_our_own(plan: &Plan) -> Result<(), Failure> {
-    let mut numbers = own_descriptors(plan);
+/// Closes every descriptor but this process's own and those.
+pub(super) fn close_all_but(plan: &Plan, also: [Option<BorrowedFd<'_>>; 2]) -> Result<(), Errno> {
+    let also = also.map(|fd| fd.map(|fd| fd.as_raw_fd().unsigned_abs()));
+    let [a, b, c, d, e] = own_descriptors(plan);
+    let mut numbers = [a, b, c, d, e, also[0], also[1]];
     numbers.sort_unstable();
     let mut from = 0;
     for number in numbers.into_iter().flatten() {
         if from < number {
-            process::close_range(from, number - 1).at(Step::Descriptors)?;
+            process::close_range(from, number - 1)?;
         }
         from = number + 1;
     }
-    process::close_range(from, u32::MAX).at(Step::Descriptors)
+    process::close_range(from, u32::MAX)
 }
 
 /// The launcher's next word, however long it takes; not longer than the launcher lives.

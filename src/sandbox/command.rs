@@ -11,14 +11,14 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::child::{At, Failure, Handover, errno, fail, must_refuse, slate};
-use super::init;
+use super::init::{self, Children};
 use super::plan::{Plan, WORKING_DIRECTORY, lists};
 use super::seccomp::BuiltIn;
 use super::step::{Said, Step, Told, listen, say};
 use crate::sys::exec::ReadMapping;
 use crate::sys::slice::Slice;
 use crate::sys::socket::MAX_FDS;
-use crate::sys::{ids, landlock, process, seccomp};
+use crate::sys::{cpu, ids, landlock, process, seccomp};
 
 /// Standard input, output and error.
 const STREAMS: usize = 3;
@@ -38,29 +38,38 @@ struct Command<'a> {
     executed: Cell<bool>,
 }
 
-/// Starts the command. `None` if it could not be executed, which it has then said itself.
+/// Starts the command, and makes its init of this process meanwhile. `None` if it could not be executed,
+/// which it has then said itself.
 pub(super) fn spawn(
     plan: &Plan,
-    ruleset: Option<&OwnedFd>,
+    ruleset: Option<OwnedFd>,
     filter: BuiltIn,
-) -> Result<Option<i32>, Failure> {
+) -> Result<Option<(i32, Children)>, Failure> {
     let command = Command {
         plan,
-        ruleset,
+        ruleset: ruleset.as_ref(),
         filter,
         mappings: [const { Cell::new(None) }; MAX_FDS],
         executed: Cell::new(false),
     };
     let lifeline = plan.lifeline.as_fd();
+    let mut children = None;
     let pid = process::spawn_until_exec(command_entry, &command, |executed| {
-        init::wait_for_either(executed, lifeline)
+        init::wait_for_either(executed, lifeline)?;
+        if rustix::io::read(executed, &mut [0])? > 0 {
+            // It waits for its go: now, for nothing is to delay it once it runs.
+            children =
+                Some(init::prepare(plan, [Some(executed), ruleset.as_ref().map(AsFd::as_fd)])?);
+            init::wait_for_either(executed, lifeline)?;
+        }
+        Ok(())
     })
     .at(Step::Spawn)?;
-    let executed = command.executed.get();
-    if executed {
-        say(plan.socket.as_fd(), Said::Started, &[]).at(Step::Spawn)?;
+    if !command.executed.get() {
+        return Ok(None);
     }
-    Ok(executed.then_some(pid))
+    say(plan.socket.as_fd(), Said::Started, &[]).at(Step::Spawn)?;
+    Ok(children.map(|children| (pid, children)))
 }
 
 fn command_entry(command: &Command<'_>, executed: BorrowedFd<'_>) -> i32 {
@@ -78,8 +87,8 @@ fn command_entry(command: &Command<'_>, executed: BorrowedFd<'_>) -> i32 {
 /// What is still needed after the low numbers have been given away.
 struct Kept {
     socket: OwnedFd,
-    /// Init waits for its end.
-    _executed: OwnedFd,
+    /// Init reads from it that the walls stand, and at its end that the command has executed.
+    executed: OwnedFd,
 }
 
 impl Kept {
@@ -87,7 +96,7 @@ impl Kept {
         let lift = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, LIFTED);
         Ok(Self {
             socket: lift(command.plan.socket.as_fd()).at(Step::Descriptors)?,
-            _executed: lift(executed).at(Step::Descriptors)?,
+            executed: lift(executed).at(Step::Descriptors)?,
         })
     }
 }
@@ -100,6 +109,7 @@ fn become_command(command: &Command<'_>, kept: &Kept) -> Result<(), Failure> {
     match command.plan.slice.as_ref().map(Slice::ask) {
         Some(Ok(()) | Err(_)) | None => {}
     }
+    cpu::go_anywhere().at(Step::Init)?;
     let slate = slate(command.plan).at(Step::WorkingDirectory)?;
     let working_directory = slate.string(lists::PLACES, WORKING_DIRECTORY);
     rustix::process::chdir(working_directory.at(Step::WorkingDirectory)?)
@@ -137,6 +147,7 @@ fn become_command(command: &Command<'_>, kept: &Kept) -> Result<(), Failure> {
             say(socket, Said::Ready, &[kept.as_fd()])
         }
     }
+    .and_then(|()| rustix::io::write(&kept.executed, &[0]))
     .at(Step::AwaitGo)?;
     // Closed by exec, as all that came: some of their numbers are others' by now.
     std::mem::forget(streams);

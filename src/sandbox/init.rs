@@ -6,15 +6,15 @@
 //! is left in its pid namespace (pid_namespaces(7)). Allocates nothing.
 #![forbid(unsafe_code)]
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use super::child::errno;
+use super::child::{close_all_but, errno};
 use super::plan::Plan;
 use super::step::{Said, Told, listen, say};
-use crate::sys::{process, seccomp};
+use crate::sys::{cpu, process, seccomp};
 
 /// What `timeout` and the shell make of SIGKILL.
 const KILLED: i32 = 128 + libc::SIGKILL;
@@ -50,14 +50,25 @@ pub fn wait_for_either(awaited: BorrowedFd<'_>, lifeline: BorrowedFd<'_>) -> Res
     }
 }
 
-/// Stays until the command has ended, or the launcher has; returns the status to exit with.
-pub fn run(plan: &Plan, command: i32) -> Result<i32, Errno> {
+/// Where the ends of children are heard of, by an init behind its own filter: only [`prepare`] makes one.
+pub struct Children(OwnedFd);
+
+/// Makes an init of this process: nothing open but what it needs and these, and under its own filter.
+pub fn prepare(plan: &Plan, also: [Option<BorrowedFd<'_>>; 2]) -> Result<Children, Errno> {
+    close_all_but(plan, also)?;
+    cpu::go_anywhere()?;
     let children = errno(process::signalfd(&[libc::SIGCHLD]))?;
     errno(seccomp::install(plan.init_filter.program()))?;
+    Ok(Children(children))
+}
+
+/// Stays until the command has ended, or the launcher has; returns the status to exit with.
+pub fn run(plan: &Plan, command: i32, children: &Children) -> Result<i32, Errno> {
+    let Children(children) = children;
     let socket = plan.socket.as_fd();
     loop {
         let mut fds = [
-            PollFd::new(&children, PollFlags::IN),
+            PollFd::new(children, PollFlags::IN),
             PollFd::from_borrowed_fd(socket, PollFlags::IN),
             PollFd::new(&plan.lifeline, PollFlags::IN),
         ];
@@ -69,7 +80,7 @@ pub fn run(plan: &Plan, command: i32) -> Result<i32, Errno> {
         if lifeline {
             return Ok(KILLED);
         }
-        if child && let Some(status) = reap_until(&children, command)? {
+        if child && let Some(status) = reap_until(children, command)? {
             // The launcher waits for this process's own end, by when nothing of the exec is left.
             say(socket, Said::Ended { wait_status: status }, &[])?;
             return Ok(0);

@@ -29,7 +29,6 @@ pub struct Attachment {
 
 /// What the child attaches, and what landlock makes rules for.
 pub struct Root {
-    pub tmpfs: OwnedFd,
     /// Relative to the root, parents first.
     pub attachments: Vec<Attachment>,
     /// From the new root.
@@ -77,14 +76,14 @@ pub enum RootError {
 /// Builds the root for `layout` in this tmpfs. `size` bounds all that the exec writes outside of its
 /// workspace; `container` has the trees of [`Entry::OfContainer`].
 pub fn build(
-    tmpfs: OwnedFd,
+    tmpfs: BorrowedFd<'_>,
     layout: &Layout,
     container: &BTreeMap<PathBuf, OwnedFd>,
     size: u64,
     mode: identity::Mode,
     identity: &Identity,
 ) -> Result<Root, RootError> {
-    bound(&tmpfs, size)?;
+    bound(tmpfs, size)?;
     let mut builder = Builder {
         layout,
         container,
@@ -100,17 +99,17 @@ pub fn build(
     for (at, entry) in &layout.entries {
         builder.add(at, entry)?;
     }
-    let Builder { tmpfs, attachments, attachments_in_workspace, mut places, .. } = builder;
+    let Builder { attachments, attachments_in_workspace, mut places, .. } = builder;
     for (path, kind) in [
         ("etc", PlaceKind::Synthesised),
         ("run/sublet", PlaceKind::Synthesised),
         ("dev", PlaceKind::DeviceDirectory),
     ] {
-        let fd = open_path(tmpfs.as_fd(), Path::new(path))
+        let fd = open_path(tmpfs, Path::new(path))
             .map_err(|e| RootError::Make { path: Path::new("/").join(path), source: e.into() })?;
         places.push(Place { fd, kind });
     }
-    Ok(Root { tmpfs, attachments, attachments_in_workspace, places })
+    Ok(Root { attachments, attachments_in_workspace, places })
 }
 
 /// The root's own file system, empty and not yet bounded.
@@ -127,7 +126,7 @@ pub fn make_tmpfs() -> Result<OwnedFd, RootError> {
         .map_err(failed("mount a tmpfs"))
 }
 
-fn bound(tmpfs: &OwnedFd, size: u64) -> Result<(), RootError> {
+fn bound(tmpfs: BorrowedFd<'_>, size: u64) -> Result<(), RootError> {
     let failed = |e: Errno| RootError::Tmpfs { doing: "bound a tmpfs", source: e.into() };
     let flags = FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH;
     let picked = rustix::mount::fspick(tmpfs, c"", flags).map_err(failed)?;
@@ -141,7 +140,7 @@ struct Builder<'a> {
     container: &'a BTreeMap<PathBuf, OwnedFd>,
     mode: identity::Mode,
     owner: (Uid, Gid),
-    tmpfs: OwnedFd,
+    tmpfs: BorrowedFd<'a>,
     /// Directories that stand already.
     made: BTreeMap<PathBuf, ()>,
     attachments: Vec<Attachment>,
@@ -179,7 +178,7 @@ impl Builder<'_> {
             Entry::Probe => self.file(at, b""),
             Entry::Symlink { target } => {
                 self.parents(at)?;
-                rustix::fs::symlinkat(target, &self.tmpfs, relative(at)).map_err(failed)
+                rustix::fs::symlinkat(target, self.tmpfs, relative(at)).map_err(failed)
             }
             Entry::Device { major, minor } => self.device(at, *major, *minor),
             Entry::Bind { source, optional, access } => {
@@ -247,7 +246,7 @@ impl Builder<'_> {
             return Ok(());
         }
         self.parents(at)?;
-        match rustix::fs::mkdirat(&self.tmpfs, relative(at), Mode::from(mode)) {
+        match rustix::fs::mkdirat(self.tmpfs, relative(at), Mode::from(mode)) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(e) => return Err(RootError::Make { path: at.to_owned(), source: e.into() }),
         }
@@ -275,13 +274,13 @@ impl Builder<'_> {
 
     fn create(&self, at: &Path) -> Result<OwnedFd, Errno> {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-        rustix::fs::openat(&self.tmpfs, relative(at), flags, Mode::from(0o644))
+        rustix::fs::openat(self.tmpfs, relative(at), flags, Mode::from(0o644))
     }
 
     fn give(&self, path: &Path) -> Result<(), Errno> {
         let (uid, gid) = self.owner;
         let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
-        rustix::fs::chownat(&self.tmpfs, path, Some(uid), Some(gid), flags)
+        rustix::fs::chownat(self.tmpfs, path, Some(uid), Some(gid), flags)
     }
 
     /// A node of our own where that is allowed, else the host's, shown at its place.
@@ -291,7 +290,7 @@ impl Builder<'_> {
             let device = rustix::fs::makedev(major, minor);
             let mode = Mode::from(0o666);
             let made = rustix::fs::mknodat(
-                &self.tmpfs,
+                self.tmpfs,
                 relative(at),
                 FileType::CharacterDevice,
                 mode,
@@ -339,7 +338,7 @@ impl Builder<'_> {
             if make {
                 self.parents(at)?;
                 let target = rustix::fs::readlink(source, Vec::new()).map_err(failed)?;
-                rustix::fs::symlinkat(target.as_c_str(), &self.tmpfs, relative(at))
+                rustix::fs::symlinkat(target.as_c_str(), self.tmpfs, relative(at))
                     .map_err(|e| RootError::Make { path: at.to_owned(), source: e.into() })?;
             }
             return Ok(());
@@ -395,7 +394,7 @@ impl Builder<'_> {
     }
 
     fn place(&mut self, at: &Path, kind: PlaceKind) -> Result<(), RootError> {
-        let fd = open_path(self.tmpfs.as_fd(), relative(at))
+        let fd = open_path(self.tmpfs, relative(at))
             .map_err(|e| RootError::Make { path: at.to_owned(), source: e.into() })?;
         self.places.push(Place { fd, kind });
         Ok(())

@@ -29,6 +29,24 @@ pub fn leave_to_waker(cpu: usize) -> Result<(), Errno> {
     if current() == cpu { move_off(cpu, None) } else { Ok(()) }
 }
 
+/// Keeps a process off the CPU that this one runs on, until it calls [`go_anywhere`]: each time that it is woken
+/// from here it would stop this process.
+pub fn keep_off(process: i32) -> Result<(), Errno> {
+    let mut others = *own_cpus()?;
+    let here = current();
+    if here >= CpuSet::MAX_CPU {
+        return Ok(());
+    }
+    others.unset(here);
+    // Refused where no other is left to it.
+    sched_setaffinity(Pid::from_raw(process), &others)
+}
+
+/// Ends what [`keep_off`] began. Child-side too.
+pub fn go_anywhere() -> Result<(), Errno> {
+    sched_setaffinity(None, own_cpus()?)
+}
+
 /// What this process may run on as far as it was told by sched_setaffinity(2): any, where only a cpuset binds
 /// it, which may change. To be asked before the first child is made, which has it from then on.
 fn own_cpus() -> Result<&'static CpuSet, Errno> {

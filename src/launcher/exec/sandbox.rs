@@ -30,6 +30,7 @@ use crate::sandbox::layout::Access;
 use crate::sandbox::plan::{ProcMount, lists};
 use crate::sandbox::root::{self, Attachment, Place, PlaceKind, Root};
 use crate::sandbox::step::{self, Said, Step, Told};
+use crate::sys::cpu;
 use crate::sys::helper::Helper;
 
 /// Room in the root's tmpfs for what is synthesised, beside what the profile grants.
@@ -40,7 +41,7 @@ const TREES_AT_ONCE: usize = 32;
 pub(super) struct Sandbox {
     pub child: Child,
     pub identity: Identity,
-    /// The root's own tmpfs, until the command is told.
+    /// The root's own tmpfs, until the command is told. Empty until it is built.
     root: Option<OwnedFd>,
     /// Where file deliveries are made, if the profile has any.
     pub secrets: Option<SecretsMount>,
@@ -67,9 +68,9 @@ fn files_of(capability: &Arc<Capability>) -> usize {
 }
 
 impl Sandbox {
-    /// Builds what this exec's child needs, from a seed, whose child may still be making its namespaces.
-    /// It goes on by itself after this has returned; what it cannot do shows on its socket.
-    pub fn build(compiled: &Compiled, seed: Seed, setting: &Setting) -> Result<Self, Refusal> {
+    /// Begins one from a seed, whose child may still be making its namespaces: whose it is, which its child
+    /// is told, and within which bounds.
+    pub fn begin(compiled: &Compiled, seed: Seed, setting: &Setting) -> Result<Self, Refusal> {
         let Seed { mut child, without_cgroup, root, proc_mount, .. } = seed;
         let mut identity = match setting.here.mode {
             Mode::Rootless => Identity::of_caller(compiled.inside),
@@ -92,34 +93,43 @@ impl Sandbox {
             cgroup: bounded,
             ownership,
         };
-        let mut sandbox =
-            Self { child, identity, root: None, secrets: None, attached_at: Vec::new(), facts };
+        let root = Some(root);
+        let sandbox = Self { child, identity, root, secrets: None, attached_at: Vec::new(), facts };
+        // Only speed hangs on it.
+        match cpu::keep_off(sandbox.child.pid) {
+            Ok(()) | Err(_) => {}
+        }
         if proc_mount == ProcMount::BeforeUserNamespace {
             sandbox.await_user_namespace()?;
         }
         sandbox.write_maps()?;
+        Ok(sandbox)
+    }
+
+    /// Builds what its child needs, which goes on by itself after this has returned; what it cannot do shows
+    /// on its socket.
+    pub fn build(&mut self, compiled: &Compiled, setting: &Setting) -> Result<(), Refusal> {
         let size = compiled.profile.filesystem.tmp.0.saturating_add(SYNTHESISED);
         let root = root::build(
-            root,
+            self.root()?,
             &compiled.layout,
             &compiled.trees,
             size,
             setting.here.mode,
-            &identity,
+            &self.identity,
         )
         .map_err(|e| {
             refuse_error(&e, "correct the profile's [filesystem], or run `sublet doctor`")
         })?;
-        let Root { tmpfs, attachments, attachments_in_workspace, places } = root;
-        sandbox.root = Some(tmpfs);
-        sandbox.lay_out(compiled)?;
-        sandbox.hand_over_trees(&attachments, &attachments_in_workspace)?;
-        let helper = sandbox.hand_over_places(compiled, places, setting)?;
+        let Root { attachments, attachments_in_workspace, places } = root;
+        self.lay_out(compiled)?;
+        self.hand_over_trees(&attachments, &attachments_in_workspace)?;
+        let helper = self.hand_over_places(compiled, places, setting)?;
         let inner: Vec<_> = attachments_in_workspace.iter().map(|a| a.tree.as_fd()).collect();
-        sandbox.send_trees(&inner)?;
+        self.send_trees(&inner)?;
         // Reaped now, when it has long ended.
         drop(helper);
-        Ok(sandbox)
+        Ok(())
     }
 
     fn write_maps(&self) -> Result<(), Refusal> {

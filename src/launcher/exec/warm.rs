@@ -40,7 +40,8 @@ impl Warm {
             &setting.here,
             None,
         )?;
-        let sandbox = Sandbox::build(&compiled, seed, setting)?;
+        let mut sandbox = Sandbox::begin(&compiled, seed, setting)?;
+        sandbox.build(&compiled, setting)?;
         Ok(Self { spec, compiled, sandbox, until: clock::boottime() + LIFE })
     }
 

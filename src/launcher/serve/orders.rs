@@ -101,7 +101,7 @@ impl Launcher {
                 eprintln!("sublet: launcher: {}", compile::chain(&e));
             }
         };
-        self.seed_at = None;
+        self.quiet_at = None;
         self.seeds.live = self.execs.len();
         // Only speed hangs on it.
         match cpu::leave_to_waker(prepare.cpu as usize) {
@@ -118,7 +118,7 @@ impl Launcher {
                 Ok(())
             }
             Err(refusal) => {
-                self.seed_at = Some(clock::boottime());
+                self.quiet_at = Some(clock::boottime());
                 self.notify(session, &Notice::Refused { exec: number, refusal }, &[])
             }
         }
