@@ -118,7 +118,7 @@ mod tests {
             threads
                 .spawn(move || {
                     tell.send(std::thread::current().id()).unwrap();
-                    drop(ended.lock().unwrap().recv());
+                    assert!(ended.lock().unwrap().recv().is_err());
                 })
                 .unwrap();
         }

@@ -64,7 +64,7 @@ pub struct Exec {
     is_in_container: bool,
     /// The child has built everything and waits for the go.
     ready: bool,
-    start: Option<(Vec<FilledSpec>, Option<Duration>)>,
+    start: Option<Start>,
     started: bool,
     deadline: Option<Duration>,
     kill_at: Option<Duration>,
@@ -74,6 +74,15 @@ pub struct Exec {
     killed: bool,
 }
 
+/// What it starts with.
+struct Start {
+    /// The deliveries that the command inherits, in their order.
+    readers: Vec<OwnedFd>,
+    /// Of the first lease that ends. `CLOCK_BOOTTIME`.
+    expires: Option<Duration>,
+    deadline: Option<Duration>,
+}
+
 struct Names {
     command: String,
     path: String,
@@ -81,6 +90,14 @@ struct Names {
 
 fn refuse(message: String, hint: &str) -> Refusal {
     Refusal { kind: RefusalKind::Launch, message, hint: hint.to_owned() }
+}
+
+fn expired() -> Refusal {
+    Refusal {
+        kind: RefusalKind::DeliveryUnavailable,
+        message: "a lease expired before its command could be started".to_owned(),
+        hint: "ask for a longer ttl: the source's own time counts".to_owned(),
+    }
 }
 
 fn refuse_error(error: &dyn std::error::Error, hint: &str) -> Refusal {
@@ -207,7 +224,7 @@ impl Exec {
         self.sandbox.child.pidfd.as_fd()
     }
 
-    /// The broker has filled the deliveries. They go in as soon as the child is ready.
+    /// The broker has filled the deliveries, which are closed at once. They go in as soon as the child is ready.
     pub fn start(
         &mut self,
         deliveries: Vec<FilledSpec>,
@@ -216,22 +233,18 @@ impl Exec {
         if self.start.is_some() || self.started || deliveries.len() != self.deliveries.len() {
             return Err(refuse("the broker started an exec wrongly".into(), ""));
         }
-        self.start = Some((deliveries, deadline));
+        let readers = self.deliveries.close(&deliveries)?;
+        let expires = deliveries.iter().map(|spec| spec.expires).min();
+        self.start = Some(Start { readers, expires, deadline });
         if self.ready { self.go() } else { Ok(()) }
     }
 
     fn go(&mut self) -> Result<(), Refusal> {
-        let Some((specs, deadline)) = self.start.take() else { return Ok(()) };
+        let Some(Start { readers, expires, deadline }) = self.start.take() else { return Ok(()) };
         // Its source may have taken longer than the lease lasts.
-        let now = clock::boottime();
-        if specs.iter().any(|spec| spec.expires <= now) {
-            return Err(Refusal {
-                kind: RefusalKind::DeliveryUnavailable,
-                message: "a lease expired before its command could be started".to_owned(),
-                hint: "ask for a longer ttl: the source's own time counts".to_owned(),
-            });
+        if expires.is_some_and(|expires| expires <= clock::boottime()) {
+            return Err(expired());
         }
-        let readers = self.deliveries.close(&specs)?;
         let readers: Vec<BorrowedFd<'_>> = readers.iter().map(AsFd::as_fd).collect();
         self.deadline = deadline;
         self.sandbox.go(&readers)
@@ -326,7 +339,10 @@ impl Exec {
     pub fn on_time(&mut self, now: Duration) -> Result<(Vec<u32>, bool), Refusal> {
         let due = self.deliveries.due(now);
         for &index in &due {
-            self.revoke(index);
+            match self.start.take() {
+                Some(_) => self.refuse(expired()),
+                None => self.revoke(index),
+            }
         }
         let mut timed_out = false;
         if self.deadline.is_some_and(|d| d <= now) {

@@ -20,6 +20,7 @@
 #![forbid(unsafe_code)]
 
 mod form;
+mod masks;
 mod patterns;
 mod prefilter;
 mod reader;
@@ -31,6 +32,7 @@ mod window;
 use std::io;
 use std::rc::Rc;
 
+pub use masks::Masks;
 pub use patterns::{Patterns, SHORTEST};
 
 use form::Form;

@@ -51,7 +51,7 @@ impl Patterns {
         let mut size = prefilter::SIZE;
         for value in values {
             let layout = Layout::of(value, size);
-            if layout.core < SHORTEST {
+            if !Self::take(value) {
                 unmasked += 1;
             } else {
                 size = layout.end();
@@ -73,6 +73,11 @@ impl Patterns {
                 .for_each(|form| prefilter::add(filter, form, core));
         }
         Ok(Self { memory, patterns, unmasked })
+    }
+
+    /// Whether the value is long enough to be looked for.
+    pub(super) fn take(value: &[u8]) -> bool {
+        Layout::of(value, 0).core >= SHORTEST
     }
 
     /// How many values were too short to mask.

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
@@ -85,17 +86,14 @@ impl Connection {
     /// [`ConnectionError`]: the exec has lost its caller.
     pub fn receive(&mut self, mut hear: impl FnMut(Said<'_>)) -> Result<(), ConnectionError> {
         self.is_unheard = false;
-        let before = self.received.len();
-        self.received.resize(before + CHUNK, 0);
-        let read = recv(&self.socket, &mut self.received[before..], RecvFlags::DONTWAIT);
-        let (count, end) = match read {
-            Ok((0, _)) => (0, Some(ConnectionError::Gone)),
-            Ok((count, _)) => (count, None),
-            Err(Errno::INTR | Errno::AGAIN) => (0, None),
-            Err(Errno::CONNRESET) => (0, Some(ConnectionError::Gone)),
-            Err(e) => (0, Some(ConnectionError::Socket(e.into()))),
+        // Not zeroed: of a client that says little, little of it is ever touched.
+        self.received.reserve(CHUNK);
+        let read = recv(&self.socket, spare_capacity(&mut self.received), RecvFlags::DONTWAIT);
+        let end = match read {
+            Ok((0, _)) | Err(Errno::CONNRESET) => Some(ConnectionError::Gone),
+            Ok(_) | Err(Errno::INTR | Errno::AGAIN) => None,
+            Err(e) => Some(ConnectionError::Socket(e.into())),
         };
-        self.received.truncate(before + count);
         let mut at = 0;
         while let Some((kind, payload, taken)) = frames::take(&self.received[at..])? {
             hear(said(kind, payload)?);

@@ -16,7 +16,7 @@ use zeroize::Zeroize;
 
 use super::connection::{Connection, ConnectionError};
 use super::frames::Kind;
-use crate::redact::{Patterns, Redactor};
+use crate::redact::{Masks, Redactor};
 
 /// How long a stream pauses until a tail that could begin a value is shown: a prompt without a newline shows
 /// at once, and a value that is written byte by byte is still one.
@@ -46,6 +46,8 @@ pub struct Output<'a> {
     to: Sink<'a>,
     pending: Vec<u8>,
     written: usize,
+    masks: Option<Rc<Masks>>,
+    /// Once something was read that it is to look at.
     redactor: Option<Redactor>,
     masked_before: u64,
     held_since: Option<Instant>,
@@ -53,6 +55,7 @@ pub struct Output<'a> {
     reader_gone: bool,
     /// What comes may hold a value, masked or not.
     holds_values: bool,
+    has_spoken: bool,
     /// Once every process of the exec is dead: the most that can still lie in the pipe.
     left: Option<usize>,
 }
@@ -76,12 +79,14 @@ impl<'a> Output<'a> {
             to,
             pending: Vec::new(),
             written: 0,
+            masks: None,
             redactor: None,
             masked_before: 0,
             held_since: None,
             buffer: Vec::new(),
             reader_gone: false,
             holds_values: false,
+            has_spoken: false,
             left: None,
         }
     }
@@ -97,15 +102,12 @@ impl<'a> Output<'a> {
     }
 
     /// Masks these values from now on. What was held for the old ones goes out.
-    pub fn mask(&mut self, patterns: &Rc<Patterns>) -> io::Result<()> {
+    pub fn mask(&mut self, masks: &Rc<Masks>) {
         if let Some(mut old) = self.redactor.take() {
             old.flush(&mut self.pending);
             self.masked_before += old.masked();
         }
-        if !patterns.is_empty() {
-            self.redactor = Some(Redactor::new(Rc::clone(patterns))?);
-        }
-        Ok(())
+        self.masks = Some(Rc::clone(masks));
     }
 
     pub fn masked(&self) -> u64 {
@@ -195,6 +197,10 @@ impl<'a> Output<'a> {
             // A terminal's master says EIO when its last slave is closed. pty(7).
             Ok(0) | Err(Errno::IO) => return self.finish(),
             Ok(n) => {
+                self.has_spoken = true;
+                if let (None, Some(masks)) = (&self.redactor, &self.masks) {
+                    self.redactor = masks.redactor()?;
+                }
                 let chunk = &mut self.buffer[..n];
                 self.left = self.left.map(|left| left.saturating_sub(n));
                 match &mut self.redactor {
@@ -225,6 +231,7 @@ impl<'a> Output<'a> {
     fn close(&mut self) {
         if let Some(from) = self.from.take()
             && self.holds_values
+            && self.has_spoken
         {
             overwrite(&from);
         }
@@ -303,15 +310,20 @@ fn overwrite(pipe: &OwnedFd) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::secret::Secret;
     use std::io::{Read, Write};
+
+    fn masks(values: &[&[u8]]) -> Rc<Masks> {
+        let copy = |value: &&[u8]| Rc::new(Secret::copy_of(value).unwrap());
+        Rc::new(Masks::new(values.iter().map(copy).collect()))
+    }
 
     fn relay(chunks: &[&[u8]], values: &[&[u8]]) -> (Vec<u8>, u64) {
         let (from, mut writer) = io::pipe().unwrap();
         let (mut reader, to) = io::pipe().unwrap();
-        let patterns = Rc::new(Patterns::new(values.iter().copied()).unwrap());
         let masked = {
             let mut output = Output::new(from.into(), to.as_fd()).unwrap();
-            output.mask(&patterns).unwrap();
+            output.mask(&masks(values));
             for chunk in chunks {
                 writer.write_all(chunk).unwrap();
                 output.ready().unwrap();
@@ -342,9 +354,8 @@ mod tests {
             let (from, mut writer) = io::pipe().unwrap();
             let mut after = from.try_clone().unwrap();
             let (_reader, to) = io::pipe().unwrap();
-            let patterns = Rc::new(Patterns::new([&b"hunter2hunter2"[..]]).unwrap());
             let mut output = Output::new(from.into(), to.as_fd()).unwrap();
-            output.mask(&patterns).unwrap();
+            output.mask(&masks(&[b"hunter2hunter2"]));
             if left > 0 {
                 output.expect_values();
             }

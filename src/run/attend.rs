@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
+use std::rc::Rc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -148,7 +149,10 @@ pub fn attend(
         identities,
         endpoint,
         asked_at: None,
-        given: masked.into_iter().map(|secret| Given { secret, redact: true }).collect(),
+        given: masked
+            .into_iter()
+            .map(|secret| Given { secret: Rc::new(secret), redact: true })
+            .collect(),
         unmasked: 0,
         raw_mode: None,
         master: None,
@@ -166,7 +170,7 @@ pub fn attend(
         ended: None,
         gone: false,
     };
-    attendant.mask()?;
+    attendant.mask();
     let result = attendant.stay(parent, watch);
     if matches!(result, Err(RunError::LauncherDied)) {
         attendant.outlive_the_launcher();
@@ -421,7 +425,7 @@ impl Attendant<'_> {
 
 /// A value that the command was given.
 struct Given {
-    secret: Secret,
+    secret: Rc<Secret>,
     redact: bool,
 }
 

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::io;
+use std::rc::Rc;
 
 use super::{Attendant, Given, TOLD_REFUSALS};
 use crate::delivery::git::{self, Answer, Asked, Destination, Operation, Request};
@@ -181,9 +182,9 @@ impl Attendant<'_> {
             ));
         }
         let redact = self.leased[index].grant.redact();
-        self.given.push(Given { secret, redact });
+        self.given.push(Given { secret: Rc::new(secret), redact });
         if redact {
-            self.mask()?
+            self.mask();
         }
         Ok(Ok(()))
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::Attendant;
 use crate::launcher::wire::{Notice, Order};
 use crate::model::id::{LeaseId, MintId};
-use crate::redact::Patterns;
+use crate::redact::Masks;
 use crate::run::error::RunError;
 use crate::run::mint;
 use crate::run::mint::renew::{self, Renewal};
@@ -134,16 +134,15 @@ impl Attendant<'_> {
     }
 
     /// Masks every value that this exec was given so far.
-    pub(super) fn mask(&mut self) -> Result<(), RunError> {
+    pub(super) fn mask(&mut self) {
         if self.leased.is_empty() {
-            return Ok(());
+            return;
         }
-        let values = self.given.iter().filter(|g| g.redact).map(|g| g.secret.expose());
-        let patterns = Rc::new(Patterns::new(values).map_err(RunError::Delivery)?);
-        self.unmasked = patterns.unmasked() as u64;
+        let values = self.given.iter().filter(|g| g.redact).map(|g| Rc::clone(&g.secret));
+        let masks = Rc::new(Masks::new(values.collect()));
+        self.unmasked = masks.unmasked() as u64;
         for output in &mut self.outputs {
-            output.mask(&patterns).map_err(RunError::Relay)?;
+            output.mask(&masks);
         }
-        Ok(())
     }
 }

@@ -110,7 +110,8 @@ impl Attendant<'_> {
                 .map_err(RunError::relay)?;
         }
         self.master = Some(master);
-        self.mask()
+        self.mask();
+        Ok(())
     }
 
     /// The signals of this process.

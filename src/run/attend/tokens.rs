@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::time::Duration;
 
 use super::{Attendant, Given};
@@ -139,8 +140,8 @@ impl Attendant<'_> {
         })?;
         let lease = &self.leased[index];
         // Masked before anyone can have read it, and wiped by a revocation from now on.
-        self.given.push(Given { secret: copy, redact: lease.grant.redact() });
-        self.mask()?;
+        self.given.push(Given { secret: Rc::new(copy), redact: lease.grant.redact() });
+        self.mask();
         self.caller.guard_also(index, &held, VERSIONS);
         let bytes = held.len() as u32;
         let previous = std::mem::replace(&mut self.deliveries[index], Delivery::Held(held));
