@@ -5,7 +5,7 @@
 
 mod support;
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread::JoinHandle;
@@ -275,6 +275,31 @@ fn an_end_that_is_asked_for_lets_execs_finish_and_grants_nothing() {
     assert_eq!((end_of(&ended), end_of(&held)), (json!("lease.completed"), json!("lease.revoked")));
     assert_eq!(trail.last().unwrap()["type"], "broker.stopped");
     world.call(&["audit", "verify"]).ok();
+}
+
+/// The trail's head is kept outside the database, a moment later than what it is the head of; the last one of a
+/// service that ends in order is not lost.
+#[test]
+#[file_serial(host)]
+fn the_head_kept_outside_follows_and_is_the_last_at_the_end() {
+    let world = world();
+    let mut broker = serve_as(&world, Way::default());
+    let kept = |world: &World| {
+        let head = fs::read_to_string(world.state().join("trail.head")).unwrap_or_default();
+        let seq = head.split([' ', ':']).nth(1).and_then(|seq| seq.parse::<u64>().ok());
+        seq.unwrap_or_default()
+    };
+    let run = broker.run_of("alice", "troubled").socket;
+    exec(&run, &[], &["true"]).ok(200);
+    let last = broker.events(0).last().unwrap()["seq"].as_u64().unwrap();
+    eventually("its head is kept", || kept(&world) == last);
+    broker.terminate();
+    assert_eq!(broker.ended(Duration::from_secs(10)).code(), Some(0));
+    drop(broker);
+    let events = world.call(&["audit", "list", "--json"]).ok().out();
+    let last: Value = serde_json::from_str(events.lines().last().unwrap()).unwrap();
+    assert_eq!(last["type"], "broker.stopped");
+    assert_eq!(Some(kept(&world)), last["seq"].as_u64());
 }
 
 #[test]

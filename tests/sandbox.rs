@@ -14,6 +14,7 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 use std::process::Command;
 
 use serial_test::file_serial;
+use support::Outcome;
 use support::probe::{Bare, answers, bare, bare_command, worked};
 use support::world::finish;
 use support::{ORDINARY, World, host, needs};
@@ -240,6 +241,32 @@ fn the_command_has_the_callers_slice_of_cpu_time() {
         let world = world.with_probe();
         let plain = bare(&world, Bare::OwnProc, ORDINARY, "./probe slice").ok();
         world.run(&["--", "./probe", "slice"]).ok().prints(&plain.out());
+    }
+}
+
+/// While it is built a sandbox is kept off the launcher's CPU. Neither its command nor its init stays so.
+#[test]
+fn the_command_may_run_on_the_callers_cpus() {
+    // Its init may be a moment behind.
+    const LOOK: &str = "look() { grep Cpus_allowed_list: /proc/$1/status; }; look self; \
+        for i in $(seq 500); do [ \"$(look 1)\" = \"$(look self)\" ] && break; sleep 0.01; done; look 1";
+    for world in World::each() {
+        let cpus = |outcome: &Outcome| -> Vec<String> {
+            outcome.out().lines().map(|l| l.split_once('\t').unwrap().1.to_owned()).collect()
+        };
+        let plain = cpus(&bare(&world, Bare::OwnProc, ORDINARY, LOOK).ok());
+        let inside = cpus(&world.run(&["--", "sh", "-c", LOOK]).ok());
+        assert_eq!(inside, [&plain[0], &plain[0]].map(String::as_str));
+        // One that is bound by its caller stays bound.
+        let (command, _) = world.prepare(&["--", "sh", "-c", LOOK]);
+        let words: Vec<_> =
+            std::iter::once(command.get_program()).chain(command.get_args()).collect();
+        let first = plain[0].split(['-', ',']).next().unwrap();
+        let mut bound = Command::new("taskset");
+        world.dress(&mut bound);
+        bound.args(["-c", first]);
+        let bound = finish(copy_of(bound, &words), b"", None).ok();
+        assert_eq!(cpus(&bound), [first, first], "{bound}");
     }
 }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -44,7 +44,7 @@ fn main() {
         return;
     }
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    let tests: [(&str, fn()); 9] = [
+    let tests: [(&str, fn()); 10] = [
         (
             "the_next_exec_of_a_run_gets_what_stood_ready",
             the_next_exec_of_a_run_gets_what_stood_ready,
@@ -57,6 +57,10 @@ fn main() {
         ("a_swapped_workspace_makes_another_sandbox", a_swapped_workspace_makes_another_sandbox),
         ("one_that_died_is_made_anew", one_that_died_is_made_anew),
         ("one_that_is_not_used_leaves_no_trace", one_that_is_not_used_leaves_no_trace),
+        (
+            "a_user_that_was_ready_owns_the_workspace_of_now",
+            a_user_that_was_ready_owns_the_workspace_of_now,
+        ),
     ];
     for (name, test) in tests {
         if wanted.is_empty() || wanted.iter().any(|w| name.contains(w.as_str())) {
@@ -410,5 +414,27 @@ fn one_that_is_not_used_leaves_no_trace() {
             let gone = || fs::remove_dir(&directories[0]).is_ok() || !directories[0].exists();
             assert!(comes_true(gone), "something lives in its cgroup");
         }
+    }
+}
+
+/// Behind an exec the next one's uid is taken, and root's workspace mapped to it.
+fn a_user_that_was_ready_owns_the_workspace_of_now() {
+    let mut place = Place::new(0);
+    let mut seen = BTreeSet::new();
+    for (turn, owner) in [0, 0, OWNER, 0, 7, 7, 0].into_iter().enumerate() {
+        chown(place.workspace(), Some(owner), Some(owner)).unwrap();
+        let done = place
+            .sh(&format!("touch {turn}; stat -c %u {turn}; id -u; tr -s ' ' </proc/self/uid_map"));
+        let lines: Vec<&str> = done.stdout.lines().map(str::trim).collect();
+        let [inside, own, map] = lines[..] else { panic!("{}", done.stdout) };
+        assert_eq!((done.status, inside), (0, own));
+        assert_eq!(own == owner.to_string(), owner != 0, "root is nobody inside");
+        let file = fs::metadata(place.workspace().join(turn.to_string())).unwrap();
+        assert_eq!((file.uid(), file.gid()), (owner, owner));
+        let outside = map.split(' ').nth(1).unwrap().to_owned();
+        assert!(seen.insert(outside), "{map}: an earlier exec had this uid");
+        // The quiet after an exec, in which that is done.
+        place.ready();
+        std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -71,6 +71,7 @@ impl Launcher {
     /// `ahead`: the exec that will be asked for. What every exec needs is begun at once, under its name.
     pub fn begin(trust: Trust, ahead: Option<&ExecId>) -> Result<Unsettled, ForkError> {
         let (ours, theirs) = socket::packet_pair().map_err(io::Error::from)?;
+        cpu::learn();
         let here = cpu::current();
         match process::fork()? {
             Forked::Child => {

@@ -8,6 +8,7 @@ mod make;
 mod parts;
 mod sandbox;
 mod seed;
+mod user;
 mod warm;
 mod words;
 
@@ -35,6 +36,7 @@ use super::wire::{ENDPOINT_PORT, Ending, ExecNumber, FilledSpec, Prepare, Refusa
 use crate::host::Host;
 use crate::model::name::Channel;
 use crate::model::report::Posture;
+use crate::sandbox::identity::Mode;
 use crate::sandbox::step::{self, Said, Told};
 use crate::sys::{clock, net, process};
 
@@ -155,7 +157,13 @@ impl Exec {
                     Some(network) => seeds.take_joined(&order.exec_id, network, &setting.here)?,
                     None => seeds.take(&order.exec_id, mode, &setting.here)?,
                 };
-                Sandbox::begin(&compiled, seed, setting)?
+                let user = match setting.here.mode {
+                    Mode::Rootless => None,
+                    Mode::Privileged => Some(seeds.user(setting.host.config.host.uid_pool)?),
+                };
+                let sandbox = Sandbox::begin(&compiled, seed, user, setting)?;
+                seeds.want(sandbox.on_disk(&compiled));
+                sandbox
             }
         };
         if !is_built && order.deliveries.iter().any(|delivery| lies_in_root(delivery.channel)) {

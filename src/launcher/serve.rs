@@ -260,7 +260,12 @@ impl Launcher {
     fn plant(&mut self) {
         self.seeds.live = self.execs.len();
         // It has no exec yet; its cgroup needs a name, with the time in it for the sweep.
-        if let Err(refusal) = self.seeds.plant(&ExecId::fresh(), &self.setting.here) {
+        let mut planted = self.seeds.plant(&ExecId::fresh(), &self.setting.here);
+        if self.setting.here.mode == Mode::Privileged {
+            let pool = self.setting.host.config.host.uid_pool;
+            planted = planted.and_then(|()| self.seeds.prepare_user(pool));
+        }
+        if let Err(refusal) = planted {
             eprintln!("sublet: launcher: no seed is kept ready: {refusal}");
             // Until an exec asks for one, and is told the same.
             self.is_for_many = false;

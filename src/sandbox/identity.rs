@@ -259,6 +259,13 @@ pub struct IdmapNamespace {
     helper: Option<Helper>,
 }
 
+impl From<OwnedFd> for IdmapNamespace {
+    /// One that was made before.
+    fn from(fd: OwnedFd) -> Self {
+        Self { fd, helper: None }
+    }
+}
+
 impl IdmapNamespace {
     pub fn new(on_disk: (u32, u32), outside: (u32, u32)) -> Result<Self, IdentityError> {
         let identity = Identity {
@@ -279,6 +286,11 @@ impl IdmapNamespace {
     pub fn of_child(pid: i32) -> Result<Self, IdentityError> {
         let fd = user_namespace_of(pid).map_err(IdentityError::IdmapNamespace)?;
         Ok(Self { fd, helper: None })
+    }
+
+    /// Only the descriptor, when the helper is gone.
+    pub fn without_helper(self) -> OwnedFd {
+        self.fd
     }
 
     /// The helper may go; [`Helper`] is reaped when it is dropped, so later is cheaper.

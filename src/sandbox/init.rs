@@ -56,7 +56,7 @@ pub struct Children(OwnedFd);
 /// Makes an init of this process: nothing open but what it needs and these, and under its own filter.
 pub fn prepare(plan: &Plan, also: [Option<BorrowedFd<'_>>; 2]) -> Result<Children, Errno> {
     close_all_but(plan, also)?;
-    cpu::go_anywhere()?;
+    cpu::go_anywhere();
     let children = errno(process::signalfd(&[libc::SIGCHLD]))?;
     errno(seccomp::install(plan.init_filter.program()))?;
     Ok(Children(children))

@@ -42,21 +42,33 @@ pub fn keep_off(process: i32) -> Result<(), Errno> {
     sched_setaffinity(Pid::from_raw(process), &others)
 }
 
-/// Ends what [`keep_off`] began. Child-side too.
-pub fn go_anywhere() -> Result<(), Errno> {
-    sched_setaffinity(None, own_cpus()?)
+/// Ends what [`keep_off`] began. Child-side too. Where this process's own set is none any more, since its cpuset
+/// has changed, it may run wherever that lets it.
+pub fn go_anywhere() {
+    let own = own_cpus().and_then(|own| sched_setaffinity(None, own));
+    match own.or_else(|_| sched_setaffinity(None, &any())) {
+        Ok(()) | Err(_) => {}
+    }
+}
+
+/// Finds out what this process, and its children after it, may run on: before the first of them is made, and kept
+/// off some.
+pub fn learn() {
+    // Only speed hangs on it: then nothing is kept off, and asked again where it would be.
+    match own_cpus() {
+        Ok(_) | Err(_) => {}
+    }
 }
 
 /// What this process may run on as far as it was told by sched_setaffinity(2): any, where only a cpuset binds
-/// it, which may change. To be asked before the first child is made, which has it from then on.
+/// it, which may change.
 fn own_cpus() -> Result<&'static CpuSet, Errno> {
     static OWN: OnceLock<CpuSet> = OnceLock::new();
     if let Some(own) = OWN.get() {
         return Ok(own);
     }
     let found = sched_getaffinity(None)?;
-    let mut any = CpuSet::new();
-    (0..CpuSet::MAX_CPU).for_each(|cpu| any.set(cpu));
+    let any = any();
     sched_setaffinity(None, &any)?;
     let is_free = sched_getaffinity(None)? == found;
     if !is_free {
@@ -74,4 +86,10 @@ fn move_off(cpu: usize, process: Option<Pid>) -> Result<(), Errno> {
     others.unset(cpu);
     sched_setaffinity(process, &others)?;
     sched_setaffinity(process, own)
+}
+
+fn any() -> CpuSet {
+    let mut any = CpuSet::new();
+    (0..CpuSet::MAX_CPU).for_each(|cpu| any.set(cpu));
+    any
 }

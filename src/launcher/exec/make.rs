@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
+use super::user::{Ids, Mapped};
 use super::{refuse, refuse_error};
 use crate::delivery::container::Owner;
 use crate::launcher::compile::{self, Workspace};
@@ -117,12 +118,25 @@ fn is_before(version: (u32, u32)) -> bool {
     }
 }
 
-/// The tree, and a helper that may be reaped later.
+/// The ids of a workspace that a namespace of its own maps: not where it is not mapped, and not where the exec's
+/// own does.
+pub(super) fn on_disk(
+    workspace: &Workspace,
+    identity: &Identity,
+    ownership: &Ownership,
+) -> Option<Ids> {
+    let ids = (workspace.uid, workspace.gid);
+    let is_mapped = matches!(ownership, Ownership::Idmapped);
+    (is_mapped && ids != (identity.inside_uid, identity.inside_gid)).then_some(ids)
+}
+
+/// The tree, and a helper that may be reaped later. `mapped`: what may have been made for it.
 pub(super) fn workspace_tree(
     workspace: &Workspace,
     identity: &Identity,
     pid: i32,
     ownership: &Ownership,
+    mapped: Option<Mapped>,
 ) -> Result<(OwnedFd, Option<Helper>), Refusal> {
     let shown = workspace.path.display();
     let tree = match workspace.is_clone {
@@ -133,15 +147,15 @@ pub(super) fn workspace_tree(
     let idmap = match ownership {
         Ownership::Plain | Ownership::AsOwner { .. } => None,
         Ownership::Idmapped => {
-            let same = (workspace.uid, workspace.gid) == (identity.inside_uid, identity.inside_gid);
-            let namespace = if same {
-                IdmapNamespace::of_child(pid)
-            } else {
-                let outside = (identity.outside_uid, identity.outside_gid);
-                IdmapNamespace::new((workspace.uid, workspace.gid), outside)
-            }
-            .map_err(|e| refuse_error(&e, ""))?;
-            Some(namespace)
+            let outside = (identity.outside_uid, identity.outside_gid);
+            let namespace = match on_disk(workspace, identity, ownership) {
+                None => IdmapNamespace::of_child(pid),
+                Some(on_disk) => match mapped.and_then(|mapped| mapped.of(on_disk, outside)) {
+                    Some(made) => Ok(made),
+                    None => IdmapNamespace::new(on_disk, outside),
+                },
+            };
+            Some(namespace.map_err(|e| refuse_error(&e, ""))?)
         }
     };
     let read_only = match workspace.access {

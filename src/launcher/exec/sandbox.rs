@@ -12,9 +12,10 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::make::{Streams, delivery_unavailable, ownership, workspace_tree};
+use super::make::{Streams, delivery_unavailable, on_disk, ownership, workspace_tree};
 use super::parts::limits;
 use super::seed::{Child, Seed};
+use super::user::{Ids, Mapped, User};
 use super::{Setting, refuse, refuse_error, tell, words};
 use crate::delivery::container::{Owner, SecretsMount};
 use crate::launcher::compile::{self, Command, Compiled};
@@ -24,7 +25,7 @@ use crate::model::name::Channel;
 use crate::profile::AWS_VARIABLES;
 use crate::profile::{Capability, NetworkMode};
 use crate::sandbox::cgroup::Held;
-use crate::sandbox::identity::{self, Identity, Mode};
+use crate::sandbox::identity::{self, Identity};
 use crate::sandbox::landlock::{self, Feature, TcpPorts};
 use crate::sandbox::layout::Access;
 use crate::sandbox::plan::{ProcMount, lists};
@@ -41,6 +42,8 @@ const TREES_AT_ONCE: usize = 32;
 pub(super) struct Sandbox {
     pub child: Child,
     pub identity: Identity,
+    /// What was made ahead for its workspace.
+    mapped: Option<Mapped>,
     /// The root's own tmpfs, until the command is told. Empty until it is built.
     root: Option<OwnedFd>,
     /// Where file deliveries are made, if the profile has any.
@@ -70,15 +73,19 @@ fn files_of(capability: &Arc<Capability>) -> usize {
 impl Sandbox {
     /// Begins one from a seed, whose child may still be making its namespaces: whose it is, which its child
     /// is told, and within which bounds.
-    pub fn begin(compiled: &Compiled, seed: Seed, setting: &Setting) -> Result<Self, Refusal> {
+    /// `user`: whom it is to be, where that is not the caller.
+    pub fn begin(
+        compiled: &Compiled,
+        seed: Seed,
+        user: Option<User>,
+        setting: &Setting,
+    ) -> Result<Self, Refusal> {
         let Seed { mut child, without_cgroup, root, proc_mount, .. } = seed;
-        let mut identity = match setting.here.mode {
-            Mode::Rootless => Identity::of_caller(compiled.inside),
-            Mode::Privileged => {
-                let (uid, lock) = identity::take_uid(setting.host.config.host.uid_pool)
-                    .map_err(|e| refuse_error(&e, "check /run/sublet and [host] uid_pool"))?;
+        let (mut identity, mapped) = match user {
+            None => (Identity::of_caller(compiled.inside), None),
+            Some(User { uid, lock, mapped }) => {
                 child.uid_lock = Some(lock);
-                Identity::pooled(compiled.inside, uid)
+                (Identity::pooled(compiled.inside, uid), mapped)
             }
         };
         let ownership = ownership(setting.here.mode, compiled.workspace.as_ref(), &mut identity)?;
@@ -94,7 +101,8 @@ impl Sandbox {
             ownership,
         };
         let root = Some(root);
-        let sandbox = Self { child, identity, root, secrets: None, attached_at: Vec::new(), facts };
+        let attached_at = Vec::new();
+        let sandbox = Self { child, identity, mapped, root, secrets: None, attached_at, facts };
         // Only speed hangs on it.
         match cpu::keep_off(sandbox.child.pid) {
             Ok(()) | Err(_) => {}
@@ -215,8 +223,9 @@ impl Sandbox {
         let mut helper = None;
         let mut tree = None;
         if let Some(workspace) = &compiled.workspace {
+            let (ownership, mapped) = (&self.facts.ownership, self.mapped.take());
             let made =
-                workspace_tree(workspace, &self.identity, self.child.pid, &self.facts.ownership)?;
+                workspace_tree(workspace, &self.identity, self.child.pid, ownership, mapped)?;
             let kind = match workspace.access {
                 Access::ReadOnly => PlaceKind::ReadOnlyTree,
                 Access::ReadWrite => PlaceKind::WritableTree,
@@ -284,6 +293,12 @@ impl Sandbox {
         let told = tell(self.child.socket.as_fd(), Told::Go, deliveries);
         self.child.slate = None;
         told
+    }
+
+    /// The ids on disk that a namespace of its own maps for it.
+    pub fn on_disk(&self, compiled: &Compiled) -> Option<Ids> {
+        let workspace = compiled.workspace.as_ref()?;
+        on_disk(workspace, &self.identity, &self.facts.ownership)
     }
 
     /// The root's own tmpfs, where the `git` channel's socket is made.

@@ -15,8 +15,10 @@ use rustix::io::Errno;
 
 use super::cots::Cots;
 use super::parts::{inner_rules, namespaces};
+use super::user::{Ids, User};
 use super::words::{self, clone_refusal};
 use super::{refuse, refuse_error};
+use crate::config::UidPool;
 use crate::launcher::compile;
 use crate::launcher::surroundings::Surroundings;
 use crate::launcher::wire::{Refusal, RefusalKind};
@@ -195,6 +197,9 @@ pub struct Seeds {
     pub live: usize,
     /// What the last exec wanted of the network: the next one's wish, most likely.
     network: Option<NetworkMode>,
+    /// Whom the next exec is to be; a workspace of these ids is to be mapped for it.
+    user: Option<User>,
+    on_disk: Option<Ids>,
 }
 
 impl Seeds {
@@ -226,6 +231,26 @@ impl Seeds {
         Seed::plant(name, NetworkMode::Host, Some(network), here, self.cots())
     }
 
+    /// Whom an exec that begins is to be.
+    pub(super) fn user(&mut self, pool: UidPool) -> Result<User, Refusal> {
+        self.user.take().map_or_else(|| User::take(pool), Ok)
+    }
+
+    /// What the exec wanted of its workspace.
+    pub(super) fn want(&mut self, on_disk: Option<Ids>) {
+        self.on_disk = on_disk;
+    }
+
+    /// Has a user ready for the next exec.
+    pub fn prepare_user(&mut self, pool: UidPool) -> Result<(), Refusal> {
+        let user = self.user(pool)?;
+        self.user = Some(match self.on_disk {
+            Some(on_disk) => user.mapping(on_disk)?,
+            None => user,
+        });
+        Ok(())
+    }
+
     /// Whether [`Seeds::plant`] has something to do.
     pub fn is_wanting(&self) -> bool {
         self.ready.is_none()
@@ -247,7 +272,7 @@ impl Seeds {
 
     /// Gives it back.
     pub fn clear(&mut self) {
-        self.ready = None;
+        (self.ready, self.user) = (None, None);
     }
 }
 

@@ -11,9 +11,11 @@ use std::time::Duration;
 use super::Setting;
 use super::sandbox::Sandbox;
 use super::seed::Seed;
+use super::user::User;
 use crate::launcher::compile::{self, Compiled, Spec};
 use crate::launcher::wire::Refusal;
 use crate::model::id::ExecId;
+use crate::sandbox::identity::Mode;
 use crate::sys::clock;
 
 /// How long one is kept: the mounts that it shows are those of its making.
@@ -40,7 +42,11 @@ impl Warm {
             &setting.here,
             None,
         )?;
-        let mut sandbox = Sandbox::begin(&compiled, seed, setting)?;
+        let user = match setting.here.mode {
+            Mode::Rootless => None,
+            Mode::Privileged => Some(User::take(setting.host.config.host.uid_pool)?),
+        };
+        let mut sandbox = Sandbox::begin(&compiled, seed, user, setting)?;
         sandbox.build(&compiled, setting)?;
         Ok(Self { spec, compiled, sandbox, until: clock::boottime() + LIFE })
     }

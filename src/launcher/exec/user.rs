@@ -1,0 +1,50 @@
+//! The user of an exec on this host, and the user namespace that shows it a workspace of someone else's as its
+//! own. Both can be made before there is an exec.
+#![forbid(unsafe_code)]
+
+use std::os::fd::OwnedFd;
+
+use super::refuse_error;
+use crate::config::UidPool;
+use crate::launcher::wire::Refusal;
+use crate::sandbox::identity::{self, IdmapNamespace};
+
+/// A uid and gid.
+pub(super) type Ids = (u32, u32);
+
+/// A uid that is one exec's, or none's yet.
+pub(super) struct User {
+    pub uid: u32,
+    /// It is taken for as long as a copy of this is open.
+    pub lock: OwnedFd,
+    pub mapped: Option<Mapped>,
+}
+
+/// A namespace that maps ids on disk to a user's.
+pub(super) struct Mapped {
+    ids: (Ids, Ids),
+    namespace: OwnedFd,
+}
+
+impl User {
+    pub fn take(pool: UidPool) -> Result<Self, Refusal> {
+        let (uid, lock) = identity::take_uid(pool)
+            .map_err(|e| refuse_error(&e, "check /run/sublet and [host] uid_pool"))?;
+        Ok(Self { uid, lock, mapped: None })
+    }
+
+    /// With the namespace for a workspace of these ids.
+    pub fn mapping(self, on_disk: Ids) -> Result<Self, Refusal> {
+        let outside = (self.uid, self.uid);
+        let made = IdmapNamespace::new(on_disk, outside).map_err(|e| refuse_error(&e, ""))?;
+        let mapped = Mapped { ids: (on_disk, outside), namespace: made.without_helper() };
+        Ok(Self { mapped: Some(mapped), ..self })
+    }
+}
+
+impl Mapped {
+    /// The namespace, if it maps these.
+    pub fn of(self, on_disk: Ids, outside: Ids) -> Option<IdmapNamespace> {
+        (self.ids == (on_disk, outside)).then(|| IdmapNamespace::from(self.namespace))
+    }
+}
