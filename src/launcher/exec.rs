@@ -80,8 +80,6 @@ pub struct Exec {
 struct Start {
     /// The deliveries that the command inherits, in their order.
     readers: Vec<OwnedFd>,
-    /// Of the first lease that ends. `CLOCK_BOOTTIME`.
-    expires: Option<Duration>,
     deadline: Option<Duration>,
 }
 
@@ -242,15 +240,14 @@ impl Exec {
             return Err(refuse("the broker started an exec wrongly".into(), ""));
         }
         let readers = self.deliveries.close(&deliveries)?;
-        let expires = deliveries.iter().map(|spec| spec.expires).min();
-        self.start = Some(Start { readers, expires, deadline });
+        self.start = Some(Start { readers, deadline });
         if self.ready { self.go() } else { Ok(()) }
     }
 
     fn go(&mut self) -> Result<(), Refusal> {
-        let Some(Start { readers, expires, deadline }) = self.start.take() else { return Ok(()) };
+        let Some(Start { readers, deadline }) = self.start.take() else { return Ok(()) };
         // Its source may have taken longer than the lease lasts.
-        if expires.is_some_and(|expires| expires <= clock::boottime()) {
+        if self.deliveries.next_expiry().is_some_and(|expires| expires <= clock::boottime()) {
             return Err(expired());
         }
         let readers: Vec<BorrowedFd<'_>> = readers.iter().map(AsFd::as_fd).collect();
