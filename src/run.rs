@@ -128,6 +128,7 @@ fn tell(
     // Decided and durable before any value moves: granted, and the use taken.
     let leased = ledger.grant(scene)?;
     let kept = ledger.keep_head(session);
+    caller.accepted();
     watch.lap(|t| &mut t.record);
 
     let told = perform(scene, session, caller, &mut ledger, leased, kept, watch);
@@ -153,15 +154,12 @@ fn perform(
     // can begin.
     let early = value::is_at_hand(&leased)
         .then(|| deliver::resolve(ledger, scene, session, caller, &mut leased));
-    if early.is_none() {
-        caller.accepted();
-    }
     // A launcher that could not prepare has said why; one that is gone keeps no head either.
     let prepared = deliver::prepared(session).and_then(|prepared| kept.map(|()| prepared));
     let prepared = prepared.map_err(|e| ledger.abandon(scene, &leased, e))?;
     let values = match early {
         Some(early) => early,
-        None => deliver::stands(session)
+        None => deliver::stands(session, caller)
             .and_then(|()| deliver::resolve(ledger, scene, session, caller, &mut leased)),
     }
     .map_err(|e| ledger.abandon(scene, &leased, e))?;
@@ -170,12 +168,11 @@ fn perform(
     let delivered =
         deliver::fill(prepared, &leased, values).map_err(|e| ledger.abandon(scene, &leased, e))?;
     caller.guard(session, &leased, &delivered).map_err(|e| ledger.abandon(scene, &leased, e))?;
+    // Before the command may run: from then on its exec must be attended.
+    caller.connect().map_err(|e| ledger.abandon(scene, &leased, e))?;
+    caller.refuse_to_begin().map_err(|e| ledger.abandon(scene, &leased, e))?;
     session.order(&delivered.start(scene, &leased))?;
     watch.lap(|t| &mut t.deliver);
-
-    // From here on the caller has its command's streams; nothing was written to them yet.
-    caller.accepted();
-    caller.connect().map_err(|e| ledger.abandon(scene, &leased, e))?;
 
     ledger.tidy();
     let attended = attend::attend(scene, ledger, session, caller, &mut leased, delivered, watch);

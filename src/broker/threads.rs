@@ -53,8 +53,8 @@ impl Threads {
                 Ok(work) => work,
                 Err(_) => {
                     self.lock().waiting.retain(|(waits, _)| *waits != number);
-                    // From here on nobody sends: what was sent before is done.
-                    match receiver.try_recv() {
+                    // Whoever had taken it out before that sends what it is taken out for.
+                    match receiver.recv() {
                         Ok(work) => work,
                         Err(_) => return,
                     }

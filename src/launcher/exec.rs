@@ -66,6 +66,8 @@ pub struct Exec {
     is_in_container: bool,
     /// The child has built everything and waits for the go.
     ready: bool,
+    /// It was told to start; what with, until it can.
+    is_ordered: bool,
     start: Option<Start>,
     started: bool,
     deadline: Option<Duration>,
@@ -206,6 +208,7 @@ impl Exec {
             is_in_container: compiled.is_in_container,
             deliveries,
             ready: false,
+            is_ordered: false,
             start: None,
             started: false,
             deadline: None,
@@ -236,8 +239,13 @@ impl Exec {
         deliveries: Vec<FilledSpec>,
         deadline: Option<Duration>,
     ) -> Result<(), Refusal> {
-        if self.start.is_some() || self.started || deliveries.len() != self.deliveries.len() {
+        if self.is_ordered || deliveries.len() != self.deliveries.len() {
             return Err(refuse("the broker started an exec wrongly".into(), ""));
+        }
+        self.is_ordered = true;
+        if self.killed {
+            // By what came before.
+            return Ok(());
         }
         let readers = self.deliveries.close(&deliveries)?;
         self.start = Some(Start { readers, deadline });
@@ -306,7 +314,7 @@ impl Exec {
     /// Wipes one delivery at once, and kills the exec if its lease was granted so. One that was not yet let
     /// run never is.
     pub fn revoke(&mut self, delivery: usize) {
-        if self.start.take().is_some() {
+        if !self.is_ordered || self.start.take().is_some() {
             self.refuse(Refusal {
                 kind: RefusalKind::DeliveryUnavailable,
                 message: "a lease was revoked before its command could be started".to_owned(),

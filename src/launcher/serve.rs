@@ -260,12 +260,10 @@ impl Launcher {
     fn plant(&mut self) {
         self.seeds.live = self.execs.len();
         // It has no exec yet; its cgroup needs a name, with the time in it for the sweep.
-        let mut planted = self.seeds.plant(&ExecId::fresh(), &self.setting.here);
         if self.setting.here.mode == Mode::Privileged {
-            let pool = self.setting.host.config.host.uid_pool;
-            planted = planted.and_then(|()| self.seeds.prepare_user(pool));
+            self.seeds.prepare_user(self.setting.host.config.host.uid_pool);
         }
-        if let Err(refusal) = planted {
+        if let Err(refusal) = self.seeds.plant(&ExecId::fresh(), &self.setting.here) {
             eprintln!("sublet: launcher: no seed is kept ready: {refusal}");
             // Until an exec asks for one, and is told the same.
             self.is_for_many = false;
@@ -390,7 +388,8 @@ impl Launcher {
         self.numbers.remove(&(session, number));
         self.agenda.set(key, None);
         let soon = clock::boottime() + QUIET_AFTER_END;
-        self.quiet_at = Some(self.quiet_at.map_or(soon, |at| at.min(soon)));
+        let still_to_come = self.quiet_at.filter(|at| *at > clock::boottime());
+        self.quiet_at = Some(still_to_come.map_or(soon, |at| at.min(soon)));
         if let Some(spec) = exec.spec() {
             self.warm.want(spec);
         }
@@ -400,7 +399,9 @@ impl Launcher {
         };
         self.notify(session, &notice, &[])?;
         self.remains.push(exec);
-        if !self.is_for_many || self.remains.len() > MOST_REMAINS {
+        // What is locked counts for an ordinary user, until it is given back.
+        let may_stay = self.is_for_many && self.setting.here.mode == Mode::Privileged;
+        if !may_stay || self.remains.len() > MOST_REMAINS {
             self.remains.clear();
         }
         Ok(())
@@ -437,12 +438,12 @@ impl Launcher {
 
     /// The broker is gone: nothing lives on.
     fn leave(&mut self) {
-        self.remains.clear();
-        self.warm.clear();
-        self.seeds.clear();
         for live in self.execs.values_mut() {
             live.exec.kill();
         }
+        self.remains.clear();
+        self.warm.clear();
+        self.seeds.clear();
         for asked in self.helpers.values() {
             if let Err(e) = asked.helper.kill() {
                 eprintln!("sublet: launcher: could not kill a source's command: {e}");

@@ -66,11 +66,6 @@ impl Connection {
         Ok(Self { socket, received: read_ahead, is_unheard, unsent: Vec::new(), sent: 0 })
     }
 
-    /// Of a client that is gone.
-    pub fn of_nobody() -> io::Result<Self> {
-        UnixStream::pair().and_then(|(ours, _)| Self::new(ours, Vec::new()))
-    }
-
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }

@@ -199,7 +199,15 @@ impl<'a> Output<'a> {
             Ok(n) => {
                 self.has_spoken = true;
                 if let (None, Some(masks)) = (&self.redactor, &self.masks) {
-                    self.redactor = masks.redactor()?;
+                    match masks.redactor() {
+                        Ok(redactor) => self.redactor = redactor,
+                        // Nothing is shown, and nothing left.
+                        Err(e) => {
+                            self.buffer.zeroize();
+                            self.close();
+                            return Err(e);
+                        }
+                    }
                 }
                 let chunk = &mut self.buffer[..n];
                 self.left = self.left.map(|left| left.saturating_sub(n));

@@ -33,7 +33,7 @@ pub struct Signals(OwnedFd);
 
 /// A client of the broker.
 pub struct Client {
-    /// Told when all is granted and recorded, and what takes long still to come.
+    /// Told once all is granted and recorded.
     pub accept: Option<Box<dyn FnOnce() + Send>>,
     /// Waits for the connection; none if the client left.
     pub connect: Option<Box<dyn FnOnce() -> Option<Connection> + Send>>,
@@ -65,14 +65,15 @@ impl Caller {
         }
     }
 
-    /// Waits for the streams of the caller. One that left meanwhile has streams that are at their end, by which
-    /// its exec is ended as any other's.
+    /// Waits for the streams of the caller.
+    ///
+    /// # Errors
+    /// [`RunError::CallerGone`].
     pub fn connect(&mut self) -> Result<(), RunError> {
         if let Caller::Client(client) = self
             && let Some(connect) = client.connect.take()
         {
-            let connection = connect().map_or_else(Connection::of_nobody, Ok);
-            let connection = connection.map_err(RunError::Relay)?;
+            let connection = connect().ok_or(RunError::CallerGone)?;
             client.connection = Some(Rc::new(RefCell::new(connection)));
         }
         Ok(())

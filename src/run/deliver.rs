@@ -4,6 +4,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
 use super::attend::Token;
 use super::caller::Caller;
 use super::entries::Leased;
@@ -23,6 +26,9 @@ use crate::sys::clock;
 
 /// The longest `NAME=value` that execve takes in one string, with its NUL: MAX_ARG_STRLEN of execve(2).
 const MAX_ENVIRONMENT_STRING: usize = 131_072;
+
+/// Between two looks at whether the caller wants the end.
+const A_MOMENT: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
 /// The broker's ends of what the launcher made.
 pub struct Prepared {
@@ -74,16 +80,34 @@ pub fn prepared(session: &Session) -> Result<Prepared, RunError> {
     }
 }
 
-/// Waits until the sandbox stands and its command could begin.
-pub fn stands(session: &Session) -> Result<(), RunError> {
-    let seen = session.notice_of(|n| {
+/// Waits until the sandbox stands and its command could begin, or the caller wants the end: a workspace that
+/// hangs may keep it for ever.
+pub fn stands(session: &Session, caller: &Caller) -> Result<(), RunError> {
+    let is_told = |n: &Notice| {
         matches!(n, Notice::Ready { exec: EXEC, .. } | Notice::Refused { exec: EXEC, .. })
-    })?;
-    if let Notice::Refused { refusal, .. } = seen.0 {
-        return Err(refusal.into());
+    };
+    loop {
+        match session.try_notice_of(is_told)? {
+            Some((Notice::Refused { refusal, .. }, _)) => return Err(refusal.into()),
+            Some(ready) => {
+                session.pass_over(ready);
+                return Ok(());
+            }
+            None => {}
+        }
+        if caller.may_want_the_end()
+            && let Some(why) = caller.interrupted()?
+        {
+            return Err(why);
+        }
+        match poll(
+            &mut [PollFd::from_borrowed_fd(session.socket(), PollFlags::IN)],
+            Some(&A_MOMENT),
+        ) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(e) => return Err(RunError::relay(e)),
+        }
     }
-    session.pass_over(seen);
-    Ok(())
 }
 
 /// Every value but those of `git`, which are resolved at their `get`.

@@ -62,6 +62,8 @@ pub enum RunError {
     Stopped(&'static str),
     #[error("{message}")]
     Unusable { name: &'static str, message: String },
+    #[error("whoever asked for the exec left before it was started")]
+    CallerGone,
 }
 
 impl From<WireError> for RunError {
@@ -134,6 +136,7 @@ impl RunError {
             RunError::Wire(_) | RunError::LauncherDied => "launch",
             RunError::Relay(_) => "run",
             RunError::Interrupted(_) | RunError::Stopped(_) => "resolve",
+            RunError::CallerGone => "run",
         }
     }
 
@@ -172,6 +175,7 @@ impl RunError {
             RunError::Interrupted(_) => "interrupted",
             RunError::Stopped(_) => "stopped",
             RunError::Unusable { name, .. } => name,
+            RunError::CallerGone => "caller_gone",
         }
     }
 
@@ -223,6 +227,7 @@ impl RunError {
             | RunError::Relay(_)
             | RunError::Interrupted(_)
             | RunError::Stopped(_)
+            | RunError::CallerGone
             | RunError::Id(_) => String::new(),
         }
     }

@@ -7,6 +7,8 @@ use rustix::io::Errno;
 use rustix::process::Pid;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
+static OWN: OnceLock<CpuSet> = OnceLock::new();
+
 /// Lets a child that was just forked begin on another CPU, if there is one: a fork is queued behind its
 /// parent, and on a small machine waits there for as long as the parent runs. Its own set of CPUs is as
 /// before afterwards. sched_setaffinity(2).
@@ -45,8 +47,9 @@ pub fn keep_off(process: i32) -> Result<(), Errno> {
 /// Ends what [`keep_off`] began. Child-side too. Where this process's own set is none any more, since its cpuset
 /// has changed, it may run wherever that lets it.
 pub fn go_anywhere() {
-    let own = own_cpus().and_then(|own| sched_setaffinity(None, own));
-    match own.or_else(|_| sched_setaffinity(None, &any())) {
+    // Where nothing was learned nothing was kept off.
+    let Some(own) = OWN.get() else { return };
+    match sched_setaffinity(None, own).or_else(|_| sched_setaffinity(None, &any())) {
         Ok(()) | Err(_) => {}
     }
 }
@@ -63,7 +66,6 @@ pub fn learn() {
 /// What this process may run on as far as it was told by sched_setaffinity(2): any, where only a cpuset binds
 /// it, which may change.
 fn own_cpus() -> Result<&'static CpuSet, Errno> {
-    static OWN: OnceLock<CpuSet> = OnceLock::new();
     if let Some(own) = OWN.get() {
         return Ok(own);
     }

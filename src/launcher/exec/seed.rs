@@ -241,14 +241,15 @@ impl Seeds {
         self.on_disk = on_disk;
     }
 
-    /// Has a user ready for the next exec.
-    pub fn prepare_user(&mut self, pool: UidPool) -> Result<(), Refusal> {
-        let user = self.user(pool)?;
-        self.user = Some(match self.on_disk {
-            Some(on_disk) => user.mapping(on_disk)?,
-            None => user,
-        });
-        Ok(())
+    /// Has a user ready for the next exec, as far as that can be: else it takes its own, and is told why not.
+    pub fn prepare_user(&mut self, pool: UidPool) {
+        let user = self.user(pool);
+        self.user = user
+            .and_then(|user| match self.on_disk {
+                Some(on_disk) => user.mapping(on_disk),
+                None => Ok(user),
+            })
+            .ok();
     }
 
     /// Whether [`Seeds::plant`] has something to do.
