@@ -44,7 +44,7 @@ fn main() {
         return;
     }
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    let tests: [(&str, fn()); 10] = [
+    let tests: [(&str, fn()); 11] = [
         (
             "the_next_exec_of_a_run_gets_what_stood_ready",
             the_next_exec_of_a_run_gets_what_stood_ready,
@@ -60,6 +60,10 @@ fn main() {
         (
             "a_user_that_was_ready_owns_the_workspace_of_now",
             a_user_that_was_ready_owns_the_workspace_of_now,
+        ),
+        (
+            "what_was_revoked_before_the_start_never_starts",
+            what_was_revoked_before_the_start_never_starts,
         ),
     ];
     for (name, test) in tests {
@@ -139,11 +143,9 @@ impl Place {
         self.run(script, &[], &[])
     }
 
-    fn run(&mut self, script: &str, deliveries: &[DeliverySpec], values: &[&[u8]]) -> Done {
-        self.next += 1;
-        let exec = self.next;
-        let prepare = Prepare {
-            exec,
+    fn order(&self, script: &str, deliveries: &[DeliverySpec]) -> Prepare {
+        Prepare {
+            exec: self.next,
             exec_id: ExecId::fresh(),
             run_id: self.run.clone(),
             profile: ProfileRef::Name("warm".into()),
@@ -160,7 +162,13 @@ impl Place {
             into: sublet::launcher::into::InContainer::default(),
             cpu: u32::MAX,
             agent: false,
-        };
+        }
+    }
+
+    fn run(&mut self, script: &str, deliveries: &[DeliverySpec], values: &[&[u8]]) -> Done {
+        self.next += 1;
+        let exec = self.next;
+        let prepare = self.order(script, deliveries);
         let launcher = self.launcher();
         let session = launcher.root();
         session.order(&Order::Prepare(Box::new(prepare))).unwrap();
@@ -436,5 +444,37 @@ fn a_user_that_was_ready_owns_the_workspace_of_now() {
         // The quiet after an exec, in which that is done.
         place.ready();
         std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The broker has filled it, and another of its threads takes the lease back before this one orders the start.
+fn what_was_revoked_before_the_start_never_starts() {
+    for revoked in [false, true] {
+        let mut place = Place::new(0);
+        place.next += 1;
+        let exec = place.next;
+        let memfd = DeliverySpec {
+            channel: Channel::Memfd,
+            variable: "A".parse().unwrap(),
+            git: None,
+            token: None,
+            endpoint: false,
+        };
+        let prepare = place.order("touch ran", &[memfd]);
+        let session = place.launcher().root();
+        session.order(&Order::Prepare(Box::new(prepare))).unwrap();
+        let (_, mut fds) = session.notice_of(|n| matches!(n, Notice::Prepared { .. })).unwrap();
+        let _held = fill::write(fds.remove(3), &[b"value-a"]).unwrap();
+        if revoked {
+            session.order(&Order::Revoke { exec, delivery: 0 }).unwrap();
+        }
+        let expires = clock::boottime() + PATIENCE;
+        let deliveries = vec![FilledSpec { bytes: 7, expires, kill: false }];
+        session.order(&Order::Start { exec, deliveries, deadline: None }).unwrap();
+        File::from(fds.remove(0)).write_all(b"go\n").ok();
+        let is_over = |n: &Notice| matches!(n, Notice::Ended { .. } | Notice::Refused { .. });
+        let (over, _) = session.notice_of(is_over).unwrap();
+        assert_eq!(matches!(over, Notice::Refused { .. }), revoked, "{over:?}");
+        assert_eq!(place.workspace().join("ran").exists(), !revoked);
     }
 }
