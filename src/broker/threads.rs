@@ -15,8 +15,17 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 type Work = Box<dyn FnOnce() + Send>;
 
-#[derive(Clone, Default)]
-pub struct Threads(Arc<Mutex<Idle>>);
+#[derive(Clone)]
+pub struct Threads {
+    idle: Arc<Mutex<Idle>>,
+    patience: Duration,
+}
+
+impl Default for Threads {
+    fn default() -> Self {
+        Self { idle: Arc::default(), patience: PATIENCE }
+    }
+}
 
 #[derive(Default)]
 struct Idle {
@@ -49,7 +58,7 @@ impl Threads {
             work();
             let (sender, receiver) = sync_channel(1);
             let Some(number) = self.wait_with(sender) else { return };
-            work = match receiver.recv_timeout(PATIENCE) {
+            work = match receiver.recv_timeout(self.patience) {
                 Ok(work) => work,
                 Err(_) => {
                     self.lock().waiting.retain(|(waits, _)| *waits != number);
@@ -77,7 +86,7 @@ impl Threads {
 
     fn lock(&self) -> MutexGuard<'_, Idle> {
         // Whoever panicked with it left whole entries.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -105,6 +114,24 @@ mod tests {
         let first = of_one(&threads);
         wait_until_idle(&threads, 1);
         assert_eq!(of_one(&threads), first);
+    }
+
+    /// Threads that give up while work comes to them.
+    #[test]
+    fn no_work_is_lost_on_a_thread_that_gives_up() {
+        let patience = Duration::from_micros(60);
+        let threads = Threads { patience, ..Threads::default() };
+        let (tell, told) = channel();
+        for turn in 0..20_000_u64 {
+            let tell = tell.clone();
+            threads.spawn(move || tell.send(turn).unwrap()).unwrap();
+            assert_eq!(told.recv_timeout(Duration::from_secs(20)), Ok(turn));
+            // About when it gives up.
+            let began = std::time::Instant::now();
+            while began.elapsed() < Duration::from_micros(40 + turn % 80) {
+                std::hint::spin_loop();
+            }
+        }
     }
 
     #[test]

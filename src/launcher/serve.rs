@@ -4,12 +4,13 @@
 //!
 //! - `settle`: from the fork to the first order
 //! - `orders`: what a session orders; `watched`: what epoll's words stand for; `agenda`, `alarm`: when which
-//!   exec has something to do
+//!   exec has something to do; `quiet`: what is done when none has
 #![forbid(unsafe_code)]
 
 mod agenda;
 mod alarm;
 mod orders;
+mod quiet;
 mod settle;
 mod watched;
 
@@ -40,15 +41,6 @@ const LAST_WAIT: Duration = Duration::from_secs(5);
 /// Between two looks for what a killed launcher left and a dying process still holds: the first and the
 /// longest.
 const SWEEP_AGAIN: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(60)];
-
-/// When what can wait is done, such as planting the next exec's seed: so long after one was started, since many
-/// end sooner, and the kernel does not take their namespaces down while it makes others; and after one ended,
-/// whose broker has to say so.
-const QUIET_AFTER_START: Duration = Duration::from_millis(5);
-const QUIET_AFTER_END: Duration = Duration::from_millis(1);
-
-/// What is left of so many execs waits for that; then it is given back at once.
-const MOST_REMAINS: usize = 8;
 
 /// Where the trail's head is kept, in the state directory.
 pub const HEAD_FILE: &str = "trail.head";
@@ -231,45 +223,6 @@ impl Launcher {
         Ok(true)
     }
 
-    /// When to do what can wait, if something does.
-    fn next_quiet(&self) -> Option<Duration> {
-        let waits = !self.remains.is_empty() || self.warm.is_wanting() || self.wants_a_seed();
-        self.quiet_at.filter(|_| waits)
-    }
-
-    fn is_quiet(&self) -> bool {
-        self.next_quiet().is_some_and(|at| at <= clock::boottime())
-    }
-
-    /// A launcher of many execs keeps one seed ready, if it keeps no whole sandboxes.
-    fn wants_a_seed(&self) -> bool {
-        self.is_for_many && !self.warm.keeps_any() && self.seeds.is_wanting()
-    }
-
-    /// One thing that could wait.
-    fn use_the_quiet(&mut self) {
-        if !self.remains.is_empty() {
-            self.remains.clear();
-        } else if self.warm.is_wanting() {
-            self.warm.refill(&self.setting);
-        } else {
-            self.plant();
-        }
-    }
-
-    fn plant(&mut self) {
-        self.seeds.live = self.execs.len();
-        // It has no exec yet; its cgroup needs a name, with the time in it for the sweep.
-        if self.setting.here.mode == Mode::Privileged {
-            self.seeds.prepare_user(self.setting.host.config.host.uid_pool);
-        }
-        if let Err(refusal) = self.seeds.plant(&ExecId::fresh(), &self.setting.here) {
-            eprintln!("sublet: launcher: no seed is kept ready: {refusal}");
-            // Until an exec asks for one, and is told the same.
-            self.is_for_many = false;
-        }
-    }
-
     fn next_time(&self) -> Option<Duration> {
         let helpers = self.helpers.values().map(|asked| asked.helper.deadline);
         let sweep = self.sweep.map(|(at, _)| at);
@@ -370,7 +323,7 @@ impl Launcher {
                 self.notify(session, &Notice::Ending { exec: number, ending, deliveries }, &[])
             }
             Ok(Happened::Started) => {
-                self.quiet_at = Some(clock::boottime() + QUIET_AFTER_START);
+                self.quiet_after_start();
                 self.notify(session, &Notice::Started { exec: number }, &[])
             }
         }
@@ -387,9 +340,7 @@ impl Launcher {
         let number = exec.number;
         self.numbers.remove(&(session, number));
         self.agenda.set(key, None);
-        let soon = clock::boottime() + QUIET_AFTER_END;
-        let still_to_come = self.quiet_at.filter(|at| *at > clock::boottime());
-        self.quiet_at = Some(still_to_come.map_or(soon, |at| at.min(soon)));
+        self.quiet_after_end();
         if let Some(spec) = exec.spec() {
             self.warm.want(spec);
         }
@@ -398,12 +349,7 @@ impl Launcher {
             Err(refusal) => Notice::Refused { exec: number, refusal },
         };
         self.notify(session, &notice, &[])?;
-        self.remains.push(exec);
-        // What is locked counts for an ordinary user, until it is given back.
-        let may_stay = self.is_for_many && self.setting.here.mode == Mode::Privileged;
-        if !may_stay || self.remains.len() > MOST_REMAINS {
-            self.remains.clear();
-        }
+        self.leave_remains(exec);
         Ok(())
     }
 

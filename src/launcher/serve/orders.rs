@@ -9,9 +9,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use rustix::event::epoll;
 
 use super::watched::{Key, ROOT, Token};
-use super::{
-    Asked, HEAD_FILE, Launcher, LauncherError, Live, MAX_HELPERS, QUIET_AFTER_START, tell, watch,
-};
+use super::{Asked, HEAD_FILE, Launcher, LauncherError, Live, MAX_HELPERS, tell, watch};
 use crate::launcher::compile;
 use crate::launcher::exec::{BrokerEnds, Exec, Setting};
 use crate::launcher::explain;
@@ -115,7 +113,7 @@ impl Launcher {
                 watch(&self.epoll, exec.socket(), Token::Socket(key))?;
                 watch(&self.epoll, exec.pidfd(), Token::Process(key))?;
                 // Its source may take long.
-                self.quiet_at = Some(clock::boottime() + QUIET_AFTER_START);
+                self.quiet_after_start();
                 self.execs.insert(key, Live { exec, session });
                 self.numbers.insert((session, number), key);
                 self.reschedule(key);
