@@ -206,6 +206,7 @@ fn tell_story(
     let scope = Scope::Run(run.run_id.clone());
     let leases: Result<Vec<_>, _> =
         ask.lease_ids.iter().map(|id| broker.record(&scope, id)).collect();
+    let session = broker.door.open().map_err(RunError::from)?;
     let asked = AskedOfRun {
         run,
         exec_id: exec_id.clone(),
@@ -222,7 +223,10 @@ fn tell_story(
         command: ask.command,
         into: ask.into,
     };
-    let session = broker.door.open().map_err(RunError::from)?;
+    // It builds while the request is made whole and decided.
+    if let Some(ahead) = asked.ahead(&broker.host) {
+        session.order(&ahead).map_err(RunError::from)?;
+    }
     let ledger = Ledger::shared(Arc::clone(&broker.store), Arc::clone(&broker.shared));
     Ok(run::run_held(&broker.host, asked, &session, caller, ledger)?)
 }

@@ -18,11 +18,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::guard::Guard;
-use super::into::InContainer;
-use super::wire::{DeliverySpec, ENDPOINT_PORT, Prepare, Refusal, RefusalKind};
+use super::wire::{DeliverySpec, ENDPOINT_PORT, Prepare, Refusal, RefusalKind, Spec};
 use crate::delivery::{aws_endpoint, git, ssh};
-use crate::host::{Host, ProfileRef};
-use crate::model::id::RunId;
+use crate::host::Host;
 use crate::model::name::Channel;
 use crate::profile::{AWS_ENDPOINT_TOKEN, AWS_ENDPOINT_URI, NetworkMode, Profile, WorkspaceAccess};
 use crate::sandbox::cgroup::CgroupLimits;
@@ -33,37 +31,6 @@ use crate::sandbox::seccomp::BuiltIn;
 
 /// The first descriptor number that a memfd delivery gets.
 const FIRST_DELIVERY: i64 = 3;
-
-/// What an order says of the sandbox: two with the same get the same one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Spec {
-    pub run_id: RunId,
-    pub profile: ProfileRef,
-    pub workspace: PathBuf,
-    pub without_network: bool,
-    pub home: Option<PathBuf>,
-    /// This sublet is shown inside, for a command that asks it for credentials.
-    pub binary: bool,
-    /// The broker's socket for this run is shown inside, if there is one.
-    pub agent: bool,
-    /// What is asked of an exec in a container.
-    pub into: InContainer,
-}
-
-impl Spec {
-    pub fn of(prepare: &Prepare) -> Self {
-        Self {
-            run_id: prepare.run_id.clone(),
-            profile: prepare.profile.clone(),
-            workspace: prepare.workspace.clone(),
-            without_network: prepare.without_network,
-            home: prepare.home.clone(),
-            binary: prepare.deliveries.iter().any(|d| d.channel == Channel::Git),
-            agent: prepare.agent,
-            into: prepare.into.clone(),
-        }
-    }
-}
 
 /// A sandbox, before anything of it is made.
 pub struct Compiled {

@@ -2,6 +2,7 @@
 //! built before it was asked for (`warm.rs`), with a command, its streams and its deliveries.
 #![forbid(unsafe_code)]
 
+mod begun;
 mod cots;
 mod deliveries;
 mod make;
@@ -12,6 +13,7 @@ mod user;
 mod warm;
 mod words;
 
+pub use begun::Begun;
 pub use cots::Cots;
 pub use make::ownership;
 pub use parts::{limit_name, limits, namespace_names, proc_is_masked};
@@ -28,15 +30,16 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::compile::{self, Spec};
+use super::compile;
 use super::into;
 use super::posture::{self, Facts};
 use super::surroundings::Surroundings;
-use super::wire::{ENDPOINT_PORT, Ending, ExecNumber, FilledSpec, Prepare, Refusal, RefusalKind};
+use super::wire::{
+    ENDPOINT_PORT, Ending, ExecNumber, FilledSpec, Prepare, Refusal, RefusalKind, Spec,
+};
 use crate::host::Host;
 use crate::model::name::Channel;
 use crate::model::report::Posture;
-use crate::sandbox::identity::Mode;
 use crate::sandbox::step::{self, Said, Told};
 use crate::sys::{clock, net, process};
 
@@ -134,52 +137,35 @@ pub enum Happened {
 }
 
 impl Exec {
-    /// Compiles, takes the warm sandbox if it is what would be built now, else builds one; makes the
+    /// Takes the sandbox that was built ahead for it, if that is what it wants, else begins one; makes the
     /// containers, hands their broker ends to `prepared`, and gives the sandbox its command. The broker hears
     /// as early as it can: it has work of its own until the sandbox stands, which may still fail.
     pub fn prepare(
         order: Prepare,
         setting: &Setting,
+        ahead: Option<Begun>,
         warm: &mut Pool,
         seeds: &mut Seeds,
         prepared: impl FnOnce(BrokerEnds),
     ) -> Result<Self, Refusal> {
         let spec = Spec::of(&order);
-        let compiled = compile::sandbox(&spec, &setting.host, setting.here.mode)?;
-        let command = compile::command(&order, &compiled)?;
-        let warm = warm.take(&spec).and_then(|warm| warm.into_sandbox(&compiled));
-        let mut is_built = warm.is_some();
-        let mut sandbox = match warm {
-            Some(sandbox) => sandbox,
-            None => {
-                let mode = compiled.profile.network.mode;
-                let seed = match &compiled.network {
-                    Some(network) => seeds.take_joined(&order.exec_id, network, &setting.here)?,
-                    None => seeds.take(&order.exec_id, mode, &setting.here)?,
-                };
-                let user = match setting.here.mode {
-                    Mode::Rootless => None,
-                    Mode::Privileged => Some(seeds.user(setting.host.config.host.uid_pool)?),
-                };
-                let sandbox = Sandbox::begin(&compiled, seed, user, setting)?;
-                seeds.want(sandbox.on_disk(&compiled));
-                sandbox
-            }
+        let mut begun = match ahead.filter(|ahead| ahead.is_for(&spec)) {
+            Some(ahead) => ahead,
+            None => Begun::begin(spec, &order.exec_id, setting, warm, seeds)?,
         };
-        if !is_built && order.deliveries.iter().any(|delivery| lies_in_root(delivery.channel)) {
-            sandbox.build(&compiled, setting)?;
-            is_built = true;
+        let command = compile::command(&order, &begun.compiled)?;
+        if order.deliveries.iter().any(|delivery| lies_in_root(delivery.channel)) {
+            begun.build(setting)?;
         }
 
-        let owner = sandbox.owner();
+        let owner = begun.sandbox.owner();
         let mut streams = make_streams(&order, owner)?;
-        let (deliveries, delivery_ends) = Deliveries::make(&order.deliveries, &sandbox)?;
+        let (deliveries, delivery_ends) = Deliveries::make(&order.deliveries, &begun.sandbox)?;
         let mut fds = std::mem::take(&mut streams.outside);
         fds.extend(delivery_ends);
         prepared(BrokerEnds { fds, uid: owner.uid });
-        if !is_built {
-            sandbox.build(&compiled, setting)?;
-        }
+        begun.build(setting)?;
+        let Begun { spec, compiled, mut sandbox, .. } = begun;
         sandbox.give(&command, order.terminal, &streams)?;
         // While the child goes on. A protection that is missing and not waived ends it here.
         let posture = posture::posture(&Facts {

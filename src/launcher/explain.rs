@@ -1,11 +1,11 @@
 //! What `--explain` shows: the plan as it would be, of the same compilation, with nothing made or run.
 #![forbid(unsafe_code)]
 
-use super::compile::{self, Command, Compiled, Spec};
+use super::compile::{self, Command, Compiled};
 use super::exec::{self, Setting};
 use super::into;
 use super::posture::{self, Facts};
-use super::wire::{Explanation, Prepare, Refusal};
+use super::wire::{Explanation, Prepare, Refusal, Spec};
 use crate::sandbox::identity::{Identity, Mode};
 use crate::sandbox::landlock;
 use crate::sandbox::layout::{Access, Entry};

@@ -20,7 +20,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use super::compile::{self};
-use super::exec::{Exec, Happened, Pool, Ready, Seeds, Setting};
+use super::exec::{Begun, Exec, Happened, Pool, Ready, Seeds, Setting};
 use super::mint;
 use super::source::Helper;
 use super::wire::{self, ExecNumber, Notice, Order, Refusal, RefusalKind, Ticket, WireError};
@@ -134,6 +134,8 @@ struct Launcher {
     warm: Pool,
     /// What the next exec's sandbox begins with.
     seeds: Seeds,
+    /// What was built for the execs of these sessions, which are still being decided on.
+    ahead: BTreeMap<Key, Begun>,
     /// What execs had that have ended, and been told to: memory, descriptors, mounts.
     remains: Vec<Exec>,
     /// When to do what can wait: not while the latest exec is being started, which would wait for it.
@@ -251,6 +253,7 @@ impl Launcher {
     fn end_session(&mut self, session: Key) -> Result<(), LauncherError> {
         let Some(socket) = self.sessions.remove(&session) else { return Ok(()) };
         epoll::delete(&self.epoll, &socket)?;
+        self.ahead.remove(&session);
         let keys: Vec<Key> = self.keys_of(session).collect();
         for key in keys {
             if let Some(live) = self.execs.get_mut(&key) {
@@ -388,6 +391,7 @@ impl Launcher {
             live.exec.kill();
         }
         self.remains.clear();
+        self.ahead.clear();
         self.warm.clear();
         self.seeds.clear();
         for asked in self.helpers.values() {

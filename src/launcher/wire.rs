@@ -109,6 +109,46 @@ pub struct Prepare {
     pub cpu: u32,
 }
 
+/// What an order says of the sandbox: two with the same get the same one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spec {
+    pub run_id: RunId,
+    pub profile: ProfileRef,
+    pub workspace: PathBuf,
+    pub without_network: bool,
+    pub home: Option<PathBuf>,
+    /// This sublet is shown inside, for a command that asks it for credentials.
+    pub binary: bool,
+    /// The broker's socket for this run is shown inside, if there is one.
+    pub agent: bool,
+    /// What is asked of an exec in a container.
+    pub into: InContainer,
+}
+
+impl Spec {
+    pub fn of(prepare: &Prepare) -> Self {
+        Self {
+            run_id: prepare.run_id.clone(),
+            profile: prepare.profile.clone(),
+            workspace: prepare.workspace.clone(),
+            without_network: prepare.without_network,
+            home: prepare.home.clone(),
+            binary: prepare.deliveries.iter().any(|d| d.channel == Channel::Git),
+            agent: prepare.agent,
+            into: prepare.into.clone(),
+        }
+    }
+}
+
+/// What is known of an exec before it is decided on.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Ahead {
+    pub exec_id: ExecId,
+    pub spec: Spec,
+    /// The CPU on which the broker goes on meanwhile.
+    pub cpu: u32,
+}
+
 /// Which file a command is in a container.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Find {
@@ -168,6 +208,9 @@ pub enum Order {
     /// The first, and then no more: where this host keeps things. What the launcher reads, it reads there by
     /// itself.
     Settle(Places),
+    /// The session's exec is being decided on: build the sandbox that it will want. Nothing is told of it; what
+    /// was built is used by a `Prepare` that wants the same, and given back else.
+    Ahead(Box<Ahead>),
 }
 
 /// What failed, in words: the launcher knows the step, the path and the likely cause.

@@ -4,14 +4,12 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{
-    Compiled, Spec, Workspace, has_identities, invalid, refuse_hidden_identities, show_agent,
-};
+use super::{Compiled, Workspace, has_identities, invalid, refuse_hidden_identities, show_agent};
 use crate::host::Host;
 use crate::launcher::into::program::{Found, Search};
 use crate::launcher::into::survey::{Kind, survey};
 use crate::launcher::into::{self, InContainer, Survey, Target, Wanted};
-use crate::launcher::wire::{Find, Refusal};
+use crate::launcher::wire::{Find, Refusal, Spec};
 use crate::profile::{NetworkMode, Profile, WorkspaceAccess};
 use crate::sandbox::identity::{Mode, ORDINARY_UID};
 use crate::sandbox::layout::{self, Access, Entry, View};

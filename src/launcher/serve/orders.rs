@@ -11,7 +11,7 @@ use rustix::event::epoll;
 use super::watched::{Key, ROOT, Token};
 use super::{Asked, HEAD_FILE, Launcher, LauncherError, Live, MAX_HELPERS, tell, watch};
 use crate::launcher::compile;
-use crate::launcher::exec::{BrokerEnds, Exec, Setting};
+use crate::launcher::exec::{Begun, BrokerEnds, Exec, Setting};
 use crate::launcher::explain;
 use crate::launcher::mint;
 use crate::launcher::source::{self, Helper};
@@ -27,6 +27,10 @@ impl Launcher {
         fds: Vec<OwnedFd>,
     ) -> Result<(), LauncherError> {
         match order {
+            Order::Ahead(ahead) => {
+                self.build_ahead(session, *ahead);
+                Ok(())
+            }
             Order::Prepare(prepare) => self.prepare(session, *prepare),
             Order::Start { exec, deliveries, deadline } => {
                 self.with(session, exec, |e| e.start(deliveries, deadline))
@@ -82,6 +86,25 @@ impl Launcher {
         }
     }
 
+    fn build_ahead(&mut self, session: Key, ahead: wire::Ahead) {
+        let wire::Ahead { exec_id, spec, cpu } = ahead;
+        // What came before is of no use any more.
+        self.ahead.remove(&session);
+        self.quiet_at = None;
+        self.seeds.live = self.execs.len();
+        // Only speed hangs on it.
+        match cpu::leave_to_waker(cpu as usize) {
+            Ok(()) | Err(_) => {}
+        }
+        let (setting, warm, seeds) = (&self.setting, &mut self.warm, &mut self.seeds);
+        // The exec tries again, and its caller is told.
+        if let Ok(begun) = Begun::ahead(spec, &exec_id, setting, warm, seeds) {
+            self.ahead.insert(session, begun);
+        }
+        // Its broker may decide against it.
+        self.quiet_after_start();
+    }
+
     fn prepare(&mut self, session: Key, prepare: wire::Prepare) -> Result<(), LauncherError> {
         let number = prepare.exec;
         let Some(socket) = self.sessions.get(&session) else { return Ok(()) };
@@ -101,13 +124,15 @@ impl Launcher {
                 eprintln!("sublet: launcher: {}", compile::chain(&e));
             }
         };
+        let ahead = self.ahead.remove(&session);
         self.quiet_at = None;
         self.seeds.live = self.execs.len();
         // Only speed hangs on it.
         match cpu::leave_to_waker(prepare.cpu as usize) {
             Ok(()) | Err(_) => {}
         }
-        match Exec::prepare(prepare, &self.setting, &mut self.warm, &mut self.seeds, prepared) {
+        let (setting, warm, seeds) = (&self.setting, &mut self.warm, &mut self.seeds);
+        match Exec::prepare(prepare, setting, ahead, warm, seeds, prepared) {
             Ok(exec) => {
                 let key = self.fresh_key();
                 watch(&self.epoll, exec.socket(), Token::Socket(key))?;

@@ -101,6 +101,7 @@ impl Launcher {
             program,
             warm,
             seeds,
+            ahead: BTreeMap::new(),
             remains: Vec::new(),
             quiet_at: Some(Duration::ZERO),
             is_for_many: trust == Trust::Host,

@@ -1,0 +1,78 @@
+//! A sandbox that is being made for an exec, with what it was compiled from. It holds no value, no lease and no
+//! command; dropped, it is killed and given back.
+#![forbid(unsafe_code)]
+
+use super::Setting;
+use super::sandbox::Sandbox;
+use super::seed::Seeds;
+use super::warm::Pool;
+use crate::launcher::compile::{self, Compiled};
+use crate::launcher::wire::{Refusal, Spec};
+use crate::model::id::ExecId;
+use crate::sandbox::identity::Mode;
+
+pub struct Begun {
+    pub(super) spec: Spec,
+    pub(super) compiled: Compiled,
+    pub(super) sandbox: Sandbox,
+    is_built: bool,
+}
+
+impl Begun {
+    /// Compiles, takes the warm sandbox if it is what would be built now, else begins one.
+    pub(super) fn begin(
+        spec: Spec,
+        name: &ExecId,
+        setting: &Setting,
+        warm: &mut Pool,
+        seeds: &mut Seeds,
+    ) -> Result<Self, Refusal> {
+        let compiled = compile::sandbox(&spec, &setting.host, setting.here.mode)?;
+        let warm = warm.take(&spec).and_then(|warm| warm.into_sandbox(&compiled));
+        if let Some(sandbox) = warm {
+            return Ok(Self { spec, compiled, sandbox, is_built: true });
+        }
+        let seed = match &compiled.network {
+            Some(network) => seeds.take_joined(name, network, &setting.here)?,
+            None => seeds.take(name, compiled.profile.network.mode, &setting.here)?,
+        };
+        let user = match setting.here.mode {
+            Mode::Rootless => None,
+            Mode::Privileged => Some(seeds.user(setting.host.config.host.uid_pool)?),
+        };
+        let sandbox = Sandbox::begin(&compiled, seed, user, setting)?;
+        seeds.want(sandbox.on_disk(&compiled));
+        Ok(Self { spec, compiled, sandbox, is_built: false })
+    }
+
+    /// A whole one, for an exec that is still being decided on.
+    ///
+    /// # Errors
+    /// The exec, if it comes to be, tries again and is told.
+    pub fn ahead(
+        spec: Spec,
+        name: &ExecId,
+        setting: &Setting,
+        warm: &mut Pool,
+        seeds: &mut Seeds,
+    ) -> Result<Self, Refusal> {
+        let mut begun = Self::begin(spec, name, setting, warm, seeds)?;
+        begun.build(setting)?;
+        Ok(begun)
+    }
+
+    /// Builds what its child needs, if that is not done yet.
+    pub(super) fn build(&mut self, setting: &Setting) -> Result<(), Refusal> {
+        if !self.is_built {
+            self.sandbox.build(&self.compiled, setting)?;
+            self.is_built = true;
+        }
+        Ok(())
+    }
+
+    /// Whether it is what this wants, and its child still waits for a command. What was compiled for it was
+    /// read after the exec was asked for.
+    pub(super) fn is_for(&self, wanted: &Spec) -> bool {
+        self.spec == *wanted && self.sandbox.child.waits()
+    }
+}
