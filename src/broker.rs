@@ -18,13 +18,13 @@ pub mod metrics;
 mod projection;
 mod revoker;
 mod runs;
+pub mod streams;
 mod sweeper;
 mod threads;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -59,6 +59,7 @@ use listeners::Listeners;
 use metrics::Metrics;
 pub use projection::ProjectedView;
 use runs::ActiveRun;
+use streams::ReadAhead;
 use threads::Threads;
 
 /// How long execs have to die once they are killed.
@@ -173,24 +174,11 @@ pub enum Selection {
     All,
 }
 
-/// An exec on its way: first comes whether it may start, then it takes the client's stream.
+/// An exec on its way: first comes whether it may start, then it hears its client.
 pub struct Accepting {
-    /// Denied, or its id: everything is recorded, the command starts without waiting for the stream.
-    pub accepted: oneshot::Receiver<Result<ExecId, BrokerError>>,
-    /// Takes the client's connection, on which frames are spoken from then on. Dropped without one, the
-    /// exec is killed.
-    ///
-    /// Its channel holds one: sending never waits.
-    pub stream: std::sync::mpsc::SyncSender<ClientStream>,
-}
-
-/// A client's connection, taken over from HTTP.
-#[derive(Debug)]
-pub struct ClientStream {
-    /// In blocking mode.
-    pub stream: UnixStream,
-    /// What came behind the request and was read with it: it goes before the stream's bytes.
-    pub read_ahead: Vec<u8>,
+    /// Denied; or everything is recorded, and the client was greeted.
+    pub accepted: oneshot::Receiver<Result<(), BrokerError>>,
+    pub read_ahead: ReadAhead,
 }
 
 impl Broker {

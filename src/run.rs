@@ -128,7 +128,6 @@ fn tell(
     // Decided and durable before any value moves: granted, and the use taken.
     let leased = ledger.grant(scene)?;
     let kept = ledger.keep_head(session);
-    caller.accepted();
     watch.lap(|t| &mut t.record);
 
     let told = perform(scene, session, caller, &mut ledger, leased, kept, watch);
@@ -151,9 +150,12 @@ fn perform(
     watch: &mut Stopwatch,
 ) -> Result<Outcome, RunError> {
     // What is at hand is fetched and delivered while the launcher builds; what is made for this exec, once it
-    // can begin.
-    let early = value::is_at_hand(&leased)
-        .then(|| deliver::resolve(ledger, scene, session, caller, &mut leased));
+    // can begin: its client hears before that, since it may take long.
+    let is_at_hand = value::is_at_hand(&leased);
+    if !is_at_hand {
+        caller.accepted();
+    }
+    let early = is_at_hand.then(|| deliver::resolve(ledger, scene, session, caller, &mut leased));
     // A launcher that could not prepare has said why; one that is gone keeps no head either.
     let prepared = deliver::prepared(session).and_then(|prepared| kept.map(|()| prepared));
     let prepared = prepared.map_err(|e| ledger.abandon(scene, &leased, e))?;
@@ -168,10 +170,8 @@ fn perform(
     let delivered =
         deliver::fill(prepared, &leased, values).map_err(|e| ledger.abandon(scene, &leased, e))?;
     caller.guard(session, &leased, &delivered).map_err(|e| ledger.abandon(scene, &leased, e))?;
-    // Before the command may run: from then on its exec must be attended.
-    caller.connect().map_err(|e| ledger.abandon(scene, &leased, e))?;
-    caller.refuse_to_begin().map_err(|e| ledger.abandon(scene, &leased, e))?;
     session.order(&delivered.start(scene, &leased))?;
+    caller.accepted();
     watch.lap(|t| &mut t.deliver);
 
     ledger.tidy();

@@ -7,7 +7,8 @@
 //!
 //! - [`bounds`]: how much a client may send, hold and wait
 //! - [`door`]: one socket's share: who comes in, how many at once
-//! - `accept`: the accept loops; `connection`: one connection, from accept to close; `line`: its clocks
+//! - `accept`: the accept loops; `connection`: one connection, from accept to close; `line`: its clocks;
+//!   `socket`: what it is read from and written to
 //! - [`routes`]: every path; `ask`: parsing what is asked; [`refusal`]: every answer that is no success
 //! - `runs`, `leases`, `execs`, `events`, `service`: the handlers
 //! - [`logs`]: where traces go
@@ -27,6 +28,7 @@ pub mod refusal;
 pub mod routes;
 mod runs;
 mod service;
+mod socket;
 #[cfg(test)]
 mod tests;
 

@@ -1,15 +1,16 @@
 //! Execs: each a thread of its own, which tells the story of `run.rs` and speaks with its client alone.
 #![forbid(unsafe_code)]
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::rc::Rc;
 use std::sync::{Arc, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use tokio::sync::oneshot;
 
 use crate::broker::late::LateEnd;
-use crate::broker::{Accepting, Broker, BrokerError, ClientStream, ExecAsk, ExecView, Scope};
+use crate::broker::streams::{ClientStream, ReadAhead};
+use crate::broker::{Accepting, Broker, BrokerError, ExecAsk, ExecView, Scope};
 use crate::model::exec::ExecRecord;
 use crate::model::id::{ExecId, LeaseId, RunId};
 use crate::model::moment::timestamp_text;
@@ -25,8 +26,6 @@ use crate::store::ExecFilter;
 
 /// Of one run at once.
 const MOST_OF_A_RUN: usize = 1024;
-/// How long the server has to hand over a client's connection.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
 /// How many execs are listed: the newest.
 const MOST_LISTED: u32 = 10_000;
 
@@ -44,14 +43,19 @@ impl Broker {
     /// # Errors
     /// Where there is no such run, no thread, or too much of it already. All else comes through
     /// [`Accepting::accepted`].
-    pub fn exec(self: &Arc<Self>, run_id: &RunId, ask: ExecAsk) -> Result<Accepting, BrokerError> {
+    pub fn exec(
+        self: &Arc<Self>,
+        run_id: &RunId,
+        exec_id: ExecId,
+        ask: ExecAsk,
+        client: ClientStream,
+    ) -> Result<Accepting, BrokerError> {
         self.refuse_while_draining()?;
         if ask.command.is_empty() {
             return Err(BrokerError::Malformed { message: "there is no command".to_owned() });
         }
         let run = self.run_to_decide(run_id)?;
         let mailbox = Mailbox::new().map_err(BrokerError::Thread)?;
-        let exec_id = ExecId::fresh();
         let live = LiveExec {
             run_id: run_id.clone(),
             leases: ask.lease_ids.clone(),
@@ -67,7 +71,7 @@ impl Broker {
             execs.insert(exec_id.clone(), live);
         }
         let (tell, accepted) = oneshot::channel();
-        let (stream, connection) = sync_channel(1);
+        let read_ahead = ReadAhead::to(mailbox.clone());
         let task = Task {
             broker: Arc::clone(self),
             run,
@@ -75,13 +79,13 @@ impl Broker {
             ask,
             mailbox,
             tell,
-            connection,
+            client,
         };
         if let Err(e) = self.threads.spawn(move || task.perform()) {
             self.live().remove(&exec_id);
             return Err(BrokerError::Thread(e));
         }
-        Ok(Accepting { accepted, stream })
+        Ok(Accepting { accepted, read_ahead })
     }
 
     pub fn execs(&self, scope: &Scope) -> Result<Vec<ExecView>, BrokerError> {
@@ -124,28 +128,30 @@ struct Task {
     exec_id: ExecId,
     ask: ExecAsk,
     mailbox: Mailbox,
-    tell: oneshot::Sender<Result<ExecId, BrokerError>>,
-    connection: Receiver<ClientStream>,
+    tell: oneshot::Sender<Result<(), BrokerError>>,
+    client: ClientStream,
 }
 
 impl Task {
     fn perform(self) {
-        let Task { broker, run, exec_id, mut ask, mailbox, tell, connection } = self;
+        let Task { broker, run, exec_id, mut ask, mailbox, tell, client } = self;
         let span = tracing::info_span!("exec", run_id = %run.run_id, exec_id = %exec_id);
         let _entered = span.enter();
         broker.metrics.exec_began();
         // Taken by whoever answers first: the grant, or the failure before it.
-        let tell = Arc::new(std::sync::Mutex::new(Some(tell)));
+        let tell = Rc::new(Cell::new(Some(tell)));
+        let ClientStream { socket, greeting, taken } = client;
         let accept = {
-            let (tell, exec_id) = (Arc::clone(&tell), exec_id.clone());
-            move || answer(&tell, Ok(exec_id))
-        };
-        let connect = move || match connection.recv_timeout(CONNECT_PATIENCE) {
-            Ok(ClientStream { stream, read_ahead }) => Connection::new(stream, read_ahead).ok(),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
+            let tell = Rc::clone(&tell);
+            move |connection: &mut Connection| {
+                taken();
+                connection.greet(&greeting);
+                answer(&tell, Ok(()));
+            }
         };
         let process = ask.caller.take();
-        let mut caller = Caller::Client(Client::new(accept, connect, process, mailbox));
+        let mut caller =
+            Caller::Client(Client::new(accept, Connection::new(socket), process, mailbox));
         let (of_run, leases) = (run.clone(), ask.lease_ids.clone());
         let told = tell_story(&broker, run, &exec_id, ask, &mut caller);
         if let Ok(outcome) = &told
@@ -187,10 +193,10 @@ impl Task {
     }
 }
 
-type Tell = std::sync::Mutex<Option<oneshot::Sender<Result<ExecId, BrokerError>>>>;
+type Tell = Cell<Option<oneshot::Sender<Result<(), BrokerError>>>>;
 
-fn answer(tell: &Tell, with: Result<ExecId, BrokerError>) {
-    if let Some(tell) = tell.lock().unwrap_or_else(PoisonError::into_inner).take() {
+fn answer(tell: &Tell, with: Result<(), BrokerError>) {
+    if let Some(tell) = tell.take() {
         // A client that left does not wait for it.
         drop(tell.send(with));
     }

@@ -51,6 +51,8 @@ pub enum ConnectionError {
 
 pub struct Connection {
     socket: UnixStream,
+    /// Someone else may still read from the socket.
+    is_deaf: bool,
     received: Vec<u8>,
     /// Read ahead, and not yet looked at: the socket wakes nobody for it.
     is_unheard: bool,
@@ -59,11 +61,30 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// `read_ahead`: what was received of it before.
-    pub fn new(socket: UnixStream, read_ahead: Vec<u8>) -> io::Result<Self> {
-        socket.set_nonblocking(true)?;
-        let is_unheard = !read_ahead.is_empty();
-        Ok(Self { socket, received: read_ahead, is_unheard, unsent: Vec::new(), sent: 0 })
+    /// Of a socket that does not block. Deaf until [`Connection::hear`].
+    pub fn new(socket: UnixStream) -> Self {
+        let (received, unsent) = (Vec::new(), Vec::new());
+        Self { socket, is_deaf: true, received, is_unheard: false, unsent, sent: 0 }
+    }
+
+    /// Sends what is no frame, before the first of them.
+    pub fn greet(&mut self, words: &[u8]) {
+        self.unsent.extend_from_slice(words);
+        // A client that is gone is seen by who waits for it.
+        match self.flush() {
+            Ok(()) | Err(_) => {}
+        }
+    }
+
+    /// Nobody else reads from the socket any more. `read_ahead`: what was.
+    pub fn hear(&mut self, read_ahead: &[u8]) {
+        self.is_deaf = false;
+        self.is_unheard = !read_ahead.is_empty();
+        self.received.extend_from_slice(read_ahead);
+    }
+
+    pub fn is_deaf(&self) -> bool {
+        self.is_deaf
     }
 
     pub fn fd(&self) -> BorrowedFd<'_> {
@@ -202,10 +223,17 @@ mod tests {
     use super::*;
     use std::io::{Read, Write};
 
+    fn connection(socket: UnixStream, read_ahead: &[u8]) -> Connection {
+        socket.set_nonblocking(true).unwrap();
+        let mut connection = Connection::new(socket);
+        connection.hear(read_ahead);
+        connection
+    }
+
     #[test]
     fn a_client_that_speaks_after_the_end_meets_no_broken_pipe() {
         let (mut client, ours) = UnixStream::pair().unwrap();
-        let connection = Connection::new(ours, Vec::new()).unwrap();
+        let connection = connection(ours, b"");
         let finished = std::thread::spawn(move || {
             connection.finish(Kind::Exit, b"{}", Duration::from_secs(20)).unwrap();
         });
@@ -220,7 +248,7 @@ mod tests {
     #[test]
     fn a_client_that_stays_is_left() {
         let (mut client, ours) = UnixStream::pair().unwrap();
-        let connection = Connection::new(ours, Vec::new()).unwrap();
+        let connection = connection(ours, b"");
         let talks = std::thread::spawn(move || while client.write_all(&[0; 512]).is_ok() {});
         connection.finish(Kind::Exit, b"{}", Duration::from_secs(20)).unwrap();
         talks.join().unwrap();
@@ -229,7 +257,7 @@ mod tests {
     #[test]
     fn frames_are_heard_however_they_are_cut() {
         let (mut client, ours) = UnixStream::pair().unwrap();
-        let mut connection = Connection::new(ours, b"\0\0\0\0\0\0\0\x02a".to_vec()).unwrap();
+        let mut connection = connection(ours, b"\0\0\0\0\0\0\0\x02a");
         let mut bytes = b"b".to_vec();
         frames::push(Kind::Signal, &[15], &mut bytes);
         frames::push(Kind::Window, &[0, 24, 0, 80], &mut bytes);
@@ -252,7 +280,7 @@ mod tests {
         #[track_caller]
         fn check(kind: Kind, payload: &[u8]) {
             let (mut client, ours) = UnixStream::pair().unwrap();
-            let mut connection = Connection::new(ours, Vec::new()).unwrap();
+            let mut connection = connection(ours, b"");
             let mut bytes = Vec::new();
             frames::push(kind, payload, &mut bytes);
             client.write_all(&bytes).unwrap();
@@ -269,7 +297,7 @@ mod tests {
     #[test]
     fn a_client_that_reads_nothing_fills_only_its_own_connection() {
         let (mut client, ours) = UnixStream::pair().unwrap();
-        let mut connection = Connection::new(ours, Vec::new()).unwrap();
+        let mut connection = connection(ours, b"");
         let mut pushed = 0;
         while !connection.is_full() {
             connection.push(Kind::Stdout, &[b'x'; 10_000]).unwrap();

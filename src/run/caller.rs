@@ -33,14 +33,12 @@ pub struct Signals(OwnedFd);
 
 /// A client of the broker.
 pub struct Client {
-    /// Told once all is granted and recorded.
-    pub accept: Option<Box<dyn FnOnce() + Send>>,
-    /// Waits for the connection; none if the client left.
-    pub connect: Option<Box<dyn FnOnce() -> Option<Connection> + Send>>,
+    /// Greets it, once all is granted and recorded.
+    accept: Option<Box<dyn FnOnce(&mut Connection)>>,
     /// The process at the other end.
     pub process: Option<OwnedFd>,
     pub mailbox: Mailbox,
-    connection: Option<Rc<RefCell<Connection>>>,
+    connection: Rc<RefCell<Connection>>,
 }
 
 impl Caller {
@@ -56,27 +54,13 @@ impl Caller {
         Ok(Caller::Process(Signals(process::signalfd(&signals).map_err(RunError::Settle)?)))
     }
 
-    /// All is granted and durable: the client may hear of it.
+    /// All is granted and durable: the client hears of it, and then of all that comes on its stream.
     pub fn accepted(&mut self) {
         if let Caller::Client(client) = self
             && let Some(accept) = client.accept.take()
         {
-            accept();
+            accept(&mut client.connection.borrow_mut());
         }
-    }
-
-    /// Waits for the streams of the caller.
-    ///
-    /// # Errors
-    /// [`RunError::CallerGone`].
-    pub fn connect(&mut self) -> Result<(), RunError> {
-        if let Caller::Client(client) = self
-            && let Some(connect) = client.connect.take()
-        {
-            let connection = connect().ok_or(RunError::CallerGone)?;
-            client.connection = Some(Rc::new(RefCell::new(connection)));
-        }
-        Ok(())
     }
 
     /// Readable when the caller may want the end of what takes long.
@@ -135,7 +119,7 @@ impl Caller {
     pub fn connection(&self) -> Option<&Rc<RefCell<Connection>>> {
         match self {
             Caller::Process(_) => None,
-            Caller::Client(client) => client.connection.as_ref(),
+            Caller::Client(client) => Some(&client.connection),
         }
     }
 
@@ -202,12 +186,8 @@ impl Caller {
     ///
     /// # Errors
     /// If the client does not take it, which changes nothing any more.
-    pub fn finish(mut self, kind: Kind, payload: &[u8]) -> io::Result<()> {
-        if let Caller::Client(Client { accept: None, .. }) = &self {
-            // One that left has nobody to tell.
-            drop(self.connect());
-        }
-        let Caller::Client(Client { connection: Some(connection), .. }) = self else {
+    pub fn finish(self, kind: Kind, payload: &[u8]) -> io::Result<()> {
+        let Caller::Client(Client { connection, accept: None, .. }) = self else {
             return Ok(());
         };
         match Rc::try_unwrap(connection) {
@@ -222,17 +202,16 @@ impl Caller {
 
 impl Client {
     pub fn new(
-        accept: impl FnOnce() + Send + 'static,
-        connect: impl FnOnce() -> Option<Connection> + Send + 'static,
+        accept: impl FnOnce(&mut Connection) + 'static,
+        connection: Connection,
         process: Option<OwnedFd>,
         mailbox: Mailbox,
     ) -> Self {
         Self {
             accept: Some(Box::new(accept)),
-            connect: Some(Box::new(connect)),
             process,
             mailbox,
-            connection: None,
+            connection: Rc::new(RefCell::new(connection)),
         }
     }
 }

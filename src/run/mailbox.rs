@@ -32,6 +32,10 @@ pub enum Mail {
     Kill(&'static str),
     /// The launcher is gone, and with it the exec.
     LauncherDied,
+    /// The exec may read from its client, which has said this already.
+    ReadAhead(Vec<u8>),
+    /// The client left before that.
+    ClientGone,
 }
 
 /// Both ends are one and the same: whoever has it can send, the exec's thread takes.
@@ -89,7 +93,11 @@ impl Revoked {
         match mail {
             Mail::Revoke(id) => self.some.push(id.clone()),
             Mail::RevokeAll => self.all = true,
-            Mail::Renewed { .. } | Mail::Kill(_) | Mail::LauncherDied => {}
+            Mail::Renewed { .. }
+            | Mail::Kill(_)
+            | Mail::LauncherDied
+            | Mail::ReadAhead(_)
+            | Mail::ClientGone => {}
         }
     }
 
@@ -109,8 +117,11 @@ impl Mailbox {
         inbox.revoked.note(&mail);
         match (&inbox.guarded, &mail) {
             (Some(guarded), Mail::Revoke(_) | Mail::RevokeAll) => guarded.revoke(&inbox.revoked),
-            (Some(guarded), Mail::Kill(_)) => guarded.order(&Order::Kill { exec: EXEC }),
-            (Some(_), Mail::Renewed { .. } | Mail::LauncherDied) | (None, _) => {}
+            (Some(guarded), Mail::Kill(_) | Mail::ClientGone) => {
+                guarded.order(&Order::Kill { exec: EXEC });
+            }
+            (Some(_), Mail::Renewed { .. } | Mail::LauncherDied | Mail::ReadAhead(_))
+            | (None, _) => {}
         }
         inbox.queue.push_back(mail);
         drop(inbox);
@@ -176,7 +187,8 @@ impl Mailbox {
                 Some(RunError::Stopped("a lease of it was revoked"))
             }
             Mail::LauncherDied => Some(RunError::LauncherDied),
-            Mail::Renewed { .. } => None,
+            Mail::ClientGone => Some(RunError::CallerGone),
+            Mail::Renewed { .. } | Mail::ReadAhead(_) => None,
         })
     }
 }

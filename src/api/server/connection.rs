@@ -10,7 +10,6 @@ use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -24,7 +23,7 @@ use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{sleep, timeout};
@@ -34,7 +33,7 @@ use crate::api::peer::Peer;
 use crate::api::server::door::Door;
 use crate::api::server::line::{Busy, Guarded, Line};
 use crate::api::server::refusal::Refusal;
-use crate::broker::ClientStream;
+use crate::api::server::socket::Socket;
 use crate::broker::metrics::Metrics;
 
 /// Bytes that hyper buffers in each direction.
@@ -70,7 +69,8 @@ impl Asker {
 /// Serves until either side closes; `closing` changes when no further request is to be taken.
 pub(super) async fn serve(stream: UnixStream, caller: Caller, mut closing: watch::Receiver<()>) {
     let caller = Arc::new(caller);
-    let line = Arc::new(Line::new(caller.door.bounds));
+    let socket = Socket::new(stream);
+    let line = Arc::new(Line::new(caller.door.bounds, socket.copied()));
     let service = {
         let (caller, line) = (caller.clone(), line.clone());
         service_fn(move |request: Request<Incoming>| {
@@ -84,7 +84,7 @@ pub(super) async fn serve(stream: UnixStream, caller: Caller, mut closing: watch
         .header_read_timeout(None)
         .max_header_size(caller.door.bounds.head)
         .max_buf_size(BUFFER)
-        .serve_connection(TokioIo::new(Guarded::new(stream, line.clone())), service);
+        .serve_connection(TokioIo::new(Guarded::new(socket, line.clone())), service);
     let mut patience = Box::pin(sleep(caller.door.bounds.head_time));
     let mut is_closing = false;
     let ended = loop {
@@ -108,21 +108,21 @@ pub(super) async fn serve(stream: UnixStream, caller: Caller, mut closing: watch
         }
     };
     let parts = connection.into_parts();
-    let (mut stream, is_all_written) = parts.io.into_inner().into_parts();
-    match (ended, line.take_upgrade()) {
-        // Otherwise the taker is dropped, and with it the exec.
-        (Ended::Spoken(Ok(())), Some(taker)) if is_all_written => {
-            hand_over(stream, parts.read_buf.to_vec(), &taker);
-            return;
+    let mut socket = parts.io.into_inner().into_socket();
+    if line.is_taken() {
+        // Watched here no more, before the exec reads from it.
+        drop(socket);
+        // Else the taker is dropped, and with it the exec.
+        if let (Ended::Spoken(Ok(())), Some(taker)) = (ended, line.take_upgrade()) {
+            taker.give(parts.read_buf.to_vec());
         }
-        (ended, _) => {
-            if let Some(refusal) = refusal_of(&ended, &line, &caller.door) {
-                caller.metrics.answered(caller.door.socket(), refusal.status.as_u16());
-                tell(&mut stream, &refusal).await;
-            }
-        }
+        return;
     }
-    linger(stream).await;
+    if let Some(refusal) = refusal_of(&ended, &line, &caller.door) {
+        caller.metrics.answered(caller.door.socket(), refusal.status.as_u16());
+        tell(&mut socket, &refusal).await;
+    }
+    linger(socket).await;
 }
 
 /// How a connection came to its end.
@@ -153,12 +153,12 @@ pub(super) async fn turn_away(mut stream: UnixStream, refusal: &Refusal) {
     linger(stream).await;
 }
 
-async fn tell(stream: &mut UnixStream, refusal: &Refusal) {
+async fn tell(stream: &mut (impl AsyncWrite + Unpin), refusal: &Refusal) {
     // That nobody reads it is not ours to mend: the connection closes either way.
     drop(timeout(LINGER, stream.write_all(&refusal.bytes())).await);
 }
 
-async fn linger(mut stream: UnixStream) {
+async fn linger(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
     drop(stream.shutdown().await);
     let mut bytes = [0; 4096];
     let drained = async {
@@ -171,18 +171,6 @@ async fn linger(mut stream: UnixStream) {
         }
     };
     drop(timeout(LINGER, drained).await);
-}
-
-fn hand_over(stream: UnixStream, read_ahead: Vec<u8>, taker: &SyncSender<ClientStream>) {
-    let blocking = stream.into_std().and_then(|stream| {
-        stream.set_nonblocking(false)?;
-        Ok(stream)
-    });
-    match blocking {
-        // An exec that has ended meanwhile takes nothing: the connection closes.
-        Ok(stream) => drop(taker.try_send(ClientStream { stream, read_ahead })),
-        Err(error) => tracing::error!(%error, "could not take a stream over from HTTP"),
-    }
 }
 
 async fn answer(

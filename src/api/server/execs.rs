@@ -1,13 +1,12 @@
 //! Execs: begun, as a stream of frames or in one answer; shown.
 //!
 //! An exec is a thread of the broker that speaks frames on a Unix socket. With an upgrade that socket is
-//! the client's own; without one it is a pair of which this file holds the other end, and lets go of it
+//! the client's own, on which the exec says even the 101; without one it is a pair of which this file holds the other end, and lets go of it
 //! when the client does: the exec then dies.
 #![forbid(unsafe_code)]
 
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc::SyncSender;
 
 use axum::body::Body;
 use axum::extract::State;
@@ -25,7 +24,8 @@ use crate::api::server::refusal::Refusal;
 use crate::api::server::routes::Shared;
 use crate::api::server::runs::own_run;
 use crate::api::wire::{self, ErrorBody, ExecAnswer, ExecBody};
-use crate::broker::{Accepting, ClientStream, ExecAsk, ExecView};
+use crate::broker::streams::ClientStream;
+use crate::broker::{Accepting, ExecAsk, ExecView};
 use crate::launcher::into::InContainer;
 use crate::model::id::ExecId;
 use crate::relay::frames::{self, Kind};
@@ -67,12 +67,57 @@ pub(super) async fn start(
     let run = own_run(&asker)?;
     let is_stream = wants_stream(version, &headers)?;
     let ask = ask(body, &asker)?;
-    let Accepting { accepted, stream } = app.broker.exec(&run, ask)?;
-    let exec_id = accepted.await.map_err(|_| lost())??;
+    let exec_id = ExecId::fresh();
     Span::current().record("exec_id", tracing::field::display(&exec_id));
+    let (client, ours) = if is_stream {
+        (own_stream(&asker, &exec_id)?, None)
+    } else {
+        let (client, ours) = stream_pair()?;
+        (client, Some(ours))
+    };
+    let Accepting { accepted, read_ahead } = app.broker.exec(&run, exec_id.clone(), ask, client)?;
+    accepted.await.map_err(|_| lost())??;
     // From here on the exec is one of the run's execs, which the broker bounds.
     asker.leave_place();
-    if is_stream { upgraded(&exec_id, stream, &asker) } else { to_its_end(exec_id, stream).await }
+    match ours {
+        None => {
+            asker.line.upgrade_to(read_ahead);
+            switching_protocols(&exec_id)
+        }
+        Some(ours) => {
+            read_ahead.give(Vec::new());
+            to_its_end(exec_id, ours).await
+        }
+    }
+}
+
+/// The client's own connection. The exec greets it with the 101 itself, as soon as it may, and does not wait for
+/// this task to come to it.
+fn own_stream(asker: &Asker, exec_id: &ExecId) -> Result<ClientStream, Refusal> {
+    if asker.line.has_unwritten() {
+        let message =
+            "an upgrade is asked for behind answers that are not read yet: read them first";
+        return Err(Refusal::malformed(message));
+    }
+    let greeting = format!(
+        "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: {}\r\n{EXEC_ID}: {exec_id}\r\n\r\n",
+        wire::UPGRADE
+    );
+    let line = asker.line.clone();
+    Ok(ClientStream {
+        socket: line.copy().map_err(broken)?,
+        greeting: greeting.into_bytes(),
+        taken: Box::new(move || line.take()),
+    })
+}
+
+/// A connection whose client is this task.
+fn stream_pair() -> Result<(ClientStream, UnixStream), Refusal> {
+    let (ours, theirs) = UnixStream::pair().map_err(broken)?;
+    ours.set_nonblocking(true).and_then(|()| theirs.set_nonblocking(true)).map_err(broken)?;
+    // Standard input is at its end before it begins. Eight bytes fit into an empty socket.
+    (&ours).write_all(&frames::header(Kind::Stdin, 0)).map_err(broken)?;
+    Ok((ClientStream { socket: theirs, greeting: Vec::new(), taken: Box::new(|| ()) }, ours))
 }
 
 fn ask(body: ExecBody, asker: &Asker) -> Result<ExecAsk, Refusal> {
@@ -123,9 +168,8 @@ fn has_word(headers: &HeaderMap, name: &HeaderName, word: &str) -> bool {
     texts.flat_map(|text| text.split(',')).any(|part| part.trim().eq_ignore_ascii_case(word))
 }
 
-/// 101. The connection's task gives the socket to the broker when the answer is out.
-fn upgraded(exec_id: &ExecId, stream: SyncSender<ClientStream>, asker: &Asker) -> Answer {
-    asker.line.upgrade_to(stream);
+/// What the client has heard already: it goes no further than the connection's line.
+fn switching_protocols(exec_id: &ExecId) -> Answer {
     let id = HeaderValue::from_str(exec_id.as_str())
         .map_err(|e| Refusal::internal(format!("an exec's id is no header: {e}")))?;
     let mut response = Response::new(Body::empty());
@@ -137,17 +181,8 @@ fn upgraded(exec_id: &ExecId, stream: SyncSender<ClientStream>, asker: &Asker) -
     Ok(response)
 }
 
-async fn to_its_end(exec_id: ExecId, stream: SyncSender<ClientStream>) -> Answer {
-    let broken = |e: std::io::Error| Refusal::internal(format!("could not make a stream: {e}"));
-    let (ours, theirs) = UnixStream::pair().map_err(broken)?;
-    ours.set_nonblocking(true).map_err(broken)?;
-    // Standard input is at its end before it begins. Eight bytes fit into an empty socket.
-    (&ours).write_all(&frames::header(Kind::Stdin, 0)).map_err(broken)?;
+async fn to_its_end(exec_id: ExecId, ours: UnixStream) -> Answer {
     let mut ours = tokio::net::UnixStream::from_std(ours).map_err(broken)?;
-    let taken = ClientStream { stream: theirs, read_ahead: Vec::new() };
-    stream.try_send(taken).map_err(|_| lost())?;
-    // Otherwise this task would keep the channel, and with it the hope for a stream.
-    drop(stream);
 
     let mut told = Told::default();
     let mut unread = Vec::new();
@@ -221,6 +256,10 @@ fn append(to: &mut Vec<u8>, payload: &[u8], most: usize) -> bool {
     room == payload.len()
 }
 
+fn broken(error: std::io::Error) -> Refusal {
+    Refusal::internal(format!("could not make the exec's stream: {error}"))
+}
+
 fn lost() -> Refusal {
     Refusal::internal("the exec was lost before it told its end")
 }
@@ -253,13 +292,14 @@ mod tests {
 
     #[tokio::test]
     async fn an_exec_without_an_upgrade_is_told_at_its_end() {
-        let (sender, receiver) = std::sync::mpsc::sync_channel::<ClientStream>(1);
+        let (client, ours) = stream_pair().unwrap();
+        let mut stream = client.socket;
         let exec = std::thread::spawn(move || {
             use std::io::{Read, Write};
-            let ClientStream { mut stream, read_ahead } = receiver.recv().unwrap();
+            stream.set_nonblocking(false).unwrap();
             let mut input = [0; frames::HEADER];
             stream.read_exact(&mut input).unwrap();
-            assert_eq!((read_ahead, input), (vec![], frames::header(Kind::Stdin, 0)));
+            assert_eq!((client.greeting, input), (vec![], frames::header(Kind::Stdin, 0)));
             let mut out = Vec::new();
             frames::push(Kind::Started, b"{}", &mut out);
             frames::push(Kind::Stdout, &[b'a'; MOST_OUTPUT + 1], &mut out);
@@ -272,7 +312,7 @@ mod tests {
             stream.write_all(&out).unwrap();
         });
         let id = ExecId::fresh();
-        let response = to_its_end(id.clone(), sender).await.unwrap();
+        let response = to_its_end(id.clone(), ours).await.unwrap();
         exec.join().unwrap();
         assert_eq!(response.status(), StatusCode::OK);
         let bytes = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
@@ -289,25 +329,18 @@ mod tests {
             assert_eq!((refusal.status.as_u16(), &*refusal.reason), (status, reason));
         }
         async fn after(frames: &'static [(Kind, &'static [u8])]) -> Refusal {
-            let (sender, receiver) = std::sync::mpsc::sync_channel::<ClientStream>(1);
-            let exec = std::thread::spawn(move || {
-                use std::io::Write;
-                let mut taken = receiver.recv().unwrap();
-                let mut out = Vec::new();
-                frames.iter().for_each(|(kind, payload)| frames::push(*kind, payload, &mut out));
-                taken.stream.write_all(&out).unwrap();
-            });
-            let refusal = to_its_end(ExecId::fresh(), sender).await.unwrap_err();
-            exec.join().unwrap();
-            refusal
+            let (client, ours) = stream_pair().unwrap();
+            let mut out = Vec::new();
+            frames.iter().for_each(|(kind, payload)| frames::push(*kind, payload, &mut out));
+            (&client.socket).write_all(&out).unwrap();
+            let answering = tokio::spawn(to_its_end(ExecId::fresh(), ours));
+            drop(client);
+            answering.await.unwrap().unwrap_err()
         }
         const DENIED: &[u8] = br#"{"error":{"stage":"resolve","reason":"source_unavailable","message":"m","hint":""}}"#;
         check(after(&[(Kind::Error, DENIED)]).await, 403, "source_unavailable");
         check(after(&[(Kind::Stdout, b"half")]).await, 500, "internal");
         check(after(&[(Kind::Exit, b"{}")]).await, 500, "internal");
-        // Nobody takes the stream.
-        let (sender, receiver) = std::sync::mpsc::sync_channel::<ClientStream>(1);
-        drop(receiver);
-        check(to_its_end(ExecId::fresh(), sender).await.unwrap_err(), 500, "internal");
+        check(after(&[]).await, 500, "internal");
     }
 }

@@ -6,21 +6,27 @@
 #![forbid(unsafe_code)]
 
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::pin::Pin;
-use std::sync::mpsc::SyncSender;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::UnixStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::api::server::bounds::Bounds;
-use crate::broker::ClientStream;
+use crate::api::server::socket::{Copied, Socket};
+use crate::broker::streams::ReadAhead;
 
 /// What is known of one connection. Shared by its stream and its requests.
 pub(super) struct Line {
     bounds: Bounds,
+    copied: Copied,
+    /// An exec speaks on it from now on, and nobody here.
+    is_taken: AtomicBool,
+    /// A part of an answer waits for its reader.
+    has_unwritten: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -28,8 +34,8 @@ struct State {
     phase: Phase,
     /// Requests that are being answered: clocks stand still.
     busy: usize,
-    /// Who takes the stream over when the answer, a 101, is out.
-    upgrade: Option<SyncSender<ClientStream>>,
+    /// The exec that has taken it, which is to hear what was read ahead.
+    upgrade: Option<ReadAhead>,
 }
 
 #[derive(Clone, Copy)]
@@ -44,10 +50,30 @@ enum Phase {
 pub(super) struct Busy(Arc<Line>);
 
 impl Line {
-    pub(super) fn new(bounds: Bounds) -> Self {
+    pub(super) fn new(bounds: Bounds, copied: Copied) -> Self {
         let phase = Phase::Head(Instant::now());
-        let state = State { phase, busy: 0, upgrade: None };
-        Self { bounds, state: Mutex::new(state) }
+        let state = Mutex::new(State { phase, busy: 0, upgrade: None });
+        let (is_taken, has_unwritten) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { bounds, copied, is_taken, has_unwritten, state }
+    }
+
+    /// For an exec to speak on, once it has taken it.
+    pub(super) fn copy(&self) -> io::Result<UnixStream> {
+        self.copied.copy()
+    }
+
+    /// From now on nothing more is read here or written.
+    pub(super) fn take(&self) {
+        self.is_taken.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn is_taken(&self) -> bool {
+        self.is_taken.load(Ordering::SeqCst)
+    }
+
+    /// Whether a part of an answer waits for its reader.
+    pub(super) fn has_unwritten(&self) -> bool {
+        self.has_unwritten.load(Ordering::SeqCst)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -83,11 +109,11 @@ impl Line {
         matches!(self.state().phase, Phase::Head(_))
     }
 
-    pub(super) fn upgrade_to(&self, taker: SyncSender<ClientStream>) {
+    pub(super) fn upgrade_to(&self, taker: ReadAhead) {
         self.state().upgrade = Some(taker);
     }
 
-    pub(super) fn take_upgrade(&self) -> Option<SyncSender<ClientStream>> {
+    pub(super) fn take_upgrade(&self) -> Option<ReadAhead> {
         self.state().upgrade.take()
     }
 }
@@ -102,21 +128,19 @@ impl Drop for Busy {
 
 /// The socket under HTTP.
 pub(super) struct Guarded {
-    stream: UnixStream,
+    socket: Socket,
     line: Arc<Line>,
     /// Runs while an answer waits for its reader.
     stall: Option<Pin<Box<Sleep>>>,
-    has_unwritten: bool,
 }
 
 impl Guarded {
-    pub(super) fn new(stream: UnixStream, line: Arc<Line>) -> Self {
-        Self { stream, line, stall: None, has_unwritten: false }
+    pub(super) fn new(socket: Socket, line: Arc<Line>) -> Self {
+        Self { socket, line, stall: None }
     }
 
-    /// The socket, and whether all that was to be written is.
-    pub(super) fn into_parts(self) -> (UnixStream, bool) {
-        (self.stream, !self.has_unwritten)
+    pub(super) fn into_socket(self) -> Socket {
+        self.socket
     }
 }
 
@@ -127,8 +151,12 @@ impl AsyncRead for Guarded {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.line.is_taken() {
+            // What comes now is for the exec. The answer to the request is still to come, and wakes this task.
+            return Poll::Pending;
+        }
         let before = buffer.filled().len();
-        let done = ready!(Pin::new(&mut this.stream).poll_read(cx, buffer));
+        let done = ready!(Pin::new(&mut this.socket).poll_read(cx, buffer));
         if buffer.filled().len() > before {
             this.line.heard();
         }
@@ -143,15 +171,18 @@ impl AsyncWrite for Guarded {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if is_hypers_own(bytes) {
+        // The exec has answered in our stead.
+        if this.line.is_taken() || is_hypers_own(bytes) {
             return Poll::Ready(Ok(bytes.len()));
         }
-        if let Poll::Ready(written) = Pin::new(&mut this.stream).poll_write(cx, bytes) {
+        let unwritten = &this.line.has_unwritten;
+        if let Poll::Ready(written) = Pin::new(&mut this.socket).poll_write(cx, bytes) {
             this.stall = None;
-            this.has_unwritten = written.as_ref().is_ok_and(|n| *n < bytes.len());
+            let is_cut = written.as_ref().is_ok_and(|n| *n < bytes.len());
+            unwritten.store(is_cut, Ordering::SeqCst);
             return Poll::Ready(written);
         }
-        this.has_unwritten = true;
+        unwritten.store(true, Ordering::SeqCst);
         let Some(patience) = this.line.bounds.write_time else { return Poll::Pending };
         let stall =
             this.stall.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + patience)));
@@ -160,11 +191,15 @@ impl AsyncWrite for Guarded {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+        Pin::new(&mut self.get_mut().socket).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+        let this = self.get_mut();
+        if this.line.is_taken() {
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut this.socket).poll_shutdown(cx)
     }
 }
 

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use axum::Router;
@@ -24,8 +24,10 @@ use crate::api::server::ask::{Answer, Json, json_answer};
 use crate::api::server::bounds::Bounds;
 use crate::api::server::connection::Asker;
 use crate::api::server::door::Door;
+use crate::broker::Scope;
 use crate::broker::metrics::Metrics;
-use crate::broker::{ClientStream, Scope};
+use crate::broker::streams::ReadAhead;
+use crate::run::mailbox::{Mail, Mailbox};
 
 const SOON: Duration = Duration::from_millis(150);
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -374,12 +376,35 @@ async fn work_is_bounded_also_when_its_clients_have_gone() {
     assert_eq!(MOST.load(Ordering::SeqCst), 1);
 }
 
-fn upgrading(taken: std::sync::mpsc::SyncSender<Receiver<ClientStream>>) -> Router {
+/// What an exec has of its client.
+struct Taken {
+    stream: std::os::unix::net::UnixStream,
+    mailbox: Mailbox,
+}
+
+impl Taken {
+    /// What is told of the client, when it is.
+    fn told(&self) -> Mail {
+        let began = std::time::Instant::now();
+        loop {
+            if let Some(mail) = self.mailbox.take().unwrap().pop_front() {
+                return mail;
+            }
+            assert!(began.elapsed() < PATIENCE, "nothing is told");
+            std::thread::sleep(SOON / 20);
+        }
+    }
+}
+
+fn upgrading(taken: std::sync::mpsc::SyncSender<Taken>) -> Router {
     let upgrade = async move |asker: Asker, body: axum::body::Bytes| -> Answer {
         assert_eq!(&body[..], b"body");
-        let (sender, receiver) = sync_channel(1);
-        taken.send(receiver).unwrap();
-        asker.line.upgrade_to(sender);
+        let (mailbox, stream) = (Mailbox::new().unwrap(), asker.line.copy().unwrap());
+        // Both what an exec does on its own thread.
+        asker.line.take();
+        std::io::Write::write_all(&mut &stream, b"HTTP/1.1 101 by the exec\r\n\r\n").unwrap();
+        asker.line.upgrade_to(ReadAhead::to(mailbox.clone()));
+        taken.send(Taken { stream, mailbox }).unwrap();
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         let headers = response.headers_mut();
@@ -396,21 +421,27 @@ const UP: &str = "POST /up HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: sublet-ex
 #[tokio::test]
 async fn an_upgraded_stream_is_handed_over_with_what_was_read_ahead() {
     use std::io::{Read, Write};
-    let (taken, receivers) = sync_channel(1);
+    let (taken, execs) = sync_channel(1);
     let place = place(small(), upgrading(taken));
     let mut client = place.connect().await;
     client.write_all(format!("{UP}ahead").as_bytes()).await.unwrap();
-    let answer = head(&mut client).await;
-    assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
-    let receiver = receivers.recv().unwrap();
-    let mut given = tokio::task::spawn_blocking(move || receiver.recv()).await.unwrap().unwrap();
+    // Once, and by the exec.
+    assert_eq!(head(&mut client).await, "HTTP/1.1 101 by the exec\r\n\r\n");
+    let exec = execs.recv().unwrap();
+    let (exec, told) = tokio::task::spawn_blocking(move || {
+        let told = exec.told();
+        (exec, told)
+    })
+    .await
+    .unwrap();
+    let Mail::ReadAhead(read_ahead) = told else { panic!("{told:?}") };
     client.write_all(b" and later").await.unwrap();
     client.shutdown().await.unwrap();
-    // Blocking, on a thread, as the broker does it.
     let theirs = std::thread::spawn(move || {
-        let mut all = given.read_ahead;
-        given.stream.read_to_end(&mut all).unwrap();
-        given.stream.write_all(b"heard").unwrap();
+        let (mut all, mut stream) = (read_ahead, exec.stream);
+        stream.set_nonblocking(false).unwrap();
+        stream.read_to_end(&mut all).unwrap();
+        stream.write_all(b"heard").unwrap();
         String::from_utf8(all).unwrap()
     });
     assert_eq!(rest(client).await, "heard");
@@ -422,14 +453,14 @@ async fn an_upgraded_stream_is_handed_over_with_what_was_read_ahead() {
 
 #[tokio::test]
 async fn a_client_that_leaves_before_its_101_takes_nothing_over() {
-    let (taken, receivers) = sync_channel(1);
+    let (taken, execs) = sync_channel(1);
     let place = place(small(), upgrading(taken));
     let mut client = place.connect().await;
     client.write_all(&UP.as_bytes()[..UP.len() - 1]).await.unwrap();
     drop(client);
-    // The handler never ran, or its sender is gone; either way no stream comes.
+    // The handler never ran, or the exec is told.
     sleep(SOON).await;
-    assert!(receivers.try_recv().map_or(true, |r| r.recv_timeout(PATIENCE).is_err()));
+    assert!(execs.try_recv().map_or(true, |exec| exec.told() == Mail::ClientGone));
 }
 
 #[tokio::test]

@@ -21,6 +21,9 @@ use crate::run::scene::EXEC;
 impl Attendant<'_> {
     /// Whether what the client sends can be taken: what is typed ahead waits for its terminal.
     pub(super) fn has_room(&self) -> bool {
+        if self.caller.connection().is_some_and(|c| c.borrow().is_deaf()) {
+            return false;
+        }
         match &self.input {
             Some(input) => input.has_room(),
             None => self.ended.is_some() || self.scene.terminal.is_none() || self.master.is_some(),
@@ -63,13 +66,14 @@ impl Attendant<'_> {
                 }
             }
         }
-        if failed.is_some() {
-            // A client that is gone, or that speaks no sense, is a caller that died.
-            self.lost = true;
-            self.outputs.iter_mut().for_each(Output::give_up);
-            self.session.order(&Order::Kill { exec: EXEC })?;
-        }
-        Ok(())
+        if failed.is_some() { self.lose_the_client() } else { Ok(()) }
+    }
+
+    /// A client that is gone, or that speaks no sense, is a caller that died.
+    fn lose_the_client(&mut self) -> Result<(), RunError> {
+        self.lost = true;
+        self.outputs.iter_mut().for_each(Output::give_up);
+        Ok(self.session.order(&Order::Kill { exec: EXEC })?)
     }
 
     pub(super) fn read_mail(&mut self) -> Result<(), RunError> {
@@ -77,6 +81,12 @@ impl Attendant<'_> {
             match mail {
                 Mail::Kill(_) => self.session.order(&Order::Kill { exec: EXEC })?,
                 Mail::LauncherDied => return Err(RunError::LauncherDied),
+                Mail::ClientGone => self.lose_the_client()?,
+                Mail::ReadAhead(bytes) => {
+                    if let Some(connection) = self.caller.connection() {
+                        connection.borrow_mut().hear(&bytes);
+                    }
+                }
                 Mail::Revoke(id) => {
                     if let Some(index) = self.index_of(&id) {
                         self.revoke(index)?;
