@@ -14,6 +14,7 @@
 pub mod cgroup;
 pub mod child;
 mod command;
+pub mod ground;
 pub mod identity;
 pub mod init;
 pub mod landlock;

@@ -1,6 +1,7 @@
 //! Builds the exec's root in the launcher: one detached tmpfs with every directory, file, link and
-//! device of the layout, and one detached tree for each bind. Interprets the layout in one loop;
-//! touches nothing that is visible on the host.
+//! device of the layout, and one detached tree for each bind. Interprets the layout in two loops: what is
+//! sublet's own (`ground`), which may have been laid before, and what is shown of the host. Touches nothing
+//! that is visible on the host.
 //!
 //! Directories of the tmpfs belong to the host's root (rootless: to the caller) and are not writable
 //! for the exec but where the layout says `Scratch`; landlock says the same once more.
@@ -13,11 +14,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
-use rustix::mount::{FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, OpenTreeFlags};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags};
 
-use super::identity::{self, Identity};
+use super::ground::{Ground, Wanted, relative};
 use super::layout::{Access, Entry, Layout};
 use crate::sys::mount::{self, MountAttributes};
 
@@ -73,42 +74,44 @@ pub enum RootError {
     Restrict { path: PathBuf, source: io::Error },
 }
 
-/// Builds the root for `layout` in this tmpfs. `size` bounds all that the exec writes outside of its
-/// workspace; `container` has the trees of [`Entry::OfContainer`].
+/// Builds the root for this in its tmpfs. `ground`: what was laid there before, for whatever was expected then;
+/// `container` has the trees of [`Entry::OfContainer`].
 pub fn build(
     tmpfs: BorrowedFd<'_>,
-    layout: &Layout,
+    ground: Option<Ground>,
+    wanted: &Wanted<'_>,
     container: &BTreeMap<PathBuf, OwnedFd>,
-    size: u64,
-    mode: identity::Mode,
-    identity: &Identity,
 ) -> Result<Root, RootError> {
-    bound(tmpfs, size)?;
+    let ground = match ground {
+        Some(ground) if ground.is_for(wanted) => ground,
+        Some(ground) => {
+            ground.clear(tmpfs)?;
+            Ground::lay(tmpfs, wanted)?
+        }
+        None => Ground::lay(tmpfs, wanted)?,
+    };
     let mut builder = Builder {
-        layout,
+        layout: wanted.layout,
         container,
-        mode,
-        owner: (Uid::from_raw(identity.outside_uid), Gid::from_raw(identity.outside_gid)),
         tmpfs,
-        made: BTreeMap::new(),
+        ground,
         attachments: Vec::new(),
         attachments_in_workspace: Vec::new(),
         places: Vec::new(),
     };
-    builder.place(Path::new("/"), PlaceKind::TopDirectory)?;
-    for (at, entry) in &layout.entries {
-        builder.add(at, entry)?;
+    for (at, entry) in &wanted.layout.entries {
+        builder.show(at, entry)?;
     }
-    let Builder { attachments, attachments_in_workspace, mut places, .. } = builder;
-    for (path, kind) in [
-        ("etc", PlaceKind::Synthesised),
-        ("run/sublet", PlaceKind::Synthesised),
-        ("dev", PlaceKind::DeviceDirectory),
+    let Builder { mut ground, attachments, attachments_in_workspace, mut places, .. } = builder;
+    // Some of them may be in a tree of the host.
+    for (at, kind) in [
+        ("/etc", PlaceKind::Synthesised),
+        ("/run/sublet", PlaceKind::Synthesised),
+        ("/dev", PlaceKind::DeviceDirectory),
     ] {
-        let fd = open_path(tmpfs, Path::new(path))
-            .map_err(|e| RootError::Make { path: Path::new("/").join(path), source: e.into() })?;
-        places.push(Place { fd, kind });
+        ground.place(tmpfs, Path::new(at), kind)?;
     }
+    places.extend(ground.places);
     Ok(Root { attachments, attachments_in_workspace, places })
 }
 
@@ -126,61 +129,34 @@ pub fn make_tmpfs() -> Result<OwnedFd, RootError> {
         .map_err(failed("mount a tmpfs"))
 }
 
-fn bound(tmpfs: BorrowedFd<'_>, size: u64) -> Result<(), RootError> {
-    let failed = |e: Errno| RootError::Tmpfs { doing: "bound a tmpfs", source: e.into() };
-    let flags = FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH;
-    let picked = rustix::mount::fspick(tmpfs, c"", flags).map_err(failed)?;
-    rustix::mount::fsconfig_set_string(&picked, c"size", size.to_string())
-        .and_then(|()| rustix::mount::fsconfig_reconfigure(&picked))
-        .map_err(failed)
-}
-
 struct Builder<'a> {
     layout: &'a Layout,
     container: &'a BTreeMap<PathBuf, OwnedFd>,
-    mode: identity::Mode,
-    owner: (Uid, Gid),
     tmpfs: BorrowedFd<'a>,
-    /// Directories that stand already.
-    made: BTreeMap<PathBuf, ()>,
+    ground: Ground,
     attachments: Vec<Attachment>,
     attachments_in_workspace: Vec<Attachment>,
     places: Vec<Place>,
 }
 
 impl Builder<'_> {
-    fn add(&mut self, at: &Path, entry: &Entry) -> Result<(), RootError> {
+    fn show(&mut self, at: &Path, entry: &Entry) -> Result<(), RootError> {
         // What lies in a tree of the host must be there already; its owner decides, not we.
-        let above = at.parent().and_then(|p| self.layout.covering(p));
-        if above.is_some() && !matches!(entry, Entry::Bind { .. } | Entry::Workspace { .. }) {
+        let is_inside = at.parent().and_then(|p| self.layout.covering(p)).is_some();
+        if is_inside && !matches!(entry, Entry::Bind { .. }) {
             return Ok(());
         }
-        let make = above.is_none();
-        let failed = |e: Errno| RootError::Make { path: at.to_owned(), source: e.into() };
+        let make = !is_inside;
         match entry {
-            Entry::Directory | Entry::Inner | Entry::Secrets => self.directory(at),
-            Entry::Workspace { .. } => {
-                if make {
-                    self.directory(at)
-                } else {
-                    Ok(())
-                }
-            }
-            Entry::Scratch { sticky } => {
-                let mode = if *sticky { 0o1777 } else { 0o700 };
-                self.directory_of_mode(at, mode)?;
-                if !sticky && self.mode == identity::Mode::Privileged {
-                    self.give(relative(at)).map_err(failed)?;
-                }
-                self.place(at, PlaceKind::WritableTree)
-            }
-            Entry::File { content } => self.file(at, content),
-            Entry::Probe => self.file(at, b""),
-            Entry::Symlink { target } => {
-                self.parents(at)?;
-                rustix::fs::symlinkat(target, self.tmpfs, relative(at)).map_err(failed)
-            }
-            Entry::Device { major, minor } => self.device(at, *major, *minor),
+            Entry::Directory
+            | Entry::Inner
+            | Entry::Secrets
+            | Entry::Workspace { .. }
+            | Entry::Scratch { .. }
+            | Entry::File { .. }
+            | Entry::Probe
+            | Entry::Symlink { .. } => Ok(()),
+            Entry::Device { .. } => self.device(at),
             Entry::Bind { source, optional, access } => {
                 self.bind(at, source, *optional, *access, make)
             }
@@ -190,10 +166,10 @@ impl Builder<'_> {
                 let tree = tree.ok_or_else(|| failed(Errno::NOENT.into()))?;
                 let tree = tree.try_clone().map_err(failed)?;
                 let kind = if *is_directory {
-                    self.directory(at)?;
+                    self.ground.directory(self.tmpfs, at)?;
                     PlaceKind::ReadOnlyTree
                 } else {
-                    self.file(at, b"")?;
+                    self.ground.file(self.tmpfs, at, b"")?;
                     PlaceKind::ReadOnlyFile
                 };
                 let attributes = MountAttributes {
@@ -217,7 +193,7 @@ impl Builder<'_> {
                     return Err(failed(Errno::NOTDIR));
                 }
                 if make {
-                    self.directory(at)?;
+                    self.ground.directory(self.tmpfs, at)?;
                 }
                 let attributes = MountAttributes {
                     set: mount::RDONLY | mount::NOSUID | mount::NODEV | mount::NOEXEC,
@@ -230,80 +206,11 @@ impl Builder<'_> {
         }
     }
 
-    fn parents(&mut self, at: &Path) -> Result<(), RootError> {
-        match at.parent() {
-            Some(parent) if parent != Path::new("/") => self.directory(parent),
-            _ => Ok(()),
-        }
-    }
-
-    fn directory(&mut self, at: &Path) -> Result<(), RootError> {
-        self.directory_of_mode(at, 0o755)
-    }
-
-    fn directory_of_mode(&mut self, at: &Path, mode: u32) -> Result<(), RootError> {
-        if self.made.contains_key(at) {
+    /// The host's, where one of our own is not allowed.
+    fn device(&mut self, at: &Path) -> Result<(), RootError> {
+        if !self.ground.lacks(at) {
             return Ok(());
         }
-        self.parents(at)?;
-        match rustix::fs::mkdirat(self.tmpfs, relative(at), Mode::from(mode)) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(e) => return Err(RootError::Make { path: at.to_owned(), source: e.into() }),
-        }
-        // A mount's parents below the exec's home are the exec's, as the rest of its home is.
-        if self.mode == identity::Mode::Privileged && self.lies_in_home(at) {
-            self.give(relative(at))
-                .map_err(|e| RootError::Make { path: at.to_owned(), source: e.into() })?;
-        }
-        self.made.insert(at.to_owned(), ());
-        Ok(())
-    }
-
-    fn lies_in_home(&self, at: &Path) -> bool {
-        at.ancestors().skip(1).any(|above| {
-            matches!(self.layout.entries.get(above), Some(Entry::Scratch { sticky: false }))
-        })
-    }
-
-    fn file(&mut self, at: &Path, content: &[u8]) -> Result<(), RootError> {
-        self.parents(at)?;
-        self.create(at)
-            .and_then(|file| write_all(file.as_fd(), content))
-            .map_err(|e| RootError::Make { path: at.to_owned(), source: e.into() })
-    }
-
-    fn create(&self, at: &Path) -> Result<OwnedFd, Errno> {
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-        rustix::fs::openat(self.tmpfs, relative(at), flags, Mode::from(0o644))
-    }
-
-    fn give(&self, path: &Path) -> Result<(), Errno> {
-        let (uid, gid) = self.owner;
-        let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
-        rustix::fs::chownat(self.tmpfs, path, Some(uid), Some(gid), flags)
-    }
-
-    /// A node of our own where that is allowed, else the host's, shown at its place.
-    fn device(&mut self, at: &Path, major: u32, minor: u32) -> Result<(), RootError> {
-        self.parents(at)?;
-        if self.mode == identity::Mode::Privileged {
-            let device = rustix::fs::makedev(major, minor);
-            let mode = Mode::from(0o666);
-            let made = rustix::fs::mknodat(
-                self.tmpfs,
-                relative(at),
-                FileType::CharacterDevice,
-                mode,
-                device,
-            );
-            match made {
-                Ok(()) => return Ok(()),
-                // A container's device cgroup or bounding set.
-                Err(Errno::PERM) => {}
-                Err(e) => return Err(RootError::Make { path: at.to_owned(), source: e.into() }),
-            }
-        }
-        self.create(at).map_err(|e| RootError::Make { path: at.to_owned(), source: e.into() })?;
         let tree =
             open_tree(at).map_err(|e| RootError::Open { path: at.to_owned(), source: e.into() })?;
         let attributes = MountAttributes { set: mount::NOSUID, ..MountAttributes::default() };
@@ -336,18 +243,16 @@ impl Builder<'_> {
         if found == FileType::Symlink {
             // As on the host: /bin is a link to usr/bin, /etc/localtime one into /usr/share.
             if make {
-                self.parents(at)?;
                 let target = rustix::fs::readlink(source, Vec::new()).map_err(failed)?;
-                rustix::fs::symlinkat(target.as_c_str(), self.tmpfs, relative(at))
-                    .map_err(|e| RootError::Make { path: at.to_owned(), source: e.into() })?;
+                self.ground.symlink(self.tmpfs, at, target.as_c_str())?;
             }
             return Ok(());
         }
         let is_directory = found == FileType::Directory;
         if make && is_directory {
-            self.directory(at)?;
+            self.ground.directory(self.tmpfs, at)?;
         } else if make {
-            self.file(at, b"")?;
+            self.ground.file(self.tmpfs, at, b"")?;
         }
         let tree = if in_workspace { open_tree_without_links(source) } else { open_tree(source) };
         let tree = tree.map_err(failed)?;
@@ -392,13 +297,6 @@ impl Builder<'_> {
         }
         Ok(())
     }
-
-    fn place(&mut self, at: &Path, kind: PlaceKind) -> Result<(), RootError> {
-        let fd = open_path(self.tmpfs, relative(at))
-            .map_err(|e| RootError::Make { path: at.to_owned(), source: e.into() })?;
-        self.places.push(Place { fd, kind });
-        Ok(())
-    }
 }
 
 /// A detached, private copy of the mount tree at `path`. open_tree(2), Linux 5.2.
@@ -430,31 +328,10 @@ pub fn clone_tree(directory: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     rustix::mount::open_tree(directory, c"", flags)
 }
 
-fn open_path(base: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
-    rustix::fs::openat(base, path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
-}
-
-/// Relative to the new root.
-fn relative(at: &Path) -> &Path {
-    match at.strip_prefix("/") {
-        Ok(path) if path.as_os_str().is_empty() => Path::new("."),
-        Ok(path) => path,
-        Err(_) => at,
-    }
-}
-
 /// A path as the child will hand it to the kernel.
 pub fn c_path(path: &Path) -> Result<CString, RootError> {
     CString::new(path.as_os_str().as_bytes()).map_err(|e| RootError::Make {
         path: path.to_owned(),
         source: io::Error::new(io::ErrorKind::InvalidInput, e),
     })
-}
-
-fn write_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), Errno> {
-    while !bytes.is_empty() {
-        let written = rustix::io::write(fd, bytes)?;
-        bytes = &bytes[written..];
-    }
-    Ok(())
 }

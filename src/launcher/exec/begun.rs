@@ -41,7 +41,7 @@ impl Begun {
             Mode::Privileged => Some(seeds.user(setting.host.config.host.uid_pool)?),
         };
         let sandbox = Sandbox::begin(&compiled, seed, user, setting)?;
-        seeds.want(sandbox.on_disk(&compiled));
+        seeds.want(sandbox.on_disk(&compiled), &compiled);
         Ok(Self { spec, compiled, sandbox, is_built: false })
     }
 

@@ -23,8 +23,9 @@ use crate::launcher::posture::Ownership;
 use crate::launcher::wire::{Refusal, RefusalKind};
 use crate::model::name::Channel;
 use crate::profile::AWS_VARIABLES;
-use crate::profile::{Capability, NetworkMode};
+use crate::profile::{Capability, NetworkMode, Profile};
 use crate::sandbox::cgroup::Held;
+use crate::sandbox::ground::{Ground, Wanted};
 use crate::sandbox::identity::{self, Identity};
 use crate::sandbox::landlock::{self, Feature, TcpPorts};
 use crate::sandbox::layout::Access;
@@ -46,6 +47,8 @@ pub(super) struct Sandbox {
     mapped: Option<Mapped>,
     /// The root's own tmpfs, until the command is told. Empty until it is built.
     root: Option<OwnedFd>,
+    /// What was laid in it ahead.
+    ground: Option<Ground>,
     /// Where file deliveries are made, if the profile has any.
     pub secrets: Option<SecretsMount>,
     /// Where each tree goes that the child attaches, in its order, for messages.
@@ -70,6 +73,11 @@ fn files_of(capability: &Arc<Capability>) -> usize {
     capability.audiences.len() * capability.channels.iter().map(of).sum::<usize>()
 }
 
+/// The bound of an exec's root.
+pub(super) fn size_of_root(profile: &Profile) -> u64 {
+    profile.filesystem.tmp.0.saturating_add(SYNTHESISED)
+}
+
 impl Sandbox {
     /// Begins one from a seed, whose child may still be making its namespaces: whose it is, which its child
     /// is told, and within which bounds.
@@ -80,7 +88,7 @@ impl Sandbox {
         user: Option<User>,
         setting: &Setting,
     ) -> Result<Self, Refusal> {
-        let Seed { mut child, without_cgroup, root, proc_mount, .. } = seed;
+        let Seed { mut child, without_cgroup, root, ground, proc_mount, .. } = seed;
         let (mut identity, mapped) = match user {
             None => (Identity::of_caller(compiled.inside), None),
             Some(User { uid, lock, mapped }) => {
@@ -102,7 +110,8 @@ impl Sandbox {
         };
         let root = Some(root);
         let attached_at = Vec::new();
-        let sandbox = Self { child, identity, mapped, root, secrets: None, attached_at, facts };
+        let secrets = None;
+        let sandbox = Self { child, identity, mapped, root, ground, secrets, attached_at, facts };
         // Only speed hangs on it.
         match cpu::keep_off(sandbox.child.pid) {
             Ok(()) | Err(_) => {}
@@ -117,16 +126,15 @@ impl Sandbox {
     /// Builds what its child needs, which goes on by itself after this has returned; what it cannot do shows
     /// on its socket.
     pub fn build(&mut self, compiled: &Compiled, setting: &Setting) -> Result<(), Refusal> {
-        let size = compiled.profile.filesystem.tmp.0.saturating_add(SYNTHESISED);
-        let root = root::build(
-            self.root()?,
-            &compiled.layout,
-            &compiled.trees,
-            size,
-            setting.here.mode,
-            &self.identity,
-        )
-        .map_err(|e| {
+        let Owner { uid, gid } = self.owner();
+        let wanted = Wanted {
+            layout: &compiled.layout,
+            size: size_of_root(&compiled.profile),
+            mode: setting.here.mode,
+            owner: (uid, gid),
+        };
+        let ground = self.ground.take();
+        let root = root::build(self.root()?, ground, &wanted, &compiled.trees).map_err(|e| {
             refuse_error(&e, "correct the profile's [filesystem], or run `sublet doctor`")
         })?;
         let Root { attachments, attachments_in_workspace, places } = root;

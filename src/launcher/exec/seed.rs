@@ -2,8 +2,9 @@
 //! mounts in a root that is still empty, with a cgroup. Made before there is an exec for it,
 //! since the kernel takes its time for namespaces, and in that time other things can be done.
 //!
-//! A seed becomes one exec's sandbox, or is given back. It holds no value, no lease, no command, and
-//! nothing that a profile says but whether its network is its own.
+//! A seed becomes one exec's sandbox, or is given back. It holds no value, no lease, no command, and of a
+//! profile nothing but whether its network is its own, and the ground of a root like the last exec's, which is
+//! taken away where another is wanted.
 #![forbid(unsafe_code)]
 
 use std::fs::File;
@@ -15,17 +16,20 @@ use rustix::io::Errno;
 
 use super::cots::Cots;
 use super::parts::{inner_rules, namespaces};
+use super::sandbox::size_of_root;
 use super::user::{Ids, User};
 use super::words::{self, clone_refusal};
 use super::{refuse, refuse_error};
 use crate::config::UidPool;
-use crate::launcher::compile;
+use crate::launcher::compile::{self, Compiled};
 use crate::launcher::surroundings::Surroundings;
 use crate::launcher::wire::{Refusal, RefusalKind};
 use crate::model::id::ExecId;
 use crate::profile::NetworkMode;
 use crate::sandbox::cgroup::Cgroup;
+use crate::sandbox::ground::{Ground, Wanted};
 use crate::sandbox::identity::Mode;
+use crate::sandbox::layout::Layout;
 use crate::sandbox::plan::{Plan, ProcMount};
 use crate::sandbox::step::{self, Said};
 use crate::sandbox::{child, root};
@@ -62,8 +66,9 @@ pub(super) struct Seed {
     pub child: Child,
     /// Why it has no cgroup, if it has none.
     pub without_cgroup: Option<String>,
-    /// The root's own tmpfs, empty.
+    /// The root's own tmpfs, and what was laid in it.
     pub root: OwnedFd,
+    pub ground: Option<Ground>,
     pub proc_mount: ProcMount,
     network: NetworkMode,
 }
@@ -179,7 +184,7 @@ impl Seed {
         if let Some(slate) = &child.slate {
             slate.keep_from_others().map_err(|e| failed(&e))?;
         }
-        Ok(Self { child, without_cgroup, root, proc_mount, network })
+        Ok(Self { child, without_cgroup, root, ground: None, proc_mount, network })
     }
 }
 
@@ -200,6 +205,8 @@ pub struct Seeds {
     /// Whom the next exec is to be; a workspace of these ids is to be mapped for it.
     user: Option<User>,
     on_disk: Option<Ids>,
+    /// What its root is to be, and how large.
+    layout: Option<(Layout, u64)>,
 }
 
 impl Seeds {
@@ -236,9 +243,15 @@ impl Seeds {
         self.user.take().map_or_else(|| User::take(pool), Ok)
     }
 
-    /// What the exec wanted of its workspace.
-    pub(super) fn want(&mut self, on_disk: Option<Ids>) {
+    /// What the exec wanted of its workspace and its root: the next one's wish, most likely.
+    pub(super) fn want(&mut self, on_disk: Option<Ids>, compiled: &Compiled) {
         self.on_disk = on_disk;
+        let size = size_of_root(&compiled.profile);
+        let is_known =
+            |(layout, known): &(Layout, u64)| *known == size && *layout == compiled.layout;
+        if !self.layout.as_ref().is_some_and(is_known) {
+            self.layout = Some((compiled.layout.clone(), size));
+        }
     }
 
     /// Has a user ready for the next exec, as far as that can be: else it takes its own, and is told why not.
@@ -254,16 +267,35 @@ impl Seeds {
 
     /// Whether [`Seeds::plant`] has something to do.
     pub fn is_wanting(&self) -> bool {
-        self.ready.is_none()
+        self.ready.as_ref().is_none_or(|seed| seed.ground.is_none() && self.layout.is_some())
     }
 
-    /// Makes one ahead, for a moment in which nothing else is to be done.
+    /// Makes one ahead, or lays the ground of its root, for a moment in which nothing else is to be done.
     ///
     /// # Errors
     /// The next exec tries again, and its caller is told.
     pub fn plant(&mut self, name: &ExecId, here: &Surroundings) -> Result<(), Refusal> {
-        let network = self.network.unwrap_or(NetworkMode::None);
-        self.ready = Some(Seed::plant(name, network, None, here, self.cots())?);
+        let Some(mut seed) = self.ready.take() else {
+            let network = self.network.unwrap_or(NetworkMode::None);
+            self.ready = Some(Seed::plant(name, network, None, here, self.cots())?);
+            return Ok(());
+        };
+        // Its owner is known where it is one of the pool.
+        let (Some((layout, size)), Some(user)) = (&self.layout, &self.user) else {
+            self.layout = None;
+            self.ready = Some(seed);
+            return Ok(());
+        };
+        let (mode, owner) = (here.mode, (user.uid, user.uid));
+        let wanted = Wanted { layout, size: *size, mode, owner };
+        match Ground::lay(seed.root.as_fd(), &wanted) {
+            Ok(ground) => {
+                seed.ground = Some(ground);
+                self.ready = Some(seed);
+            }
+            // What stands in its root is of no use, nor is another try. The next exec is told, if it meets the same.
+            Err(_) => self.layout = None,
+        }
         Ok(())
     }
 

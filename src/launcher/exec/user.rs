@@ -36,6 +36,9 @@ impl User {
     /// With the namespace for a workspace of these ids.
     pub fn mapping(self, on_disk: Ids) -> Result<Self, Refusal> {
         let outside = (self.uid, self.uid);
+        if self.mapped.as_ref().is_some_and(|mapped| mapped.ids == (on_disk, outside)) {
+            return Ok(self);
+        }
         let made = IdmapNamespace::new(on_disk, outside).map_err(|e| refuse_error(&e, ""))?;
         let mapped = Mapped { ids: (on_disk, outside), namespace: made.without_helper() };
         Ok(Self { mapped: Some(mapped), ..self })
