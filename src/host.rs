@@ -234,6 +234,8 @@ impl Host {
     fn read_profile(&self, path: &Path) -> Result<String, LoadError> {
         let unreadable = |source| LoadError::Unreadable { path: path.to_owned(), source };
         if self.trust == Trust::Host {
+            // Most that are looked for are not there: their way need not be looked at.
+            std::fs::symlink_metadata(path).map_err(unreadable)?;
             trusted::refuse_foreign(path).map_err(unreadable)?;
         }
         std::fs::read_to_string(path).map_err(unreadable)

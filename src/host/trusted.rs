@@ -9,34 +9,50 @@
 use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Component, Path};
 
 /// Refuses a file that someone else could have written.
 ///
 /// # Errors
 /// [`io::ErrorKind::PermissionDenied`] with the reason; and those of looking.
 pub fn refuse_foreign(path: &Path) -> io::Result<()> {
+    // As it is written, if no link is on its way: each place is looked at once, and none is asked for its link.
+    let is_plain = path.is_absolute() && !path.components().any(|c| c == Component::ParentDir);
+    if is_plain && refuse_foreign_way(path)? {
+        return Ok(());
+    }
     let real = path.canonicalize()?;
+    if refuse_foreign_way(&real)? {
+        return Ok(());
+    }
+    Err(io::Error::other(format!("{} was changed while it was looked at", path.display())))
+}
+
+/// False where a link is on the way.
+fn refuse_foreign_way(path: &Path) -> io::Result<bool> {
+    let us = rustix::process::geteuid().as_raw();
     // From the top: once a directory is ours alone, nothing below can be swapped.
-    let mut from_the_top: Vec<&Path> = real.ancestors().collect();
+    let mut from_the_top: Vec<&Path> = path.ancestors().collect();
     from_the_top.reverse();
     for place in from_the_top {
         let found = std::fs::symlink_metadata(place)?;
-        let is_etc = found.is_dir() || real.starts_with("/etc");
-        if let Some(why) = objection(&found, is_etc) {
+        if found.is_symlink() {
+            return Ok(false);
+        }
+        let is_etc = found.is_dir() || path.starts_with("/etc");
+        if let Some(why) = objection(&found, us, is_etc) {
             return Err(io::Error::new(
                 io::ErrorKind::PermissionDenied,
                 format!("{} {why}; a service takes only what root wrote", place.display()),
             ));
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 /// `may_be_root`: whether a stranger who may be root counts as root.
-fn objection(found: &Metadata, may_be_root: bool) -> Option<String> {
+fn objection(found: &Metadata, us: u32, may_be_root: bool) -> Option<String> {
     const OVERFLOW: u32 = 65_534;
-    let us = rustix::process::geteuid().as_raw();
     let root_is_hidden = || std::fs::metadata("/").is_ok_and(|root| root.uid() == OVERFLOW);
     let is_root = found.uid() == 0 || (may_be_root && found.uid() == OVERFLOW && root_is_hidden());
     if !is_root && found.uid() != us {
@@ -71,6 +87,19 @@ mod tests {
         mode(&file, 0o664);
         assert!(refuse_foreign(&file).is_err(), "writable by its group");
         mode(&file, 0o644);
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("p.toml", &link).unwrap();
+        refuse_foreign(&link).unwrap();
+        let strange = tempfile::tempdir().unwrap();
+        mode(strange.path(), 0o777);
+        std::fs::write(strange.path().join("p.toml"), "").unwrap();
+        let way = dir.path().join("way");
+        std::os::unix::fs::symlink(strange.path(), &way).unwrap();
+        assert!(refuse_foreign(&way.join("p.toml")).is_err(), "a link to a directory of everyone");
+        assert!(
+            refuse_foreign(&dir.path().join("none/../way/p.toml")).is_err(),
+            "the same, by a climb"
+        );
         mode(dir.path(), 0o777);
         assert!(refuse_foreign(&file).is_err(), "in a directory of everyone");
         mode(dir.path(), 0o755);

@@ -5,9 +5,10 @@
 //! names and identities only; never a content.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use crate::config::SecretSource;
 use crate::host::Host;
@@ -28,10 +29,51 @@ struct Guarded {
 }
 
 impl Guarded {
-    fn new(what: String, path: &Path, is_tree: bool) -> Self {
-        let real = real(path);
-        let shown_by = real.ancestors().filter_map(identity).collect();
+    fn new(what: String, path: &Path, is_tree: bool, ways: &mut Ways) -> Self {
+        let real = ways.real(path);
+        let shown_by = real.ancestors().filter_map(|above| ways.identity(above)).collect();
         Self { what, path: path.to_owned(), is_tree, real, shown_by }
+    }
+}
+
+/// What was found at places: what is guarded lies near to each other, and each place is looked at once.
+#[derive(Default)]
+struct Ways(BTreeMap<PathBuf, Option<Seen>>);
+
+#[derive(Clone, Copy)]
+enum Seen {
+    Link,
+    Other(Identity),
+}
+
+impl Ways {
+    fn at(&mut self, path: &Path) -> Option<Seen> {
+        if let Some(seen) = self.0.get(path) {
+            return *seen;
+        }
+        let found = path.symlink_metadata().ok();
+        let seen = found.map(|found| match found.is_symlink() {
+            true => Seen::Link,
+            false => Seen::Other((found.dev(), found.ino())),
+        });
+        self.0.insert(path.to_owned(), seen);
+        seen
+    }
+
+    /// Of what is there, through every link.
+    fn identity(&mut self, path: &Path) -> Option<Identity> {
+        match self.at(path)? {
+            Seen::Other(identity) => Some(identity),
+            Seen::Link => path.metadata().ok().map(|found| (found.dev(), found.ino())),
+        }
+    }
+
+    /// Through every link, as far as it exists: what does not is made later, below what does.
+    fn real(&mut self, path: &Path) -> PathBuf {
+        let is_plain = path.is_absolute()
+            && !path.components().any(|part| part == Component::ParentDir)
+            && path.ancestors().all(|above| matches!(self.at(above), Some(Seen::Other(_))));
+        if is_plain { path.components().collect() } else { resolved(path) }
     }
 }
 
@@ -39,20 +81,22 @@ pub struct Guard(Vec<Guarded>);
 
 impl Guard {
     pub fn of(host: &Host) -> Self {
-        let mut guarded = vec![
-            Guarded::new("sublet's state".to_owned(), &host.state_dir, true),
-            Guarded::new("sublet's sockets".to_owned(), &host.runtime_dir, true),
-        ];
+        let (mut guarded, mut ways) = (Vec::new(), Ways::default());
+        let mut guard = |what: String, path: &Path, is_tree: bool| {
+            guarded.push(Guarded::new(what, path, is_tree, &mut ways));
+        };
+        guard("sublet's state".to_owned(), &host.state_dir, true);
+        guard("sublet's sockets".to_owned(), &host.runtime_dir, true);
         let configuration = || "sublet's configuration".to_owned();
-        guarded
-            .extend(host.config_file.as_deref().map(|f| Guarded::new(configuration(), f, false)));
-        let profiles = host.profile_directories().iter();
-        guarded.extend(
-            profiles.filter(|d| d.exists()).map(|d| Guarded::new(configuration(), d, true)),
-        );
+        if let Some(file) = &host.config_file {
+            guard(configuration(), file, false);
+        }
+        for directory in host.profile_directories().iter().filter(|d| d.exists()) {
+            guard(configuration(), directory, true);
+        }
         for (name, entry) in &host.config.secrets {
             if let SecretSource::File { path } = &entry.source {
-                guarded.push(Guarded::new(format!("the file of secret `{name}`"), path, false));
+                guard(format!("the file of secret `{name}`"), path, false);
             }
         }
         Self(guarded)
@@ -76,12 +120,7 @@ impl Guard {
     }
 }
 
-fn identity(path: &Path) -> Option<Identity> {
-    path.metadata().ok().map(|found| (found.dev(), found.ino()))
-}
-
-/// Through every link, as far as it exists: what does not is made later, below what does.
-fn real(path: &Path) -> PathBuf {
+fn resolved(path: &Path) -> PathBuf {
     path.ancestors()
         .find_map(|above| {
             let real = above.canonicalize().ok()?;
@@ -106,7 +145,8 @@ mod tests {
         std::fs::write(at("keys/one"), "").unwrap();
         #[track_caller]
         fn check(state: PathBuf, is_tree: bool, path: PathBuf, refused: bool) {
-            let guard = Guard(vec![Guarded::new("x".into(), &state, is_tree)]);
+            let guard =
+                Guard(vec![Guarded::new("x".into(), &state, is_tree, &mut Ways::default())]);
             assert_eq!(guard.objection(&path).is_some(), refused, "{state:?} {path:?}");
         }
         // One that is there, and one that the first run makes.
