@@ -18,6 +18,7 @@ pub mod metrics;
 mod projection;
 mod revoker;
 mod runs;
+mod seen;
 pub mod streams;
 mod sweeper;
 mod threads;
@@ -59,6 +60,7 @@ use listeners::Listeners;
 use metrics::Metrics;
 pub use projection::ProjectedView;
 use runs::ActiveRun;
+use seen::SeenLeases;
 use streams::ReadAhead;
 use threads::Threads;
 
@@ -87,6 +89,7 @@ pub struct Broker {
     launcher_died: AtomicBool,
     stopped: AtomicBool,
     fingerprints: guard::Known,
+    seen: SeenLeases,
     projections: Mutex<projection::Projections>,
 }
 
@@ -228,6 +231,7 @@ impl Broker {
             launcher_died: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
             fingerprints: guard::Known::default(),
+            seen: SeenLeases::default(),
             projections: Mutex::default(),
         };
         broker.transaction(Durability::Durable, |tx| {

@@ -13,6 +13,7 @@ use crate::broker::streams::{ClientStream, ReadAhead};
 use crate::broker::{Accepting, Broker, BrokerError, ExecAsk, ExecView, Scope};
 use crate::model::exec::ExecRecord;
 use crate::model::id::{ExecId, LeaseId, RunId};
+use crate::model::lease::LeaseRecord;
 use crate::model::moment::timestamp_text;
 use crate::policy::environment::{Given, Origin};
 use crate::profile::NetworkMode;
@@ -106,6 +107,12 @@ impl Broker {
         found.map(view).ok_or_else(|| BrokerError::NotFound { what: format!("exec {id}") })
     }
 
+    /// As it is recorded, or was when it was looked at before.
+    fn seen_lease(&self, scope: &Scope, id: &LeaseId) -> Result<LeaseRecord, BrokerError> {
+        let seen = self.seen.lease(id).filter(|lease| *scope == Scope::Run(lease.run_id.clone()));
+        seen.map_or_else(|| self.record(scope, id).inspect(|record| self.seen.remember(record)), Ok)
+    }
+
     pub(super) fn live(&self) -> MutexGuard<'_, BTreeMap<ExecId, LiveExec>> {
         self.execs.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -158,7 +165,7 @@ impl Task {
             && let Some(error) = &outcome.unrecorded
         {
             tracing::error!(%error, "the end of an exec could not be recorded yet");
-            broker.keep_end(LateEnd::of(of_run, exec_id.clone(), leases, outcome));
+            broker.keep_end(LateEnd::of(of_run, exec_id.clone(), leases.clone(), outcome));
         }
         broker.live().remove(&exec_id);
         let outcome = match &told {
@@ -173,6 +180,7 @@ impl Task {
                 (Kind::Exit, serde_json::to_vec(&outcome.report).unwrap_or_default())
             }
             Err(e) => {
+                broker.seen.forget(&leases);
                 if let BrokerError::Run(RunError::Denied(denial)) = &e {
                     broker.metrics.denied(denial.reason);
                 }
@@ -211,7 +219,7 @@ fn tell_story(
 ) -> Result<Outcome, BrokerError> {
     let scope = Scope::Run(run.run_id.clone());
     let leases: Result<Vec<_>, _> =
-        ask.lease_ids.iter().map(|id| broker.record(&scope, id)).collect();
+        ask.lease_ids.iter().map(|id| broker.seen_lease(&scope, id)).collect();
     let session = broker.door.open().map_err(RunError::from)?;
     let asked = AskedOfRun {
         run,

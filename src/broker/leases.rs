@@ -64,6 +64,7 @@ impl Broker {
         match decided {
             Ok(leased) => {
                 self.metrics.granted(leased.len() as u64);
+                leased.iter().for_each(|lease| self.seen.remember(&lease.record));
                 let view =
                     |l: &entries::Leased| LeaseView::new(&l.record, Some(l.grant.place()), &now);
                 Ok(leased.iter().map(view).collect())
