@@ -5,6 +5,7 @@
 use super::Setting;
 use super::sandbox::Sandbox;
 use super::seed::Seeds;
+use super::user::Whose;
 use super::warm::Pool;
 use crate::launcher::compile::{self, Compiled};
 use crate::launcher::wire::{Refusal, Spec};
@@ -32,16 +33,18 @@ impl Begun {
         if let Some(sandbox) = warm {
             return Ok(Self { spec, compiled, sandbox, is_built: true });
         }
-        let seed = match &compiled.network {
-            Some(network) => seeds.take_joined(name, network, &setting.here)?,
-            None => seeds.take(name, compiled.profile.network.mode, &setting.here)?,
-        };
         let user = match setting.here.mode {
             Mode::Rootless => None,
             Mode::Privileged => Some(seeds.user(setting.host.config.host.uid_pool)?),
         };
-        let sandbox = Sandbox::begin(&compiled, seed, user, setting)?;
-        seeds.want(sandbox.on_disk(&compiled), &compiled);
+        let whose = Whose::of(&compiled, user, setting.here.mode)?;
+        let mode = compiled.profile.network.mode;
+        let seed = match &compiled.network {
+            Some(network) => seeds.take_joined(name, network, &setting.here)?,
+            None => seeds.take(name, mode, &whose.identity, &setting.here)?,
+        };
+        let sandbox = Sandbox::begin(&compiled, seed, whose, setting)?;
+        seeds.want(&sandbox, &compiled);
         Ok(Self { spec, compiled, sandbox, is_built: false })
     }
 

@@ -12,10 +12,10 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::make::{Streams, delivery_unavailable, on_disk, ownership, workspace_tree};
+use super::make::{Streams, delivery_unavailable, on_disk, workspace_tree};
 use super::parts::limits;
 use super::seed::{Child, Seed};
-use super::user::{Ids, Mapped, User};
+use super::user::{Ids, Mapped, Whose};
 use super::{Setting, refuse, refuse_error, tell, words};
 use crate::delivery::container::{Owner, SecretsMount};
 use crate::launcher::compile::{self, Command, Compiled};
@@ -26,7 +26,7 @@ use crate::profile::AWS_VARIABLES;
 use crate::profile::{Capability, NetworkMode, Profile};
 use crate::sandbox::cgroup::Held;
 use crate::sandbox::ground::{Ground, Wanted};
-use crate::sandbox::identity::{self, Identity};
+use crate::sandbox::identity::Identity;
 use crate::sandbox::landlock::{self, Feature, TcpPorts};
 use crate::sandbox::layout::Access;
 use crate::sandbox::plan::{ProcMount, lists};
@@ -80,23 +80,16 @@ pub(super) fn size_of_root(profile: &Profile) -> u64 {
 
 impl Sandbox {
     /// Begins one from a seed, whose child may still be making its namespaces: whose it is, which its child
-    /// is told, and within which bounds.
-    /// `user`: whom it is to be, where that is not the caller.
+    /// is told if it was not before, and within which bounds.
     pub fn begin(
         compiled: &Compiled,
         seed: Seed,
-        user: Option<User>,
+        whose: Whose,
         setting: &Setting,
     ) -> Result<Self, Refusal> {
-        let Seed { mut child, without_cgroup, root, ground, proc_mount, .. } = seed;
-        let (mut identity, mapped) = match user {
-            None => (Identity::of_caller(compiled.inside), None),
-            Some(User { uid, lock, mapped }) => {
-                child.uid_lock = Some(lock);
-                (Identity::pooled(compiled.inside, uid), mapped)
-            }
-        };
-        let ownership = ownership(setting.here.mode, compiled.workspace.as_ref(), &mut identity)?;
+        let Seed { mut child, without_cgroup, root, ground, proc_mount, settled, .. } = seed;
+        let Whose { identity, ownership, lock, mapped } = whose;
+        child.uid_lock = lock;
         let bounded = match (&child.cgroup, without_cgroup) {
             (Some(cgroup), _) => {
                 cgroup.bound(compiled.cgroup_limits).map_err(|e| compile::chain(&e))
@@ -116,10 +109,13 @@ impl Sandbox {
         match cpu::keep_off(sandbox.child.pid) {
             Ok(()) | Err(_) => {}
         }
-        if proc_mount == ProcMount::BeforeUserNamespace {
-            sandbox.await_user_namespace()?;
+        if settled.is_none() {
+            if proc_mount == ProcMount::BeforeUserNamespace {
+                sandbox.await_user_namespace()?;
+            }
+            let lock = sandbox.child.uid_lock.as_ref().map(AsFd::as_fd);
+            sandbox.child.settle(&sandbox.identity, lock)?;
         }
-        sandbox.write_maps()?;
         Ok(sandbox)
     }
 
@@ -146,15 +142,6 @@ impl Sandbox {
         // Reaped now, when it has long ended.
         drop(helper);
         Ok(())
-    }
-
-    fn write_maps(&self) -> Result<(), Refusal> {
-        let Identity { inside_uid: uid, inside_gid: gid, drop_groups, .. } = self.identity;
-        identity::write_maps(self.child.pid, &self.identity).map_err(|e| {
-            refuse_error(&e, "run `sublet doctor`: it says who blocks user namespaces")
-        })?;
-        let lock: Vec<_> = self.child.uid_lock.iter().map(AsFd::as_fd).collect();
-        tell(self.child.socket.as_fd(), Told::Maps { uid, gid, drop_groups }, &lock)
     }
 
     /// Where the command will stand, and within which limits.

@@ -4,22 +4,23 @@
 //!
 //! A seed becomes one exec's sandbox, or is given back. It holds no value, no lease, no command, and of a
 //! profile nothing but whether its network is its own, and the ground of a root like the last exec's, which is
-//! taken away where another is wanted.
+//! taken away where another is wanted. Its child may know whom it is to be; an exec that is to be someone else
+//! takes another seed.
 #![forbid(unsafe_code)]
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::cots::Cots;
 use super::parts::{inner_rules, namespaces};
-use super::sandbox::size_of_root;
+use super::sandbox::{Sandbox, size_of_root};
 use super::user::{Ids, User};
 use super::words::{self, clone_refusal};
-use super::{refuse, refuse_error};
+use super::{refuse, refuse_error, tell};
 use crate::config::UidPool;
 use crate::launcher::compile::{self, Compiled};
 use crate::launcher::surroundings::Surroundings;
@@ -28,10 +29,10 @@ use crate::model::id::ExecId;
 use crate::profile::NetworkMode;
 use crate::sandbox::cgroup::Cgroup;
 use crate::sandbox::ground::{Ground, Wanted};
-use crate::sandbox::identity::Mode;
+use crate::sandbox::identity::{self, Identity, Mode};
 use crate::sandbox::layout::Layout;
 use crate::sandbox::plan::{Plan, ProcMount};
-use crate::sandbox::step::{self, Said};
+use crate::sandbox::step::{self, Said, Told};
 use crate::sandbox::{child, root};
 use crate::sys::cpu;
 use crate::sys::process::{self, CloneArgs, Cloned};
@@ -69,6 +70,8 @@ pub(super) struct Seed {
     /// The root's own tmpfs, and what was laid in it.
     pub root: OwnedFd,
     pub ground: Option<Ground>,
+    /// Whom its child was told that it is.
+    pub settled: Option<Identity>,
     pub proc_mount: ProcMount,
     network: NetworkMode,
 }
@@ -184,7 +187,7 @@ impl Seed {
         if let Some(slate) = &child.slate {
             slate.keep_from_others().map_err(|e| failed(&e))?;
         }
-        Ok(Self { child, without_cgroup, root, ground: None, proc_mount, network })
+        Ok(Self { child, without_cgroup, root, ground: None, settled: None, proc_mount, network })
     }
 }
 
@@ -207,6 +210,10 @@ pub struct Seeds {
     on_disk: Option<Ids>,
     /// What its root is to be, and how large.
     layout: Option<(Layout, u64)>,
+    /// Who it is to be for itself, if its uid on the host is one of the pool; and whether the exec before wanted
+    /// the same.
+    inside: Option<Ids>,
+    is_steady: bool,
 }
 
 impl Seeds {
@@ -215,11 +222,15 @@ impl Seeds {
         &mut self,
         name: &ExecId,
         network: NetworkMode,
+        identity: &Identity,
         here: &Surroundings,
     ) -> Result<Seed, Refusal> {
         self.network = Some(network);
-        let ready = self.ready.take();
-        match ready.filter(|seed| seed.network == network && !seed.child.is_gone()) {
+        let fits = |seed: &Seed| {
+            let is_whose = seed.settled.as_ref().is_none_or(|settled| settled == identity);
+            seed.network == network && is_whose && !seed.child.is_gone()
+        };
+        match self.ready.take().filter(fits) {
             Some(seed) => Ok(seed),
             // One that does not fit is gone by now, with its cgroup, which may have the same name.
             None => Seed::plant(name, network, None, here, self.cots()),
@@ -243,9 +254,15 @@ impl Seeds {
         self.user.take().map_or_else(|| User::take(pool), Ok)
     }
 
-    /// What the exec wanted of its workspace and its root: the next one's wish, most likely.
-    pub(super) fn want(&mut self, on_disk: Option<Ids>, compiled: &Compiled) {
-        self.on_disk = on_disk;
+    /// What the exec wanted: the next one's wish, most likely.
+    pub(super) fn want(&mut self, sandbox: &Sandbox, compiled: &Compiled) {
+        self.on_disk = sandbox.on_disk(compiled);
+        let identity = sandbox.identity;
+        let is_pooled = Identity::pooled(compiled.inside, identity.outside_uid) == identity;
+        let inside = is_pooled.then_some(compiled.inside);
+        // A child is one user's for good: only where two execs in a row were the same inside.
+        self.is_steady = inside.is_some() && inside == self.inside;
+        self.inside = inside;
         let size = size_of_root(&compiled.profile);
         let is_known =
             |(layout, known): &(Layout, u64)| *known == size && *layout == compiled.layout;
@@ -289,13 +306,25 @@ impl Seeds {
         let (mode, owner) = (here.mode, (user.uid, user.uid));
         let wanted = Wanted { layout, size: *size, mode, owner };
         match Ground::lay(seed.root.as_fd(), &wanted) {
-            Ok(ground) => {
-                seed.ground = Some(ground);
-                self.ready = Some(seed);
+            Ok(ground) => seed.ground = Some(ground),
+            Err(_) => {
+                // What stands in its root is of no use, nor is another try. The next exec is told, if it meets the
+                // same.
+                self.layout = None;
+                return Ok(());
             }
-            // What stands in its root is of no use, nor is another try. The next exec is told, if it meets the same.
-            Err(_) => self.layout = None,
         }
+        if let Some(inside) = self.inside.filter(|_| self.is_steady)
+            && seed.proc_mount == ProcMount::Inside
+        {
+            let identity = Identity::pooled(inside, user.uid);
+            if seed.child.settle(&identity, Some(user.lock.as_fd())).is_err() {
+                // Its child is gone, or soon is.
+                return Ok(());
+            }
+            seed.settled = Some(identity);
+        }
+        self.ready = Some(seed);
         Ok(())
     }
 
@@ -310,6 +339,15 @@ impl Seeds {
 }
 
 impl Child {
+    /// Tells it who it is. `lock`: of its uid.
+    pub fn settle(&self, identity: &Identity, lock: Option<BorrowedFd<'_>>) -> Result<(), Refusal> {
+        let Identity { inside_uid: uid, inside_gid: gid, drop_groups, .. } = *identity;
+        identity::write_maps(self.pid, identity).map_err(|e| {
+            refuse_error(&e, "run `sublet doctor`: it says who blocks user namespaces")
+        })?;
+        tell(self.socket.as_fd(), Told::Maps { uid, gid, drop_groups }, lock.as_slice())
+    }
+
     /// Whether its init still waits, and has not said that something failed.
     pub fn waits(&self) -> bool {
         let mut fds =

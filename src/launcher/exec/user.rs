@@ -4,10 +4,13 @@
 
 use std::os::fd::OwnedFd;
 
+use super::make::ownership;
 use super::refuse_error;
 use crate::config::UidPool;
+use crate::launcher::compile::Compiled;
+use crate::launcher::posture::Ownership;
 use crate::launcher::wire::Refusal;
-use crate::sandbox::identity::{self, IdmapNamespace};
+use crate::sandbox::identity::{self, Identity, IdmapNamespace, Mode};
 
 /// A uid and gid.
 pub(super) type Ids = (u32, u32);
@@ -42,6 +45,28 @@ impl User {
         let made = IdmapNamespace::new(on_disk, outside).map_err(|e| refuse_error(&e, ""))?;
         let mapped = Mapped { ids: (on_disk, outside), namespace: made.without_helper() };
         Ok(Self { mapped: Some(mapped), ..self })
+    }
+}
+
+/// Whom an exec is to be, and how it has its workspace.
+pub(super) struct Whose {
+    pub identity: Identity,
+    pub ownership: Ownership,
+    pub lock: Option<OwnedFd>,
+    pub mapped: Option<Mapped>,
+}
+
+impl Whose {
+    /// `user`: whom it is to be, where that is not the caller.
+    pub fn of(compiled: &Compiled, user: Option<User>, mode: Mode) -> Result<Self, Refusal> {
+        let (mut identity, lock, mapped) = match user {
+            None => (Identity::of_caller(compiled.inside), None, None),
+            Some(User { uid, lock, mapped }) => {
+                (Identity::pooled(compiled.inside, uid), Some(lock), mapped)
+            }
+        };
+        let ownership = ownership(mode, compiled.workspace.as_ref(), &mut identity)?;
+        Ok(Self { identity, ownership, lock, mapped })
     }
 }
 

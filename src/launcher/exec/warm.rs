@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::Setting;
 use super::sandbox::Sandbox;
 use super::seed::Seed;
-use super::user::User;
+use super::user::{User, Whose};
 use crate::launcher::compile::{self, Compiled};
 use crate::launcher::wire::{Refusal, Spec};
 use crate::model::id::ExecId;
@@ -46,7 +46,8 @@ impl Warm {
             Mode::Rootless => None,
             Mode::Privileged => Some(User::take(setting.host.config.host.uid_pool)?),
         };
-        let mut sandbox = Sandbox::begin(&compiled, seed, user, setting)?;
+        let whose = Whose::of(&compiled, user, setting.here.mode)?;
+        let mut sandbox = Sandbox::begin(&compiled, seed, whose, setting)?;
         sandbox.build(&compiled, setting)?;
         Ok(Self { spec, compiled, sandbox, until: clock::boottime() + LIFE })
     }
