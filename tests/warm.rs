@@ -15,8 +15,10 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use sublet::delivery::fill;
 use sublet::host::{Places, ProfileRef, Trust};
-use sublet::launcher::client::Launcher;
-use sublet::launcher::wire::{DeliverySpec, Ending, FilledSpec, Notice, Order, Prepare};
+use sublet::launcher::client::{Launcher, Session};
+use sublet::launcher::wire::{
+    Ahead, DeliverySpec, Ending, FilledSpec, Notice, Order, Prepare, Spec,
+};
 use sublet::model::id::{ExecId, RunId};
 use sublet::model::name::Channel;
 use sublet::sys::clock;
@@ -44,7 +46,7 @@ fn main() {
         return;
     }
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    let tests: [(&str, fn()); 11] = [
+    let tests: [(&str, fn()); 14] = [
         (
             "the_next_exec_of_a_run_gets_what_stood_ready",
             the_next_exec_of_a_run_gets_what_stood_ready,
@@ -61,6 +63,12 @@ fn main() {
             "a_user_that_was_ready_owns_the_workspace_of_now",
             a_user_that_was_ready_owns_the_workspace_of_now,
         ),
+        (
+            "a_child_that_knows_who_it_is_serves_nobody_else",
+            a_child_that_knows_who_it_is_serves_nobody_else,
+        ),
+        ("nothing_is_left_of_a_ground_for_another", nothing_is_left_of_a_ground_for_another),
+        ("what_was_built_ahead_is_used_or_given_back", what_was_built_ahead_is_used_or_given_back),
         (
             "what_was_revoked_before_the_start_never_starts",
             what_was_revoked_before_the_start_never_starts,
@@ -167,10 +175,12 @@ impl Place {
 
     fn run(&mut self, script: &str, deliveries: &[DeliverySpec], values: &[&[u8]]) -> Done {
         self.next += 1;
-        let exec = self.next;
         let prepare = self.order(script, deliveries);
-        let launcher = self.launcher();
-        let session = launcher.root();
+        self.run_in(self.launcher().root(), prepare, values)
+    }
+
+    fn run_in(&self, session: &Session, prepare: Prepare, values: &[&[u8]]) -> Done {
+        let exec = prepare.exec;
         session.order(&Order::Prepare(Box::new(prepare))).unwrap();
         let either = |n: &Notice| matches!(n, Notice::Prepared { .. } | Notice::Refused { .. });
         let mut fds = match session.notice_of(either).unwrap() {
@@ -196,7 +206,7 @@ impl Place {
             (Notice::Started { .. }, _) => {}
             (other, _) => panic!("{other:?}"),
         }
-        let during = children_of(launcher.pid());
+        let during = self.children();
         // It waits until it has been looked at.
         stdin.write_all(b"go\n").unwrap();
         drop(stdin);
@@ -444,6 +454,93 @@ fn a_user_that_was_ready_owns_the_workspace_of_now() {
         // The quiet after an exec, in which that is done.
         place.ready();
         std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Two execs in a row were the same user inside: so will the next be, most likely.
+fn a_child_that_knows_who_it_is_serves_nobody_else() {
+    let mut place = Place::new(0);
+    let is_settled = |child: i32| {
+        fs::read_to_string(format!("/proc/{child}/uid_map")).is_ok_and(|map| !map.is_empty())
+    };
+    place.sh("true");
+    let first = place.ready();
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(!is_settled(first), "after one exec nobody knows the next");
+    place.sh("true");
+    assert!(comes_true(|| is_settled(place.ready())));
+    let ready = place.ready();
+    let done = place.sh("id -u");
+    assert_eq!((done.stdout, done.during.contains(&ready)), (format!("{OWNER}\n"), true));
+    assert!(comes_true(|| is_settled(place.ready())));
+    let ready = place.ready();
+    chown(place.workspace(), Some(7), Some(7)).unwrap();
+    let done = place.sh("id -u; touch mine");
+    assert_eq!((done.status, &*done.stdout), (0, "7\n"));
+    assert!(!done.during.contains(&ready) && !is_alive(ready));
+    assert_eq!(fs::metadata(place.workspace().join("mine")).unwrap().uid(), 7);
+}
+
+/// What the next exec sees is what it sees in a launcher that ran nothing before.
+fn nothing_is_left_of_a_ground_for_another() {
+    const SEEN: &str =
+        "find / -xdev -printf '%p %y %m %l\\n' 2>/dev/null | sort; cat /etc/passwd; df -B1 /tmp";
+    let other = PROFILE.replace(
+        "[[capability]]",
+        "[filesystem]\nhome = \"/srv/other\"\ntmp = \"8M\"\nread_only = [\"/usr\", \"/bin\", \
+         \"/lib\", \"/lib64\", \"/opt\"]\n[[capability]]",
+    );
+    let mut fresh = Place::new(0);
+    fresh.profile(&other);
+    let expected = fresh.sh(SEEN);
+    let place_of = |place: &Place, text: &str| text.replace(place.dir.path().to_str().unwrap(), "");
+    let expected_seen = place_of(&fresh, &expected.stdout);
+    assert!(expected_seen.contains("/srv/other d"), "{expected_seen}");
+    let mut place = Place::new(0);
+    let before = place.sh(SEEN);
+    assert_ne!(place_of(&place, &before.stdout), expected_seen);
+    // Its ground is there, before anyone asks.
+    let ready = place.ready();
+    let passwd = PathBuf::from(format!("/proc/{ready}/root/etc/passwd"));
+    assert!(comes_true(|| fs::read_to_string(&passwd).is_ok_and(|text| text.contains("agent"))));
+    place.profile(&other);
+    let after = place.sh(SEEN);
+    assert!(after.during.contains(&ready), "the seed is used, and its ground is not");
+    assert_eq!(place_of(&place, &after.stdout), expected_seen);
+}
+
+/// For an exec that was still being decided on.
+fn what_was_built_ahead_is_used_or_given_back() {
+    enum Then {
+        TheSame,
+        Another,
+        Nothing,
+    }
+    for then in [Then::TheSame, Then::Another, Then::Nothing] {
+        let mut place = Place::new(0);
+        place.next += 1;
+        let mut order = place.order("echo it ran", &[]);
+        let session = place.launcher().door().unwrap().open().unwrap();
+        let ahead = Ahead { exec_id: order.exec_id.clone(), spec: Spec::of(&order), cpu: u32::MAX };
+        session.order(&Order::Ahead(Box::new(ahead))).unwrap();
+        let built = place.ready();
+        let bound = PathBuf::from(format!("/proc/{built}/root/usr/bin"));
+        assert!(comes_true(|| bound.exists()), "nothing was built");
+        match then {
+            Then::Nothing => drop(session),
+            Then::TheSame => {
+                let done = place.run_in(&session, order, &[]);
+                assert_eq!((done.status, &*done.stdout), (0, "it ran\n"));
+                assert!(done.during.contains(&built));
+            }
+            Then::Another => {
+                order.run_id = RunId::fresh();
+                let done = place.run_in(&session, order, &[]);
+                assert_eq!((done.status, &*done.stdout), (0, "it ran\n"));
+                assert!(!done.during.contains(&built));
+            }
+        }
+        assert!(comes_true(|| !is_alive(built)), "it was not given back");
     }
 }
 
