@@ -1,7 +1,6 @@
 //! The binary: parse, dispatch, exit. Everything else is in the library.
 #![forbid(unsafe_code)]
-
-use std::process::ExitCode;
+#![no_main]
 
 use sublet::sys::wiping::Wiping;
 
@@ -9,6 +8,8 @@ use sublet::sys::wiping::Wiping;
 #[global_allocator]
 static ALLOCATOR: Wiping = Wiping;
 
-fn main() -> ExitCode {
-    ExitCode::from(sublet::cli::main(std::env::args_os()))
+sublet::program!(run);
+
+fn run() -> u8 {
+    sublet::cli::main(std::env::args_os())
 }

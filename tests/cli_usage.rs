@@ -90,3 +90,41 @@ fn a_full_disk_behind_standard_output_is_told() {
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("cannot write to standard output"), "{}", stderr(&output));
 }
+
+/// Else the next file that is opened, such as the state, is where messages go.
+#[test]
+fn streams_that_are_closed_are_opened_on_dev_null() {
+    let place = tempfile::tempdir().unwrap();
+    let program = sublet().get_program().to_owned();
+    // The control: without the program, they are closed.
+    for (closed, program) in [(false, program), (true, "/bin/sleep".into())] {
+        let mut command = std::process::Command::new("/bin/sh");
+        command.args(["-c", "exec \"$0\" \"$@\" >&- 2>&-"]).arg(&program);
+        if closed {
+            command.arg("60");
+        } else {
+            command.arg("--state-dir").arg(place.path().join("state")).args(["secret", "set", "x"]);
+        }
+        let mut child = command.stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let of = |name: &str| format!("/proc/{}/{name}", child.id());
+        let began = std::time::Instant::now();
+        let is_there = || {
+            let exe = std::fs::read_link(of("exe")).ok();
+            let at = exe.zip(std::fs::canonicalize(&program).ok());
+            // It waits, for its input or its time.
+            at.is_some_and(|(exe, program)| exe == program)
+                && std::fs::read_to_string(of("stat")).is_ok_and(|stat| stat.contains(") S "))
+        };
+        while !is_there() {
+            assert!(began.elapsed().as_secs() < 20, "{program:?} does not wait");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        for stream in ["fd/1", "fd/2"] {
+            let leads_to = std::fs::read_link(of(stream)).ok();
+            let expected = (!closed).then(|| std::path::PathBuf::from("/dev/null"));
+            assert_eq!(leads_to, expected, "{stream}");
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}

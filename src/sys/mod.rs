@@ -23,4 +23,5 @@ pub mod seccomp;
 pub mod slate;
 pub mod slice;
 pub mod socket;
+pub mod start;
 pub mod wiping;
