@@ -242,6 +242,7 @@ impl Launcher {
             Err(WireError::Gone) if session == ROOT => Ok(false),
             Err(e) if session == ROOT => Err(e.into()),
             Err(WireError::Gone) => self.end_session(session).map(|()| true),
+            Err(WireError::Receive(e)) if e.kind() == io::ErrorKind::WouldBlock => Ok(true),
             Err(e) => {
                 eprintln!("sublet: launcher: a session ends: {}", compile::chain(&e));
                 self.end_session(session).map(|()| true)
@@ -277,7 +278,8 @@ impl Launcher {
         let key = self.fresh_key();
         watch(&self.epoll, socket.as_fd(), Token::Session(key))?;
         self.sessions.insert(key, socket);
-        Ok(())
+        // Its first order is there already, as a rule.
+        self.listen(key).map(drop)
     }
 
     fn key_of(&self, session: Key, exec: ExecNumber) -> Option<Key> {

@@ -31,10 +31,12 @@ pub enum Caller {
 /// Signals of this process, read from a descriptor from now on.
 pub struct Signals(OwnedFd);
 
+type Accept = Box<dyn FnOnce(&mut Connection)>;
+
 /// A client of the broker.
 pub struct Client {
     /// Greets it, once all is granted and recorded.
-    accept: Option<Box<dyn FnOnce(&mut Connection)>>,
+    accept: Option<Accept>,
     /// The process at the other end.
     pub process: Option<OwnedFd>,
     pub mailbox: Mailbox,
@@ -151,25 +153,13 @@ impl Caller {
         });
         let launcher = session.hand().map_err(RunError::Settle)?;
         client.mailbox.guard(Guarded { launcher, leases: leases.collect() });
-        self.refuse_to_begin()
+        client.mailbox.killed().map_or(Ok(()), Err)
     }
 
     /// As [`Caller::guard`], of a further version of a delivery, `most` of which are left.
     pub fn guard_also(&self, delivery: usize, held: &Held, most: usize) {
         if let (Caller::Client(client), Some(wiper)) = (self, held.wiper()) {
             client.mailbox.guard_also(delivery, wiper, most);
-        }
-    }
-
-    /// The last look before the command may run.
-    ///
-    /// # Errors
-    /// As [`Caller::guard`].
-    pub fn refuse_to_begin(&self) -> Result<(), RunError> {
-        match self {
-            // Its signals wait for the command.
-            Caller::Process(_) => Ok(()),
-            Caller::Client(client) => client.mailbox.killed().map_or(Ok(()), Err),
         }
     }
 
