@@ -8,7 +8,7 @@ use sublet::sys::wiping::Wiping;
 #[global_allocator]
 static ALLOCATOR: Wiping = Wiping;
 
-sublet::program!(run);
+sublet::sys::start::program!(run);
 
 fn run() -> u8 {
     sublet::cli::main(std::env::args_os())

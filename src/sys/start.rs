@@ -8,8 +8,9 @@ use std::panic::catch_unwind;
 const PANICKED: i32 = 101;
 
 /// Defines the program's `main`, which gives its status.
+#[doc(hidden)]
 #[macro_export]
-macro_rules! program {
+macro_rules! program_of {
     ($main:path) => {
         // SAFETY: no_mangle asks that nothing else bears the name. C's `main` is the program's alone to define, and
         // std defines none where a crate is `no_main`. The start files call it once, with arguments that a
@@ -20,6 +21,9 @@ macro_rules! program {
         }
     };
 }
+
+#[doc(inline)]
+pub use program_of as program;
 
 /// Runs a program, as the first thing of its process.
 pub fn begin(main: fn() -> u8) -> i32 {
