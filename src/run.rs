@@ -170,6 +170,8 @@ fn perform(
     let delivered =
         deliver::fill(prepared, &leased, values).map_err(|e| ledger.abandon(scene, &leased, e))?;
     caller.guard(session, &leased, &delivered).map_err(|e| ledger.abandon(scene, &leased, e))?;
+    // Nothing begins for a client that is gone.
+    caller.refuse_if_gone().map_err(|e| ledger.abandon(scene, &leased, e))?;
     session.order(&delivered.start(scene, &leased))?;
     caller.accepted();
     watch.lap(|t| &mut t.deliver);

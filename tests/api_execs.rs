@@ -237,6 +237,38 @@ fn whoever_leaves_takes_the_exec_along() {
     becomes(&run.socket, &exec, "exited");
 }
 
+/// What it had sent behind its request keeps the server from seeing it leave.
+#[test]
+fn nothing_begins_for_a_client_that_has_left() {
+    let world = World::host();
+    let profile = leasing_host(&world, VALUE, "");
+    let broker = serve(&world);
+    let run = broker.start_run(&profile);
+    let body = |name: &str| json!({"command": ["touch", format!("ran-{name}")]});
+    for turn in 0..20 {
+        let mut leaves = http::connect(&run.socket);
+        let ahead = framed(Kind::Stdin, b"ahead");
+        let said = [upgrade(&body(&turn.to_string())).as_bytes(), &ahead[..]].concat();
+        leaves.write_all(&said).unwrap();
+        drop(leaves);
+        // The control: one that stays.
+        let ahead = framed(Kind::Stdin, b"ahead");
+        Stream::open(&run.socket, &body(&format!("stays-{turn}")), &ahead).finish();
+        assert!(world.workspace.join(format!("ran-stays-{turn}")).exists());
+    }
+    let is_over = || {
+        let all = ask(&run.socket, "GET", "/v1/execs", None).ok(200);
+        all["execs"].as_array().unwrap().iter().all(|exec| exec["state"] != "running")
+    };
+    let start = Instant::now();
+    while !is_over() {
+        assert!(start.elapsed() < PATIENCE, "something still runs");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let ran = (0..20).filter(|turn| world.workspace.join(format!("ran-{turn}")).exists()).count();
+    assert_eq!(ran, 0, "commands of clients that had left");
+}
+
 #[track_caller]
 fn appears(path: &Path) {
     let start = Instant::now();

@@ -514,14 +514,15 @@ fn what_was_built_ahead_is_used_or_given_back() {
     enum Then {
         TheSame,
         Another,
+        AnotherProfile,
         Nothing,
     }
-    for then in [Then::TheSame, Then::Another, Then::Nothing] {
+    for then in [Then::TheSame, Then::Another, Then::AnotherProfile, Then::Nothing] {
         let mut place = Place::new(0);
         place.next += 1;
         let mut order = place.order("echo it ran", &[]);
         let session = place.launcher().door().unwrap().open().unwrap();
-        let ahead = Ahead { exec_id: order.exec_id.clone(), spec: Spec::of(&order), cpu: u32::MAX };
+        let ahead = Ahead { spec: Spec::of(&order), cpu: u32::MAX };
         session.order(&Order::Ahead(Box::new(ahead))).unwrap();
         let built = place.ready();
         let bound = PathBuf::from(format!("/proc/{built}/root/usr/bin"));
@@ -533,8 +534,13 @@ fn what_was_built_ahead_is_used_or_given_back() {
                 assert_eq!((done.status, &*done.stdout), (0, "it ran\n"));
                 assert!(done.during.contains(&built));
             }
-            Then::Another => {
-                order.run_id = RunId::fresh();
+            Then::Another | Then::AnotherProfile => {
+                match then {
+                    Then::Another => order.run_id = RunId::fresh(),
+                    _ => {
+                        place.profile(&PROFILE.replace("[[cap", "[limits]\nprocesses = 99\n[[cap"))
+                    }
+                }
                 let done = place.run_in(&session, order, &[]);
                 assert_eq!((done.status, &*done.stdout), (0, "it ran\n"));
                 assert!(!done.during.contains(&built));

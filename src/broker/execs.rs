@@ -242,7 +242,12 @@ fn tell_story(
         session.order(&ahead).map_err(RunError::from)?;
     }
     let ledger = Ledger::shared(Arc::clone(&broker.store), Arc::clone(&broker.shared));
-    Ok(run::run_held(&broker.host, asked, &session, caller, ledger)?)
+    let told = run::run_held(&broker.host, asked, &session, caller, ledger);
+    if told.is_err() {
+        // Whatever stands of it: who takes back its leases, and its client, may keep the session open for a while.
+        session.end();
+    }
+    Ok(told?)
 }
 
 fn view(exec: ExecRecord) -> ExecView {

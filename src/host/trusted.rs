@@ -9,13 +9,15 @@
 use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 /// Refuses a file that someone else could have written.
 ///
 /// # Errors
 /// [`io::ErrorKind::PermissionDenied`] with the reason; and those of looking.
 pub fn refuse_foreign(path: &Path) -> io::Result<()> {
+    // Without a slash or a dot at its end, behind which the kernel looks through a link.
+    let path: &Path = &path.components().collect::<PathBuf>();
     // As it is written, if no link is on its way: each place is looked at once, and none is asked for its link.
     let is_plain = path.is_absolute() && !path.components().any(|c| c == Component::ParentDir);
     if is_plain && refuse_foreign_way(path)? {
@@ -93,6 +95,12 @@ mod tests {
         let strange = tempfile::tempdir().unwrap();
         mode(strange.path(), 0o777);
         std::fs::write(strange.path().join("p.toml"), "").unwrap();
+        std::fs::create_dir(strange.path().join("inner")).unwrap();
+        let inner = dir.path().join("inner");
+        std::os::unix::fs::symlink(strange.path().join("inner"), &inner).unwrap();
+        for way in [inner.clone(), inner.join(""), inner.join(".")] {
+            assert!(refuse_foreign(&way).is_err(), "{way:?}: below a directory of everyone");
+        }
         let way = dir.path().join("way");
         std::os::unix::fs::symlink(strange.path(), &way).unwrap();
         assert!(refuse_foreign(&way.join("p.toml")).is_err(), "a link to a directory of everyone");

@@ -29,7 +29,7 @@ pub struct Launcher {
     pid: i32,
 }
 
-/// One session with the launcher: orders go, notices come. Dropped, its execs die.
+/// One session with the launcher: orders go, notices come. Dropped with every [`Hand`] of it, its execs die.
 pub struct Session {
     socket: OwnedFd,
     /// The other end, and where to hand it over: after the first order, so that the launcher wakes once.
@@ -170,6 +170,13 @@ impl Session {
         match self.unopened.take() {
             Some((theirs, door)) => wire::send(door.as_fd(), &Order::Session, &[theirs.as_fd()]),
             None => Ok(()),
+        }
+    }
+
+    /// Ends it for whoever else still holds a [`Hand`] of it: its execs die.
+    pub fn end(&self) {
+        match rustix::net::shutdown(&self.socket, Shutdown::Both) {
+            Ok(()) | Err(_) => {}
         }
     }
 

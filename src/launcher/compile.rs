@@ -94,8 +94,8 @@ pub(super) fn invalid(message: String, hint: &str) -> Refusal {
     Refusal { kind: RefusalKind::Invalid, message, hint: hint.to_owned() }
 }
 
-/// Reads the profile, opens the workspace, and lays out what there will be.
-pub fn sandbox(spec: &Spec, host: &Host, mode: Mode) -> Result<Compiled, Refusal> {
+/// The profile as it is now, as narrow as it is asked for.
+pub fn profile(spec: &Spec, host: &Host) -> Result<Profile, Refusal> {
     let mut profile = host
         .profile(&spec.profile)
         .map_err(|e| invalid(chain(&e), "`sublet profile list` names the profiles"))?;
@@ -104,6 +104,12 @@ pub fn sandbox(spec: &Spec, host: &Host, mode: Mode) -> Result<Compiled, Refusal
             .narrow_network(NetworkMode::None)
             .map_err(|e| invalid(e.to_string(), "name a mode that is no wider"))?;
     }
+    Ok(profile)
+}
+
+/// Reads the profile, opens the workspace, and lays out what there will be.
+pub fn sandbox(spec: &Spec, host: &Host, mode: Mode) -> Result<Compiled, Refusal> {
+    let profile = profile(spec, host)?;
     let home = host.home_for(spec.home.as_deref()).to_owned();
     if let Some(target) = container::target(spec, host, mode)? {
         return container::sandbox(&target, spec, host, profile, home);

@@ -149,7 +149,7 @@ impl Exec {
         prepared: impl FnOnce(BrokerEnds),
     ) -> Result<Self, Refusal> {
         let spec = Spec::of(&order);
-        let mut begun = match ahead.filter(|ahead| ahead.is_for(&spec)) {
+        let mut begun = match ahead.filter(|ahead| ahead.is_for(&spec, &setting.host)) {
             Some(ahead) => ahead,
             None => Begun::begin(spec, &order.exec_id, setting, warm, seeds)?,
         };

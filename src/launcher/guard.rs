@@ -30,6 +30,8 @@ struct Guarded {
 
 impl Guarded {
     fn new(what: String, path: &Path, is_tree: bool, ways: &mut Ways) -> Self {
+        // Without a slash or a dot at its end, behind which the kernel looks through a link.
+        let path: &Path = &path.components().collect::<PathBuf>();
         let real = ways.real(path);
         let shown_by = real.ancestors().filter_map(|above| ways.identity(above)).collect();
         Self { what, path: path.to_owned(), is_tree, real, shown_by }
@@ -73,7 +75,7 @@ impl Ways {
         let is_plain = path.is_absolute()
             && !path.components().any(|part| part == Component::ParentDir)
             && path.ancestors().all(|above| matches!(self.at(above), Some(Seen::Other(_))));
-        if is_plain { path.components().collect() } else { resolved(path) }
+        if is_plain { path.to_owned() } else { resolved(path) }
     }
 }
 
@@ -142,6 +144,8 @@ mod tests {
             std::fs::create_dir_all(at(made)).unwrap();
         }
         std::os::unix::fs::symlink("a", at("link")).unwrap();
+        std::fs::create_dir_all(at("far/state")).unwrap();
+        std::os::unix::fs::symlink("far/state", at("last")).unwrap();
         std::fs::write(at("keys/one"), "").unwrap();
         #[track_caller]
         fn check(state: PathBuf, is_tree: bool, path: PathBuf, refused: bool) {
@@ -156,6 +160,15 @@ mod tests {
             check(at(state), true, dir.path().to_owned(), true);
             check(at(state), true, at("other"), false);
             check(at(state), true, at("keys"), false);
+        }
+        // A link is the last of its way, however it is written.
+        for state in ["last", "last/", "last/.", "./last/"] {
+            for (path, refused) in
+                [("far", true), ("far/state", true), ("last", true), ("a", false)]
+            {
+                check(at(state), true, at(path), refused);
+                check(at(state), false, at(path), refused);
+            }
         }
         check(at("a"), true, at("a/b"), true);
         check(at("a"), false, at("a/b"), false);

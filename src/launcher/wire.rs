@@ -143,7 +143,6 @@ impl Spec {
 /// What is known of an exec before it is decided on.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Ahead {
-    pub exec_id: ExecId,
     pub spec: Spec,
     /// The CPU on which the broker goes on meanwhile.
     pub cpu: u32,

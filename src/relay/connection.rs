@@ -83,6 +83,12 @@ impl Connection {
         self.received.extend_from_slice(read_ahead);
     }
 
+    /// Whether the client has closed it. Takes nothing.
+    pub fn is_hung_up(&self) -> bool {
+        let mut fds = [PollFd::new(&self.socket, PollFlags::RDHUP)];
+        poll(&mut fds, Some(&Timespec::default())).is_ok() && !fds[0].revents().is_empty()
+    }
+
     pub fn is_deaf(&self) -> bool {
         self.is_deaf
     }

@@ -156,6 +156,21 @@ impl Caller {
         client.mailbox.killed().map_or(Ok(()), Err)
     }
 
+    /// A last look before the command may run.
+    ///
+    /// # Errors
+    /// [`RunError::CallerGone`]: the client has closed its connection.
+    pub fn refuse_if_gone(&self) -> Result<(), RunError> {
+        match self {
+            // Its signals wait for the command.
+            Caller::Process(_) => Ok(()),
+            Caller::Client(client) if client.connection.borrow().is_hung_up() => {
+                Err(RunError::CallerGone)
+            }
+            Caller::Client(_) => Ok(()),
+        }
+    }
+
     /// As [`Caller::guard`], of a further version of a delivery, `most` of which are left.
     pub fn guard_also(&self, delivery: usize, held: &Held, most: usize) {
         if let (Caller::Client(client), Some(wiper)) = (self, held.wiper()) {

@@ -87,7 +87,7 @@ impl AskedOfRun {
             into: self.into.clone(),
         };
         let cpu = cpu::current() as u32;
-        Some(Order::Ahead(Box::new(Ahead { exec_id: self.exec_id.clone(), spec, cpu })))
+        Some(Order::Ahead(Box::new(Ahead { spec, cpu })))
     }
 }
 

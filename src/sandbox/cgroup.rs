@@ -139,7 +139,7 @@ impl Cgroups {
     fn make_held(&self, name: &str) -> Result<OwnedFd, Errno> {
         for _ in 0..MOST_TRIES {
             match rustix::fs::mkdirat(&*self.parent, name, Mode::from(0o755)) {
-                // Ours, of the last try: ids are fresh.
+                // Ours, of the last try: names are fresh.
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(e) => return Err(e),
             }
@@ -220,7 +220,7 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // Busy only if something still lives in it; the next `make` cannot collide, ids are fresh.
+        // Busy only if something still lives in it; the next `make` cannot collide, names are fresh.
         match rustix::fs::unlinkat(&*self.parent, &self.name, AtFlags::REMOVEDIR) {
             // Another launcher's sweep may have taken it, as soon as it was empty.
             Ok(()) | Err(rustix::io::Errno::NOENT) => {}

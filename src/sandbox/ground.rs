@@ -76,7 +76,11 @@ impl Ground {
         // What lies in a directory comes behind it.
         let directories = self.directories.iter().rev().map(|at| (at, AtFlags::REMOVEDIR));
         for (at, flags) in others.chain(directories) {
-            rustix::fs::unlinkat(tmpfs, relative(at), flags).map_err(|e| failed(at, e))?;
+            match rustix::fs::unlinkat(tmpfs, relative(at), flags) {
+                // By another name of it.
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(e) => return Err(failed(at, e)),
+            }
         }
         Ok(())
     }

@@ -76,9 +76,9 @@ pub(super) async fn start(
         (client, Some(ours))
     };
     let Accepting { accepted, read_ahead } = app.broker.exec(&run, exec_id.clone(), ask, client)?;
-    accepted.await.map_err(|_| lost())??;
     // From here on the exec is one of the run's execs, which the broker bounds.
     asker.leave_place();
+    accepted.await.map_err(|_| lost())??;
     match ours {
         None => {
             asker.line.upgrade_to(read_ahead);

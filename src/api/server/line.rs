@@ -23,8 +23,8 @@ use crate::broker::streams::ReadAhead;
 pub(super) struct Line {
     bounds: Bounds,
     copied: Copied,
-    /// An exec speaks on it from now on, and nobody here.
-    is_taken: AtomicBool,
+    /// Whether an exec speaks on it from now on, and nobody here. Held while something is written.
+    is_taken: Mutex<bool>,
     /// A part of an answer waits for its reader.
     has_unwritten: AtomicBool,
     state: Mutex<State>,
@@ -53,7 +53,7 @@ impl Line {
     pub(super) fn new(bounds: Bounds, copied: Copied) -> Self {
         let phase = Phase::Head(Instant::now());
         let state = Mutex::new(State { phase, busy: 0, upgrade: None });
-        let (is_taken, has_unwritten) = (AtomicBool::new(false), AtomicBool::new(false));
+        let (is_taken, has_unwritten) = (Mutex::new(false), AtomicBool::new(false));
         Self { bounds, copied, is_taken, has_unwritten, state }
     }
 
@@ -64,11 +64,15 @@ impl Line {
 
     /// From now on nothing more is read here or written.
     pub(super) fn take(&self) {
-        self.is_taken.store(true, Ordering::SeqCst);
+        *self.taken() = true;
     }
 
     pub(super) fn is_taken(&self) -> bool {
-        self.is_taken.load(Ordering::SeqCst)
+        *self.taken()
+    }
+
+    fn taken(&self) -> MutexGuard<'_, bool> {
+        self.is_taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a part of an answer waits for its reader.
@@ -171,8 +175,9 @@ impl AsyncWrite for Guarded {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        let taken = this.line.taken();
         // The exec has answered in our stead.
-        if this.line.is_taken() || is_hypers_own(bytes) {
+        if *taken || is_hypers_own(bytes) {
             return Poll::Ready(Ok(bytes.len()));
         }
         let unwritten = &this.line.has_unwritten;

@@ -7,6 +7,7 @@ use super::sandbox::Sandbox;
 use super::seed::Seeds;
 use super::user::Whose;
 use super::warm::Pool;
+use crate::host::Host;
 use crate::launcher::compile::{self, Compiled};
 use crate::launcher::wire::{Refusal, Spec};
 use crate::model::id::ExecId;
@@ -54,12 +55,12 @@ impl Begun {
     /// The exec, if it comes to be, tries again and is told.
     pub fn ahead(
         spec: Spec,
-        name: &ExecId,
         setting: &Setting,
         warm: &mut Pool,
         seeds: &mut Seeds,
     ) -> Result<Self, Refusal> {
-        let mut begun = Self::begin(spec, name, setting, warm, seeds)?;
+        // It may not become that exec's: its cgroup has a name of its own.
+        let mut begun = Self::begin(spec, &ExecId::fresh(), setting, warm, seeds)?;
         begun.build(setting)?;
         Ok(begun)
     }
@@ -73,9 +74,11 @@ impl Begun {
         Ok(())
     }
 
-    /// Whether it is what this wants, and its child still waits for a command. What was compiled for it was
-    /// read after the exec was asked for.
-    pub(super) fn is_for(&self, wanted: &Spec) -> bool {
-        self.spec == *wanted && self.sandbox.child.waits()
+    /// Whether it is what this wants, and its child still waits for a command. The profile is read again: the
+    /// broker may have decided by one that came after this was compiled.
+    pub(super) fn is_for(&self, wanted: &Spec, host: &Host) -> bool {
+        self.spec == *wanted
+            && compile::profile(wanted, host).is_ok_and(|now| now == self.compiled.profile)
+            && self.sandbox.child.waits()
     }
 }

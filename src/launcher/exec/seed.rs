@@ -319,7 +319,8 @@ impl Seeds {
         {
             let identity = Identity::pooled(inside, user.uid);
             if seed.child.settle(&identity, Some(user.lock.as_fd())).is_err() {
-                // Its child is gone, or soon is.
+                // Its child is gone, or soon is. The next one is not told ahead.
+                (self.inside, self.is_steady) = (None, false);
                 return Ok(());
             }
             seed.settled = Some(identity);

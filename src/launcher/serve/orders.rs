@@ -87,7 +87,7 @@ impl Launcher {
     }
 
     fn build_ahead(&mut self, session: Key, ahead: wire::Ahead) {
-        let wire::Ahead { exec_id, spec, cpu } = ahead;
+        let wire::Ahead { spec, cpu } = ahead;
         // What came before is of no use any more.
         self.ahead.remove(&session);
         self.quiet_at = None;
@@ -98,7 +98,7 @@ impl Launcher {
         }
         let (setting, warm, seeds) = (&self.setting, &mut self.warm, &mut self.seeds);
         // The exec tries again, and its caller is told.
-        if let Ok(begun) = Begun::ahead(spec, &exec_id, setting, warm, seeds) {
+        if let Ok(begun) = Begun::ahead(spec, setting, warm, seeds) {
             self.ahead.insert(session, begun);
         }
         // Its broker may decide against it.

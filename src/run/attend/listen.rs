@@ -4,12 +4,11 @@
 
 use std::os::fd::OwnedFd;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::stdio::{stderr, stdin, stdout};
 
 use super::{Attendant, output};
 use crate::launcher::wire::Order;
-use crate::relay::connection::{Connection, ConnectionError, Said};
+use crate::relay::connection::{ConnectionError, Said};
 use crate::relay::frames::Kind;
 use crate::relay::input::Input;
 use crate::relay::output::Output;
@@ -45,7 +44,7 @@ impl Attendant<'_> {
                 (Some(_), _) => Ok(()),
                 (None, true) => connection.receive(|said| heard.push(heard_of(said, input))),
                 // Only its leaving wakes us while there is no room.
-                (None, false) if is_hung_up(&connection) => Err(ConnectionError::Gone),
+                (None, false) if connection.is_hung_up() => Err(ConnectionError::Gone),
                 (None, false) => Ok(()),
             };
             failed = failed.or(received.err());
@@ -168,9 +167,4 @@ fn heard_of(said: Said<'_>, input: &mut Option<Input<'_>>) -> std::io::Result<He
         (Said::ReaderGone(kind), _) => Ok(Heard::ReaderGone(kind)),
         (Said::Window { rows, columns }, _) => Ok(Heard::Window { rows, columns }),
     }
-}
-
-fn is_hung_up(connection: &Connection) -> bool {
-    let mut fds = [PollFd::from_borrowed_fd(connection.fd(), PollFlags::RDHUP)];
-    poll(&mut fds, Some(&Timespec::default())).is_ok() && !fds[0].revents().is_empty()
 }
