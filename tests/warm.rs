@@ -537,9 +537,11 @@ fn what_was_built_ahead_is_used_or_given_back() {
             Then::Another | Then::AnotherProfile => {
                 match then {
                     Then::Another => order.run_id = RunId::fresh(),
-                    _ => {
-                        place.profile(&PROFILE.replace("[[cap", "[limits]\nprocesses = 99\n[[cap"))
-                    }
+                    _ => place.profile(&PROFILE.replacen(
+                        "[[cap",
+                        "[limits]\nprocesses = 99\n[[cap",
+                        1,
+                    )),
                 }
                 let done = place.run_in(&session, order, &[]);
                 assert_eq!((done.status, &*done.stdout), (0, "it ran\n"));
