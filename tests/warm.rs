@@ -487,8 +487,8 @@ fn nothing_is_left_of_a_ground_for_another() {
         "find / -xdev -printf '%p %y %m %l\\n' 2>/dev/null | sort; cat /etc/passwd; df -B1 /tmp";
     let other = PROFILE.replace(
         "[[capability]]",
-        "[filesystem]\nhome = \"/srv/other\"\ntmp = \"8M\"\nread_only = [\"/usr\", \"/bin\", \
-         \"/lib\", \"/lib64\", \"/opt\"]\n[[capability]]",
+        "[filesystem]\nhome = \"/srv/other\"\ntmp = \"8M\"\nread_only = [\"/usr\", \"-/bin\", \
+         \"-/lib\", \"-/lib64\"]\n[[capability]]",
     );
     let mut fresh = Place::new(0);
     fresh.profile(&other);
