@@ -1,17 +1,17 @@
 //! Execs: begun, as a stream of frames or in one answer; shown.
 //!
 //! An exec is a thread of the broker that speaks frames on a Unix socket. With an upgrade that socket is
-//! the client's own, on which the exec says even the 101; without one it is a pair of which this file holds the other end, and lets go of it
-//! when the client does: the exec then dies.
+//! the client's own, on which the exec says even the 101; without one it is a pair of which this file holds
+//! the other end, and lets go of it when the client does: the exec then dies.
 #![forbid(unsafe_code)]
 
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 
-use axum::body::Body;
 use axum::extract::State;
 use axum::http::header::{CONNECTION, UPGRADE};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version};
+use axum::http::{HeaderMap, HeaderName, StatusCode, Version};
+use axum::response::IntoResponse;
 use serde::Serialize;
 use serde_json::Value;
 use tokio::io::AsyncReadExt;
@@ -34,8 +34,6 @@ use crate::relay::frames::{self, Kind};
 const MOST_OUTPUT: usize = 1 << 20;
 /// Bytes of a report or an error.
 const MOST_WORDS: usize = 4 << 20;
-
-const EXEC_ID: HeaderName = HeaderName::from_static("sublet-exec-id");
 
 #[derive(Serialize)]
 struct Execs {
@@ -82,7 +80,8 @@ pub(super) async fn start(
     match ours {
         None => {
             asker.line.upgrade_to(read_ahead);
-            switching_protocols(&exec_id)
+            // The client has heard it already: this goes no further than the line.
+            Ok(StatusCode::SWITCHING_PROTOCOLS.into_response())
         }
         Some(ours) => {
             read_ahead.give(Vec::new());
@@ -94,13 +93,9 @@ pub(super) async fn start(
 /// The client's own connection. The exec greets it with the 101 itself, as soon as it may, and does not wait for
 /// this task to come to it.
 fn own_stream(asker: &Asker, exec_id: &ExecId) -> Result<ClientStream, Refusal> {
-    if asker.line.has_unwritten() {
-        let message =
-            "an upgrade is asked for behind answers that are not read yet: read them first";
-        return Err(Refusal::malformed(message));
-    }
     let greeting = format!(
-        "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: {}\r\n{EXEC_ID}: {exec_id}\r\n\r\n",
+        "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: {}\r\n\
+         sublet-exec-id: {exec_id}\r\n\r\n",
         wire::UPGRADE
     );
     let line = asker.line.clone();
@@ -166,19 +161,6 @@ fn wants_stream(version: Version, headers: &HeaderMap) -> Result<bool, Refusal> 
 fn has_word(headers: &HeaderMap, name: &HeaderName, word: &str) -> bool {
     let texts = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
     texts.flat_map(|text| text.split(',')).any(|part| part.trim().eq_ignore_ascii_case(word))
-}
-
-/// What the client has heard already: it goes no further than the connection's line.
-fn switching_protocols(exec_id: &ExecId) -> Answer {
-    let id = HeaderValue::from_str(exec_id.as_str())
-        .map_err(|e| Refusal::internal(format!("an exec's id is no header: {e}")))?;
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let headers = response.headers_mut();
-    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    headers.insert(UPGRADE, HeaderValue::from_static(wire::UPGRADE));
-    headers.insert(EXEC_ID, id);
-    Ok(response)
 }
 
 async fn to_its_end(exec_id: ExecId, ours: UnixStream) -> Answer {
@@ -266,6 +248,8 @@ fn lost() -> Refusal {
 
 #[cfg(test)]
 mod tests {
+    use axum::http::HeaderValue;
+
     use super::*;
 
     fn headers(pairs: &[(HeaderName, &'static str)]) -> HeaderMap {

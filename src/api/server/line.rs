@@ -8,7 +8,6 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
@@ -25,8 +24,6 @@ pub(super) struct Line {
     copied: Copied,
     /// Whether an exec speaks on it from now on, and nobody here. Held while something is written.
     is_taken: Mutex<bool>,
-    /// A part of an answer waits for its reader.
-    has_unwritten: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -53,8 +50,7 @@ impl Line {
     pub(super) fn new(bounds: Bounds, copied: Copied) -> Self {
         let phase = Phase::Head(Instant::now());
         let state = Mutex::new(State { phase, busy: 0, upgrade: None });
-        let (is_taken, has_unwritten) = (Mutex::new(false), AtomicBool::new(false));
-        Self { bounds, copied, is_taken, has_unwritten, state }
+        Self { bounds, copied, is_taken: Mutex::new(false), state }
     }
 
     /// For an exec to speak on, once it has taken it.
@@ -73,11 +69,6 @@ impl Line {
 
     fn taken(&self) -> MutexGuard<'_, bool> {
         self.is_taken.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether a part of an answer waits for its reader.
-    pub(super) fn has_unwritten(&self) -> bool {
-        self.has_unwritten.load(Ordering::SeqCst)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -180,14 +171,10 @@ impl AsyncWrite for Guarded {
         if *taken || is_hypers_own(bytes) {
             return Poll::Ready(Ok(bytes.len()));
         }
-        let unwritten = &this.line.has_unwritten;
         if let Poll::Ready(written) = Pin::new(&mut this.socket).poll_write(cx, bytes) {
             this.stall = None;
-            let is_cut = written.as_ref().is_ok_and(|n| *n < bytes.len());
-            unwritten.store(is_cut, Ordering::SeqCst);
             return Poll::Ready(written);
         }
-        unwritten.store(true, Ordering::SeqCst);
         let Some(patience) = this.line.bounds.write_time else { return Poll::Pending };
         let stall =
             this.stall.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + patience)));

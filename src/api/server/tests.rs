@@ -382,17 +382,15 @@ struct Taken {
     mailbox: Mailbox,
 }
 
-impl Taken {
-    /// What is told of the client, when it is.
-    fn told(&self) -> Mail {
-        let began = std::time::Instant::now();
-        loop {
-            if let Some(mail) = self.mailbox.take().unwrap().pop_front() {
-                return mail;
-            }
-            assert!(began.elapsed() < PATIENCE, "nothing is told");
-            std::thread::sleep(SOON / 20);
+/// What an exec is told of its client, when it is.
+fn told(mailbox: &Mailbox) -> Mail {
+    let began = std::time::Instant::now();
+    loop {
+        if let Some(mail) = mailbox.take().unwrap().pop_front() {
+            return mail;
         }
+        assert!(began.elapsed() < PATIENCE, "nothing is told");
+        std::thread::sleep(SOON / 20);
     }
 }
 
@@ -429,7 +427,7 @@ async fn an_upgraded_stream_is_handed_over_with_what_was_read_ahead() {
     assert_eq!(head(&mut client).await, "HTTP/1.1 101 by the exec\r\n\r\n");
     let exec = execs.recv().unwrap();
     let (exec, told) = tokio::task::spawn_blocking(move || {
-        let told = exec.told();
+        let told = told(&exec.mailbox);
         (exec, told)
     })
     .await
@@ -460,7 +458,53 @@ async fn a_client_that_leaves_before_its_101_takes_nothing_over() {
     drop(client);
     // The handler never ran, or the exec is told.
     sleep(SOON).await;
-    assert!(execs.try_recv().map_or(true, |exec| exec.told() == Mail::ClientGone));
+    assert!(execs.try_recv().map_or(true, |exec| told(&exec.mailbox) == Mail::ClientGone));
+}
+
+/// Before its exec has taken the connection over.
+#[tokio::test]
+async fn an_exec_is_told_of_a_client_that_leaves_while_it_is_decided_on() {
+    let (began, mailboxes) = sync_channel(1);
+    let decides = async move || -> Answer {
+        let mailbox = Mailbox::new().unwrap();
+        let _read_ahead = ReadAhead::to(mailbox.clone());
+        began.send(mailbox).unwrap();
+        std::future::pending().await
+    };
+    let place = place(small(), Router::new().route("/up", post(decides)));
+    let mut client = place.connect().await;
+    client.write_all(UP.as_bytes()).await.unwrap();
+    let received = tokio::task::spawn_blocking(move || mailboxes.recv().unwrap());
+    let mailbox = received.await.unwrap();
+    sleep(SOON).await;
+    assert!(mailbox.take().unwrap().is_empty(), "the client is there");
+    drop(client);
+    let told = tokio::task::spawn_blocking(move || told(&mailbox)).await.unwrap();
+    assert_eq!(told, Mail::ClientGone);
+}
+
+/// A request is looked at when the answers before it are out: nothing of them could stand behind a 101.
+#[tokio::test]
+async fn a_101_stands_behind_every_answer_that_came_before() {
+    /// More than a socket's buffer takes, each of them less than the server's.
+    const MANY: usize = 1000;
+    async fn much() -> Answer {
+        Ok(json_answer(StatusCode::OK, format!("\"{}\"", "x".repeat(1000))))
+    }
+    let (taken, execs) = sync_channel(1);
+    let router = upgrading(taken).route("/much", get(much));
+    let place = place(Bounds { write_time: None, ..small() }, router);
+    let mut client = place.connect().await;
+    let asked = "GET /much HTTP/1.1\r\n\r\n".repeat(MANY) + UP;
+    client.write_all(asked.as_bytes()).await.unwrap();
+    sleep(SOON).await;
+    assert!(execs.try_recv().is_err(), "nobody has read an answer");
+    let ends = tokio::task::spawn_blocking(move || drop(execs.recv().unwrap()));
+    let all = rest(client).await;
+    ends.await.unwrap();
+    assert_eq!(all.matches("HTTP/1.1 200 OK").count(), MANY);
+    assert_eq!(all.matches(&"x".repeat(1000)).count(), MANY);
+    assert!(all.ends_with("\"HTTP/1.1 101 by the exec\r\n\r\n"), "{}", &all[all.len() - 60..]);
 }
 
 #[tokio::test]
