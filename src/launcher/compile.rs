@@ -17,7 +17,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::guard::Guard;
+use super::guard::{Guard, Unclear};
 use super::wire::{DeliverySpec, ENDPOINT_PORT, Prepare, Refusal, RefusalKind, Spec};
 use crate::delivery::{aws_endpoint, git, ssh};
 use crate::host::Host;
@@ -114,7 +114,7 @@ pub fn sandbox(spec: &Spec, host: &Host, mode: Mode) -> Result<Compiled, Refusal
     if let Some(target) = container::target(spec, host, mode)? {
         return container::sandbox(&target, spec, host, profile, home);
     }
-    let guard = Guard::of(host);
+    let guard = Guard::of(host).map_err(|e| unclear(&e))?;
     if profile.filesystem.workspace != WorkspaceAccess::None
         && let Some(why) = host.objection_to_workspace(&spec.workspace)
     {
@@ -238,6 +238,13 @@ fn refuse_hidden_identities(
     ))
 }
 
+fn unclear(error: &Unclear) -> Refusal {
+    invalid(
+        format!("it is not known what may be shown: {}", chain(error)),
+        "make that path one that can be looked at, or name another",
+    )
+}
+
 /// A profile shows nothing that may not be a workspace's either.
 fn refuse_guarded(layout: &Layout, guard: &Guard) -> Result<(), Refusal> {
     let sources = layout.entries.values().filter_map(|entry| match entry {
@@ -245,7 +252,7 @@ fn refuse_guarded(layout: &Layout, guard: &Guard) -> Result<(), Refusal> {
         _ => None,
     });
     for source in sources {
-        if let Some(why) = guard.objection(source) {
+        if let Some(why) = guard.objection(source).map_err(|e| unclear(&e))? {
             return Err(invalid(
                 format!("the profile cannot show {}: {why}", source.display()),
                 "list what is needed below it, or move what it holds",

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::Metadata;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
@@ -29,12 +30,34 @@ struct Guarded {
 }
 
 impl Guarded {
-    fn new(what: String, path: &Path, is_tree: bool, ways: &mut Ways) -> Self {
+    fn new(what: String, path: &Path, is_tree: bool, ways: &mut Ways) -> Result<Self, Unclear> {
         // Without a slash or a dot at its end, behind which the kernel looks through a link.
         let path: &Path = &path.components().collect::<PathBuf>();
-        let real = ways.real(path);
-        let shown_by = real.ancestors().filter_map(|above| ways.identity(above)).collect();
-        Self { what, path: path.to_owned(), is_tree, real, shown_by }
+        let real = ways.real(path)?;
+        let mut shown_by = Vec::new();
+        for above in real.ancestors() {
+            shown_by.extend(ways.identity(above)?);
+        }
+        Ok(Self { what, path: path.to_owned(), is_tree, real, shown_by })
+    }
+}
+
+/// A place could not be looked at: then it is not known what shows it.
+#[derive(Debug, thiserror::Error)]
+#[error("could not look at {}", path.display())]
+pub struct Unclear {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// What is there, unless nothing is; where this process may not look, no exec of its may either.
+fn seen<T>(path: &Path, found: io::Result<T>) -> Result<Option<T>, Unclear> {
+    const NOTHING: [i32; 5] =
+        [libc::ENOENT, libc::ENOTDIR, libc::ELOOP, libc::ENAMETOOLONG, libc::EACCES];
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(e) if e.raw_os_error().is_some_and(|number| NOTHING.contains(&number)) => Ok(None),
+        Err(source) => Err(Unclear { path: path.to_owned(), source }),
     }
 }
 
@@ -49,64 +72,75 @@ enum Seen {
 }
 
 impl Ways {
-    fn at(&mut self, path: &Path) -> Option<Seen> {
-        if let Some(seen) = self.0.get(path) {
-            return *seen;
+    fn at(&mut self, path: &Path) -> Result<Option<Seen>, Unclear> {
+        if let Some(known) = self.0.get(path) {
+            return Ok(*known);
         }
-        let found = path.symlink_metadata().ok();
-        let seen = found.map(|found| match found.is_symlink() {
+        let found = seen(path, path.symlink_metadata())?.map(|found| match found.is_symlink() {
             true => Seen::Link,
             false => Seen::Other((found.dev(), found.ino())),
         });
-        self.0.insert(path.to_owned(), seen);
-        seen
+        self.0.insert(path.to_owned(), found);
+        Ok(found)
     }
 
     /// Of what is there, through every link.
-    fn identity(&mut self, path: &Path) -> Option<Identity> {
+    fn identity(&mut self, path: &Path) -> Result<Option<Identity>, Unclear> {
         match self.at(path)? {
-            Seen::Other(identity) => Some(identity),
-            Seen::Link => path.metadata().ok().map(|found| (found.dev(), found.ino())),
+            None => Ok(None),
+            Some(Seen::Other(identity)) => Ok(Some(identity)),
+            Some(Seen::Link) => {
+                let found = seen(path, path.metadata())?;
+                Ok(found.map(|found| (found.dev(), found.ino())))
+            }
         }
     }
 
     /// Through every link, as far as it exists: what does not is made later, below what does.
-    fn real(&mut self, path: &Path) -> PathBuf {
-        let is_plain = path.is_absolute()
-            && !path.components().any(|part| part == Component::ParentDir)
-            && path.ancestors().all(|above| matches!(self.at(above), Some(Seen::Other(_))));
-        if is_plain { path.to_owned() } else { resolved(path) }
+    fn real(&mut self, path: &Path) -> Result<PathBuf, Unclear> {
+        let mut is_plain =
+            path.is_absolute() && !path.components().any(|part| part == Component::ParentDir);
+        for above in path.ancestors() {
+            is_plain = is_plain && matches!(self.at(above)?, Some(Seen::Other(_)));
+        }
+        if is_plain { Ok(path.to_owned()) } else { resolved(path) }
     }
 }
 
 pub struct Guard(Vec<Guarded>);
 
 impl Guard {
-    pub fn of(host: &Host) -> Self {
+    /// # Errors
+    /// What is to be guarded could not be looked at.
+    pub fn of(host: &Host) -> Result<Self, Unclear> {
         let (mut guarded, mut ways) = (Vec::new(), Ways::default());
         let mut guard = |what: String, path: &Path, is_tree: bool| {
-            guarded.push(Guarded::new(what, path, is_tree, &mut ways));
+            Guarded::new(what, path, is_tree, &mut ways).map(|new| guarded.push(new))
         };
-        guard("sublet's state".to_owned(), &host.state_dir, true);
-        guard("sublet's sockets".to_owned(), &host.runtime_dir, true);
+        guard("sublet's state".to_owned(), &host.state_dir, true)?;
+        guard("sublet's sockets".to_owned(), &host.runtime_dir, true)?;
         let configuration = || "sublet's configuration".to_owned();
         if let Some(file) = &host.config_file {
-            guard(configuration(), file, false);
+            guard(configuration(), file, false)?;
         }
         for directory in host.profile_directories().iter().filter(|d| d.exists()) {
-            guard(configuration(), directory, true);
+            guard(configuration(), directory, true)?;
         }
         for (name, entry) in &host.config.secrets {
             if let SecretSource::File { path } = &entry.source {
-                guard(format!("the file of secret `{name}`"), path, false);
+                guard(format!("the file of secret `{name}`"), path, false)?;
             }
         }
-        Self(guarded)
+        Ok(Self(guarded))
     }
 
     /// Why this path of the host cannot be shown; `None` if it can, or if it does not exist.
-    pub fn objection(&self, path: &Path) -> Option<String> {
-        self.objection_to(path, &path.metadata().ok()?)
+    ///
+    /// # Errors
+    /// It could not be looked at.
+    pub fn objection(&self, path: &Path) -> Result<Option<String>, Unclear> {
+        let found = seen(path, path.metadata())?;
+        Ok(found.and_then(|found| self.objection_to(path, &found)))
     }
 
     /// The same of what was opened there.
@@ -122,14 +156,16 @@ impl Guard {
     }
 }
 
-fn resolved(path: &Path) -> PathBuf {
-    path.ancestors()
-        .find_map(|above| {
-            let real = above.canonicalize().ok()?;
-            // Joining nothing would leave a slash behind, which no file bears.
-            Some(if above == path { real } else { real.join(path.strip_prefix(above).ok()?) })
-        })
-        .unwrap_or_else(|| path.to_owned())
+fn resolved(path: &Path) -> Result<PathBuf, Unclear> {
+    for above in path.ancestors() {
+        let Some(real) = seen(above, above.canonicalize())? else { continue };
+        // Joining nothing would leave a slash behind, which no file bears.
+        return Ok(match path.strip_prefix(above) {
+            Ok(below) if above != path => real.join(below),
+            Ok(_) | Err(_) => real,
+        });
+    }
+    Ok(path.to_owned())
 }
 
 #[cfg(test)]
@@ -149,9 +185,11 @@ mod tests {
         std::fs::write(at("keys/one"), "").unwrap();
         #[track_caller]
         fn check(state: PathBuf, is_tree: bool, path: PathBuf, refused: bool) {
-            let guard =
-                Guard(vec![Guarded::new("x".into(), &state, is_tree, &mut Ways::default())]);
-            assert_eq!(guard.objection(&path).is_some(), refused, "{state:?} {path:?}");
+            let guard = Guard(vec![
+                Guarded::new("x".into(), &state, is_tree, &mut Ways::default()).unwrap(),
+            ]);
+            let objection = guard.objection(&path).unwrap();
+            assert_eq!(objection.is_some(), refused, "{state:?} {path:?}");
         }
         // One that is there, and one that the first run makes.
         for state in ["a/b", "a/state", "link/state", "other/../a/state", "link/b"] {
@@ -175,5 +213,22 @@ mod tests {
         check(at("keys/one"), false, at("keys"), true);
         check(at("keys/one"), false, at("keys/one"), true);
         check(at("a"), true, at("missing"), false);
+    }
+
+    /// The control: a place where nothing is.
+    #[test]
+    fn what_cannot_be_looked_at_is_not_taken_for_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("round", dir.path().join("round")).unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let guarded = |path: PathBuf| Guarded::new("x".into(), &path, true, &mut Ways::default());
+        for nothing in ["nothing/below", "round/below", &"x".repeat(300)] {
+            assert!(guarded(at(nothing)).is_ok(), "{nothing}");
+        }
+        // No kernel looks at such a name.
+        assert!(guarded(at("a\0b")).is_err());
+        let guard = Guard(vec![guarded(at("nothing")).unwrap()]);
+        assert!(guard.objection(&at("round")).unwrap().is_none());
+        assert!(guard.objection(&at("a\0b")).is_err());
     }
 }
