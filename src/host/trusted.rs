@@ -11,7 +11,8 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
-/// Refuses a file that someone else could have written.
+/// Refuses a file that someone else could have written, or could have led the way to: what stands before a link is
+/// judged as it is written, and what stands behind it as it is.
 ///
 /// # Errors
 /// [`io::ErrorKind::PermissionDenied`] with the reason; and those of looking.

@@ -18,7 +18,7 @@ pub use cots::Cots;
 pub use make::ownership;
 pub use parts::{limit_name, limits, namespace_names, proc_is_masked};
 pub use seed::Seeds;
-pub use warm::{Pool, Warm};
+pub use warm::Pool;
 
 use deliveries::Deliveries;
 use make::{delivery_unavailable, make_streams};

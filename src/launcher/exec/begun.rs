@@ -4,14 +4,13 @@
 
 use super::Setting;
 use super::sandbox::Sandbox;
-use super::seed::Seeds;
-use super::user::Whose;
+use super::seed::{Seed, Seeds};
+use super::user::{User, Whose};
 use super::warm::Pool;
 use crate::host::Host;
 use crate::launcher::compile::{self, Compiled};
 use crate::launcher::wire::{Refusal, Spec};
 use crate::model::id::ExecId;
-use crate::sandbox::identity::Mode;
 
 pub struct Begun {
     pub(super) spec: Spec,
@@ -30,15 +29,10 @@ impl Begun {
         seeds: &mut Seeds,
     ) -> Result<Self, Refusal> {
         let compiled = compile::sandbox(&spec, &setting.host, setting.here.mode)?;
-        let warm = warm.take(&spec).and_then(|warm| warm.into_sandbox(&compiled));
-        if let Some(sandbox) = warm {
-            return Ok(Self { spec, compiled, sandbox, is_built: true });
+        if let Some(stood) = warm.take(&spec).filter(|stood| stood.is_what(&compiled)) {
+            return Ok(stood);
         }
-        let user = match setting.here.mode {
-            Mode::Rootless => None,
-            Mode::Privileged => Some(seeds.user(setting.host.config.host.uid_pool)?),
-        };
-        let whose = Whose::of(&compiled, user, setting.here.mode)?;
+        let whose = Whose::of(&compiled, setting, |pool| seeds.user(pool))?;
         let mode = compiled.profile.network.mode;
         let seed = match &compiled.network {
             Some(network) => seeds.take_joined(name, network, &setting.here)?,
@@ -47,6 +41,19 @@ impl Begun {
         let sandbox = Sandbox::begin(&compiled, seed, whose, setting)?;
         seeds.want(&sandbox, &compiled);
         Ok(Self { spec, compiled, sandbox, is_built: false })
+    }
+
+    /// A whole one that stands until it is wanted, of a seed of its own.
+    pub(super) fn stand(spec: Spec, setting: &Setting) -> Result<Self, Refusal> {
+        let compiled = compile::sandbox(&spec, &setting.host, setting.here.mode)?;
+        // It has no exec yet; its cgroup needs a name, with the time in it for the sweep.
+        let network = compiled.profile.network.mode;
+        let seed = Seed::plant(&ExecId::fresh(), network, None, &setting.here, None)?;
+        let whose = Whose::of(&compiled, setting, User::take)?;
+        let sandbox = Sandbox::begin(&compiled, seed, whose, setting)?;
+        let mut begun = Self { spec, compiled, sandbox, is_built: false };
+        begun.build(setting)?;
+        Ok(begun)
     }
 
     /// A whole one, for an exec that is still being decided on.
@@ -72,6 +79,11 @@ impl Begun {
             self.is_built = true;
         }
         Ok(())
+    }
+
+    /// Whether it is what would be built now, and its child still waits for a command.
+    fn is_what(&self, wanted: &Compiled) -> bool {
+        self.compiled.is_same_as(wanted) && self.sandbox.child.waits()
     }
 
     /// Whether it is what this wants, and its child still waits for a command. The profile is read again: the

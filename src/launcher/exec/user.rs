@@ -5,7 +5,7 @@
 use std::os::fd::OwnedFd;
 
 use super::make::ownership;
-use super::refuse_error;
+use super::{Setting, refuse_error};
 use crate::config::UidPool;
 use crate::launcher::compile::Compiled;
 use crate::launcher::posture::Ownership;
@@ -57,11 +57,17 @@ pub(super) struct Whose {
 }
 
 impl Whose {
-    /// `user`: whom it is to be, where that is not the caller.
-    pub fn of(compiled: &Compiled, user: Option<User>, mode: Mode) -> Result<Self, Refusal> {
-        let (mut identity, lock, mapped) = match user {
-            None => (Identity::of_caller(compiled.inside), None, None),
-            Some(User { uid, lock, mapped }) => {
+    /// `take`: takes a user of the pool, where it is not to be the caller.
+    pub fn of(
+        compiled: &Compiled,
+        setting: &Setting,
+        take: impl FnOnce(UidPool) -> Result<User, Refusal>,
+    ) -> Result<Self, Refusal> {
+        let mode = setting.here.mode;
+        let (mut identity, lock, mapped) = match mode {
+            Mode::Rootless => (Identity::of_caller(compiled.inside), None, None),
+            Mode::Privileged => {
+                let User { uid, lock, mapped } = take(setting.host.config.host.uid_pool)?;
                 (Identity::pooled(compiled.inside, uid), Some(lock), mapped)
             }
         };

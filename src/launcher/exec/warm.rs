@@ -9,55 +9,18 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::Setting;
-use super::sandbox::Sandbox;
-use super::seed::Seed;
-use super::user::{User, Whose};
-use crate::launcher::compile::{self, Compiled};
-use crate::launcher::wire::{Refusal, Spec};
-use crate::model::id::ExecId;
-use crate::sandbox::identity::Mode;
+use super::begun::Begun;
+use crate::launcher::wire::Spec;
 use crate::sys::clock;
 
 /// How long one is kept: the mounts that it shows are those of its making.
 const LIFE: Duration = Duration::from_secs(120);
 
-/// A sandbox that stands and waits for its command.
-pub struct Warm {
-    spec: Spec,
-    compiled: Compiled,
-    sandbox: Sandbox,
-    /// `CLOCK_BOOTTIME`.
+/// One, and until when it is kept (`CLOCK_BOOTTIME`). Its child was not waited for: what it cannot do is found when
+/// it is to be used.
+struct Warm {
+    begun: Begun,
     until: Duration,
-}
-
-impl Warm {
-    /// Builds one. Its child is not waited for: what it cannot do is found when it is to be used.
-    pub fn prepare(spec: Spec, setting: &Setting) -> Result<Self, Refusal> {
-        let compiled = compile::sandbox(&spec, &setting.host, setting.here.mode)?;
-        // It has no exec yet; its cgroup needs a name, with the time in it for the sweep.
-        let seed = Seed::plant(
-            &ExecId::fresh(),
-            compiled.profile.network.mode,
-            None,
-            &setting.here,
-            None,
-        )?;
-        let user = match setting.here.mode {
-            Mode::Rootless => None,
-            Mode::Privileged => Some(User::take(setting.host.config.host.uid_pool)?),
-        };
-        let whose = Whose::of(&compiled, user, setting.here.mode)?;
-        let mut sandbox = Sandbox::begin(&compiled, seed, whose, setting)?;
-        sandbox.build(&compiled, setting)?;
-        Ok(Self { spec, compiled, sandbox, until: clock::boottime() + LIFE })
-    }
-
-    /// Its sandbox, if that is what would be built now: profile and workspace were read again. One that
-    /// does not fit, failed or died is given back.
-    pub(super) fn into_sandbox(self, wanted: &Compiled) -> Option<Sandbox> {
-        let fits = self.compiled.is_same_as(wanted) && self.sandbox.child.waits();
-        fits.then_some(self.sandbox)
-    }
 }
 
 /// The warm sandboxes of a launcher. Of capacity 0 by default: a launcher of one exec needs none.
@@ -81,14 +44,14 @@ impl Pool {
     }
 
     /// For an exec that begins: one that was built for its like, if there is one.
-    pub fn take(&mut self, spec: &Spec) -> Option<Warm> {
-        let found = self.ready.iter().position(|warm| warm.spec == *spec)?;
-        self.ready.remove(found)
+    pub fn take(&mut self, spec: &Spec) -> Option<Begun> {
+        let found = self.ready.iter().position(|warm| warm.begun.spec == *spec)?;
+        self.ready.remove(found).map(|warm| warm.begun)
     }
 
     /// An exec of this kind has ended: the next one may come soon.
     pub fn want(&mut self, spec: &Spec) {
-        if self.capacity == 0 || self.ready.iter().any(|warm| warm.spec == *spec) {
+        if self.capacity == 0 || self.ready.iter().any(|warm| warm.begun.spec == *spec) {
             return;
         }
         self.wanted.retain(|wanted| wanted != spec);
@@ -110,8 +73,8 @@ impl Pool {
         if self.ready.len() >= self.capacity {
             self.ready.pop_front();
         }
-        match Warm::prepare(spec, setting) {
-            Ok(warm) => self.ready.push_back(warm),
+        match Begun::stand(spec, setting) {
+            Ok(begun) => self.ready.push_back(Warm { begun, until: clock::boottime() + LIFE }),
             // The next exec of its kind is refused for the same reason, and its caller is told.
             Err(refusal) => eprintln!("sublet: launcher: no sandbox is kept ahead: {refusal}"),
         }
