@@ -245,12 +245,16 @@ fn nothing_begins_for_a_client_that_has_left() {
     let broker = serve(&world);
     let run = broker.start_run(&profile);
     let body = |name: &str| json!({"command": ["touch", format!("ran-{name}")]});
-    for turn in 0..20 {
+    let (server, _) = broker.parts();
+    for turn in 0..60 {
+        // It comes and goes while nobody looks.
+        support::host::signal(&server, rustix::process::Signal::STOP);
         let mut leaves = http::connect(&run.socket);
         let ahead = framed(Kind::Stdin, b"ahead");
         let said = [upgrade(&body(&turn.to_string())).as_bytes(), &ahead[..]].concat();
         leaves.write_all(&said).unwrap();
         drop(leaves);
+        support::host::signal(&server, rustix::process::Signal::CONT);
         // The control: one that stays.
         let ahead = framed(Kind::Stdin, b"ahead");
         Stream::open(&run.socket, &body(&format!("stays-{turn}")), &ahead).finish();
@@ -265,7 +269,7 @@ fn nothing_begins_for_a_client_that_has_left() {
         assert!(start.elapsed() < PATIENCE, "something still runs");
         std::thread::sleep(Duration::from_millis(20));
     }
-    let ran = (0..20).filter(|turn| world.workspace.join(format!("ran-{turn}")).exists()).count();
+    let ran = (0..60).filter(|turn| world.workspace.join(format!("ran-{turn}")).exists()).count();
     assert_eq!(ran, 0, "commands of clients that had left");
 }
 

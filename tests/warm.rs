@@ -519,12 +519,13 @@ fn what_was_built_ahead_is_used_or_given_back() {
     }
     for then in [Then::TheSame, Then::Another, Then::AnotherProfile, Then::Nothing] {
         let mut place = Place::new(0);
+        // The seed that it is built on; soon there is another.
+        let built = place.ready();
         place.next += 1;
         let mut order = place.order("echo it ran", &[]);
         let session = place.launcher().door().unwrap().open().unwrap();
         let ahead = Ahead { spec: Spec::of(&order), cpu: u32::MAX };
         session.order(&Order::Ahead(Box::new(ahead))).unwrap();
-        let built = place.ready();
         let bound = PathBuf::from(format!("/proc/{built}/root/usr/bin"));
         assert!(comes_true(|| bound.exists()), "nothing was built");
         match then {
