@@ -62,6 +62,8 @@ pub struct Exec {
     spec: Spec,
     sandbox: Sandbox,
     pub deliveries: Deliveries,
+    /// The command's ends of its output, until it has ended: see [`Exec::let_go_of_output`].
+    outputs: Vec<OwnedFd>,
     names: Names,
     has_endpoint: bool,
     /// Until the child stands behind its walls and it is told.
@@ -189,6 +191,7 @@ impl Exec {
                 command: String::from_utf8_lossy(&order.argv[0]).into_owned(),
                 path: path.collect::<Vec<_>>().join(":"),
             },
+            outputs: streams.inside.split_off(streams.inside.len().min(1)),
             has_endpoint: order.deliveries.iter().any(|delivery| delivery.endpoint),
             posture: Some(posture),
             is_in_container: compiled.is_in_container,
@@ -290,6 +293,12 @@ impl Exec {
             }
             None => Ok(Happened::Silence),
         }
+    }
+
+    /// The broker has been told of the command's end: now its streams may end too. Sooner, each would wake the
+    /// broker, on the CPU on which init is about to die.
+    pub fn let_go_of_output(&mut self) {
+        self.outputs.clear();
     }
 
     /// Forwards a signal to the command's process group.

@@ -325,7 +325,13 @@ impl Launcher {
                 self.notify(session, &Notice::Ready { exec: number, posture, endpoint }, &fds)
             }
             Ok(Happened::Ending(ending, deliveries)) => {
-                self.notify(session, &Notice::Ending { exec: number, ending, deliveries }, &[])
+                self.notify(session, &Notice::Ending { exec: number, ending, deliveries }, &[])?;
+                if let Some(live) = self.execs.get_mut(&key) {
+                    live.exec.let_go_of_output();
+                    // It has said its last: that it closes shows on its pidfd a moment later.
+                    epoll::delete(&self.epoll, live.exec.socket())?;
+                }
+                Ok(())
             }
             Ok(Happened::Started) => {
                 self.quiet_after_start();
