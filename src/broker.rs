@@ -46,6 +46,7 @@ use crate::model::moment::{Moment, Span};
 use crate::model::name::{IdentityName, VariableName};
 use crate::model::run::{Run, RunState};
 use crate::policy::Reason;
+use crate::profile::NetworkMode;
 use crate::run::RunError;
 use crate::run::entries::{self, Who};
 use crate::run::ledger::{Keys, Shared, refuse_a_cut_trail};
@@ -127,7 +128,8 @@ pub struct ExecAsk {
     pub timeout: Option<Span>,
     /// Rows and columns.
     pub terminal: Option<(u16, u16)>,
-    pub without_network: bool,
+    /// Where it is to be another than the profile's.
+    pub network: Option<NetworkMode>,
     pub reason: Option<Reason>,
     /// Who and where it is, in a container.
     pub into: InContainer,

@@ -32,7 +32,7 @@ use crate::sys::{memory, process};
 
 pub use error::RunError;
 pub use explained::{Explained, LeaseVerdict, explain};
-pub use scene::{Asked, AskedOfRun};
+pub use scene::{Asked, AskedOfRun, ahead};
 
 use caller::Caller;
 use entries::Leased;

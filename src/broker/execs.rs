@@ -11,12 +11,13 @@ use tokio::sync::oneshot;
 use crate::broker::late::LateEnd;
 use crate::broker::streams::{ClientStream, ReadAhead};
 use crate::broker::{Accepting, Broker, BrokerError, ExecAsk, ExecView, Scope};
+use crate::launcher::client::Session;
 use crate::model::exec::ExecRecord;
 use crate::model::id::{ExecId, LeaseId, RunId};
 use crate::model::lease::LeaseRecord;
 use crate::model::moment::timestamp_text;
+use crate::model::run::Run;
 use crate::policy::environment::{Given, Origin};
-use crate::profile::NetworkMode;
 use crate::relay::connection::Connection;
 use crate::relay::frames::Kind;
 use crate::run::caller::{Caller, Client};
@@ -62,6 +63,8 @@ impl Broker {
             leases: ask.lease_ids.clone(),
             mailbox: mailbox.clone(),
         };
+        let first = self.first(&run, &ask)?;
+        let knock = first.session.knock();
         {
             // Known before it takes a use, so that no revocation can miss it.
             let mut execs = self.live();
@@ -78,6 +81,7 @@ impl Broker {
             run,
             exec_id: exec_id.clone(),
             ask,
+            first,
             mailbox,
             tell,
             client,
@@ -86,7 +90,23 @@ impl Broker {
             self.live().remove(&exec_id);
             return Err(BrokerError::Thread(e));
         }
+        // Last: the launcher runs on this CPU at once, and the exec's thread on another.
+        knock.at_once();
         Ok(Accepting { accepted, read_ahead })
+    }
+
+    /// Has the launcher build while the request is made whole and decided, where nothing has to be read for that.
+    fn first(&self, run: &Run, ask: &ExecAsk) -> Result<First, BrokerError> {
+        let session = self.door.open().map_err(RunError::from)?;
+        let scope = Scope::Run(run.run_id.clone());
+        let leases: Option<Vec<_>> =
+            ask.lease_ids.iter().map(|id| self.seen.lease_of(&scope, id)).collect();
+        if let Some(leases) = &leases
+            && let Some(ahead) = run::ahead(&self.host, run, leases, ask.network, &ask.into)
+        {
+            session.lay_out(&ahead).map_err(RunError::from)?;
+        }
+        Ok(First { session, leases })
     }
 
     pub fn execs(&self, scope: &Scope) -> Result<Vec<ExecView>, BrokerError> {
@@ -109,7 +129,7 @@ impl Broker {
 
     /// As it is recorded, or was when it was looked at before.
     fn seen_lease(&self, scope: &Scope, id: &LeaseId) -> Result<LeaseRecord, BrokerError> {
-        let seen = self.seen.lease(id).filter(|lease| *scope == Scope::Run(lease.run_id.clone()));
+        let seen = self.seen.lease_of(scope, id);
         seen.map_or_else(|| self.record(scope, id).inspect(|record| self.seen.remember(record)), Ok)
     }
 
@@ -128,12 +148,20 @@ impl Broker {
     }
 }
 
+/// What an exec has when its thread begins.
+struct First {
+    session: Session,
+    /// Where all were seen before: the launcher has been told, then.
+    leases: Option<Vec<LeaseRecord>>,
+}
+
 /// One exec on its thread.
 struct Task {
     broker: Arc<Broker>,
-    run: crate::model::run::Run,
+    run: Run,
     exec_id: ExecId,
     ask: ExecAsk,
+    first: First,
     mailbox: Mailbox,
     tell: oneshot::Sender<Result<(), BrokerError>>,
     client: ClientStream,
@@ -141,7 +169,7 @@ struct Task {
 
 impl Task {
     fn perform(self) {
-        let Task { broker, run, exec_id, mut ask, mailbox, tell, client } = self;
+        let Task { broker, run, exec_id, mut ask, first, mailbox, tell, client } = self;
         let span = tracing::info_span!("exec", run_id = %run.run_id, exec_id = %exec_id);
         let _entered = span.enter();
         broker.metrics.exec_began();
@@ -160,7 +188,7 @@ impl Task {
         let mut caller =
             Caller::Client(Client::new(accept, Connection::new(socket), process, mailbox));
         let (of_run, leases) = (run.clone(), ask.lease_ids.clone());
-        let told = tell_story(&broker, run, &exec_id, ask, &mut caller);
+        let told = tell_story(&broker, run, &exec_id, ask, first, &mut caller);
         if let Ok(outcome) = &told
             && let Some(error) = &outcome.unrecorded
         {
@@ -212,19 +240,31 @@ fn answer(tell: &Tell, with: Result<(), BrokerError>) {
 
 fn tell_story(
     broker: &Broker,
-    run: crate::model::run::Run,
+    run: Run,
     exec_id: &ExecId,
     ask: ExecAsk,
+    first: First,
     caller: &mut Caller,
 ) -> Result<Outcome, BrokerError> {
     let scope = Scope::Run(run.run_id.clone());
-    let leases: Result<Vec<_>, _> =
-        ask.lease_ids.iter().map(|id| broker.seen_lease(&scope, id)).collect();
-    let session = broker.door.open().map_err(RunError::from)?;
+    let network = ask.network;
+    let First { session, leases } = first;
+    let leases = match leases {
+        Some(leases) => leases,
+        None => {
+            let leases: Result<Vec<_>, _> =
+                ask.lease_ids.iter().map(|id| broker.seen_lease(&scope, id)).collect();
+            let leases = leases?;
+            if let Some(ahead) = run::ahead(&broker.host, &run, &leases, network, &ask.into) {
+                session.order(&ahead).map_err(RunError::from)?;
+            }
+            leases
+        }
+    };
     let asked = AskedOfRun {
         run,
         exec_id: exec_id.clone(),
-        leases: leases?,
+        leases,
         reason: ask.reason,
         environment: ask
             .environment
@@ -233,14 +273,10 @@ fn tell_story(
             .collect(),
         timeout: ask.timeout,
         terminal: ask.terminal,
-        network: ask.without_network.then_some(NetworkMode::None),
+        network,
         command: ask.command,
         into: ask.into,
     };
-    // It builds while the request is made whole and decided.
-    if let Some(ahead) = asked.ahead(&broker.host) {
-        session.order(&ahead).map_err(RunError::from)?;
-    }
     let ledger = Ledger::shared(Arc::clone(&broker.store), Arc::clone(&broker.shared));
     let told = run::run_held(&broker.host, asked, &session, caller, ledger);
     if told.is_err() {

@@ -28,6 +28,7 @@ use crate::broker::streams::ClientStream;
 use crate::broker::{Accepting, ExecAsk, ExecView};
 use crate::launcher::into::InContainer;
 use crate::model::id::ExecId;
+use crate::profile::NetworkMode;
 use crate::relay::frames::{self, Kind};
 
 /// Bytes of each of stdout and stderr in one answer.
@@ -131,7 +132,7 @@ fn ask(body: ExecBody, asker: &Asker) -> Result<ExecAsk, Refusal> {
         environment: environment.into_iter().map(|(name, value)| (name, value.into())).collect(),
         timeout,
         terminal: terminal.map(|t| (t.rows, t.columns)),
-        without_network: matches!(network, Some(wire::NetworkBody::None)),
+        network: network.map(|wire::NetworkBody::None| NetworkMode::None),
         reason,
         into: InContainer { pid: None, user: user.map(|u| (u.uid, u.gid)), directory },
         caller,
