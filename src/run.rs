@@ -122,7 +122,6 @@ fn tell(
     watch.lap(|t| &mut t.request);
 
     let mut ledger = ledger()?;
-    scene.refuse_managed_values(&ledger)?;
     watch.lap(|t| &mut t.decide);
 
     // Decided and durable before any value moves: granted, and the use taken.

@@ -130,6 +130,7 @@ pub fn resolve(
         .map(|lease| {
             let material = if is_now(lease) { resolved.next() } else { None };
             lease.value_until = material.as_ref().and_then(|material| material.until);
+            lease.at_hand = None;
             material
         })
         .collect())

@@ -16,7 +16,7 @@ use crate::model::run::Run;
 use crate::model::verdict::{Denial, DenyReason};
 use crate::policy::{Grant, Request};
 use crate::sandbox::cgroup;
-use crate::store::{StoreError, Tx, UseRefused};
+use crate::store::{SealedSecret, StoreError, Tx, UseRefused};
 
 /// Whose doing it is, where and when.
 #[derive(Clone, Copy)]
@@ -37,13 +37,15 @@ pub struct Leased {
     /// `CLOCK_BOOTTIME` at which the value itself ends, where its source has said: no renewal of the lease
     /// changes that.
     pub value_until: Option<Duration>,
+    /// Its sealed value as the vault had it when its use was taken, until it is delivered.
+    pub at_hand: Option<SealedSecret>,
 }
 
 impl Leased {
     pub fn of(grant: Grant, record: LeaseRecord) -> Self {
         // Both clocks were read once, at the grant.
         let ttl = record.expires_at.duration_since(record.issued_at).unsigned_abs();
-        Self { grant, record, ttl, renew_at: None, value_until: None }
+        Self { grant, record, ttl, renew_at: None, value_until: None, at_hand: None }
     }
 
     /// `CLOCK_BOOTTIME` at which what was delivered is wiped: the lease's end, or the value's own before.

@@ -12,17 +12,17 @@ use super::entries::{self, Leased, Who};
 use super::error::RunError;
 use super::scene::Scene;
 use super::value::unavailable_vault;
+use crate::config::SecretSource;
 use crate::host::Host;
 use crate::identity::IssuerKeys;
 use crate::launcher::client::Session;
 use crate::launcher::wire::Order;
 use crate::lease::Lease;
-use crate::model::digest::ValueDigest;
 use crate::model::event::{EventType, KeptHead};
 use crate::model::exec::ExecState;
 use crate::model::id::LeaseId;
 use crate::model::lease::LeaseState;
-use crate::model::name::SecretName;
+use crate::model::name::{Channel, SecretName};
 use crate::source::vault::{KeySource, VaultError, VaultKey};
 use crate::store::{
     Durability, Heads, MintRecord, SealedSecret, SharedStore, StoreError, Tx, UseRefused, View,
@@ -117,10 +117,6 @@ impl Ledger {
         }
     }
 
-    pub fn digests(&self) -> Result<Vec<(SecretName, ValueDigest)>, RunError> {
-        self.store.read(|view| view.digests()).map_err(RunError::Trail)
-    }
-
     pub fn sealed(&self, name: &SecretName) -> Result<Option<SealedSecret>, RunError> {
         self.store.read(|view| view.secret(name)).map_err(RunError::Trail)
     }
@@ -132,6 +128,9 @@ impl Ledger {
         let durability =
             if scene.requests.is_empty() { Durability::Relaxed } else { Durability::Durable };
         let mut leased = self.transaction(durability, |tx| {
+            if let Err(e) = scene.refuse_managed_values(&tx.digests()?, &self.keys.vault) {
+                return Ok(Err(e));
+            }
             let run = match begin(tx, scene, self.shared.is_some())? {
                 None => scene.run.clone(),
                 Some(recorded) => match same_run(&scene.run, recorded) {
@@ -144,7 +143,7 @@ impl Ledger {
                 None => grant_fresh(tx, scene, who)?,
                 Some(ids) => redeem(tx, scene, who, ids)?,
             };
-            let leased = match leased {
+            let mut leased = match leased {
                 Ok(leased) => leased,
                 Err(why) => {
                     end_own_run(tx, scene, who)?;
@@ -152,6 +151,9 @@ impl Ledger {
                 }
             };
             record_start(tx, scene, who, &leased)?;
+            for lease in leased.iter_mut().filter(|lease| is_sealed(lease)) {
+                lease.at_hand = tx.secret(lease.grant.secret())?;
+            }
             Ok(Ok(leased))
         })??;
         for lease in &mut leased {
@@ -356,6 +358,12 @@ impl Ledger {
         }
         Ok(value)
     }
+}
+
+/// Whether it is delivered as it lies in the vault, before the command begins.
+fn is_sealed(lease: &Leased) -> bool {
+    let is_at_start = !matches!(lease.record.channel, Channel::Git | Channel::Ssh);
+    is_at_start && matches!(lease.grant.source(), SecretSource::Vault)
 }
 
 /// Where the keys are, opened while there are the rights to.

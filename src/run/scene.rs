@@ -11,20 +11,20 @@ use std::time::Duration;
 
 use super::entries::{Leased, Who};
 use super::error::RunError;
-use super::ledger::Ledger;
 use crate::host::{self, Host, Places, ProfileRef, Program, container};
 use crate::launcher::client::Session;
 use crate::launcher::into::InContainer;
 use crate::launcher::wire::{DeliverySpec, Find, GitSpec, Notice, Order, Prepare, Spec, TokenSpec};
-use crate::model::digest;
+use crate::model::digest::{self, ValueDigest};
 use crate::model::id::{ExecId, LeaseId, RequestId, RunId};
 use crate::model::lease::LeaseRecord;
 use crate::model::moment::{Moment, Span};
-use crate::model::name::{Channel, IdentityName, VariableName};
+use crate::model::name::{Channel, IdentityName, SecretName, VariableName};
 use crate::model::run::{Run, RunState};
 use crate::policy::environment::{self, Context, Given};
 use crate::policy::{LeaseFlag, Reason, Request, ResolvedCommand};
 use crate::profile::{Capability, Format, NetworkMode, Profile};
+use crate::source::vault::KeySource;
 use crate::sys::cpu;
 
 /// What the caller of `sublet run` asks for, parsed.
@@ -401,17 +401,20 @@ impl Scene {
 
     /// A managed value must not come in by the back door, as a variable or as an argument (which the
     /// trail would keep). Compared by keyed digest, so whole.
-    pub fn refuse_managed_values(&self, ledger: &Ledger) -> Result<(), RunError> {
-        let managed = ledger.digests()?;
+    pub fn refuse_managed_values(
+        &self,
+        managed: &[(SecretName, ValueDigest)],
+        vault: &KeySource,
+    ) -> Result<(), RunError> {
         if managed.is_empty() {
             return Ok(());
         }
-        let key = ledger.vault_key().map_err(super::value::unavailable_vault)?;
+        let key = vault.load().map_err(super::value::unavailable_vault)?;
         let variables =
             self.given.iter().map(|(name, value)| (format!("the value given for `{name}`"), value));
         let arguments = self.command.iter().zip(0..).map(|(a, n)| (format!("argument {n}"), a));
         for (what, value) in variables.chain(arguments) {
-            if let Some(secret) = digest::matching(&key.digest(value.as_bytes()), &managed) {
+            if let Some(secret) = digest::matching(&key.digest(value.as_bytes()), managed) {
                 return Err(RunError::ManagedValue { what, secret: secret.clone() });
             }
         }

@@ -185,7 +185,7 @@ fn begin(ledger: &Ledger, scene: &Scene, session: &Session, lease: &Leased, now:
         Begun::Made(Box::new((Material { value, pieces: Vec::new(), until: None }, fresh)))
     };
     match lease.grant.source() {
-        SecretSource::Vault => match sealed(ledger, name) {
+        SecretSource::Vault => match at_hand(ledger, lease) {
             Ok(value) => Begun::Resolved(Material { value, pieces: Vec::new(), until: None }),
             Err(why) => Begun::Failed(why),
         },
@@ -208,11 +208,26 @@ fn begin(ledger: &Ledger, scene: &Scene, session: &Session, lease: &Leased, now:
     }
 }
 
+fn at_hand(ledger: &Ledger, lease: &Leased) -> Result<Value, RunError> {
+    let name = lease.grant.secret();
+    match &lease.at_hand {
+        Some(secret) => opened(ledger, name, secret.clone()),
+        None => sealed(ledger, name),
+    }
+}
+
 fn sealed(ledger: &Ledger, name: &SecretName) -> Result<Value, RunError> {
-    let Some(secret) = ledger.sealed(name)? else {
-        let hint = format!("set it: `sublet secret set {name}`");
-        return Err(unavailable(name, "no value was ever set", &hint));
-    };
+    match ledger.sealed(name)? {
+        Some(secret) => opened(ledger, name, secret),
+        None => {
+            let hint = format!("set it: `sublet secret set {name}`");
+            Err(unavailable(name, "no value was ever set", &hint))
+        }
+    }
+}
+
+/// With the key to it. Opened where it is written to.
+fn opened(ledger: &Ledger, name: &SecretName, secret: SealedSecret) -> Result<Value, RunError> {
     let key = ledger.vault_key().map_err(unavailable_vault)?;
     let len = vault::plaintext_len(name, &secret.sealed).map_err(unavailable_vault)?;
     Ok(Value::Sealed { key, secret, len })
