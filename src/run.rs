@@ -176,6 +176,7 @@ fn perform(
     watch.lap(|t| &mut t.deliver);
 
     ledger.tidy();
+    mint::look_for_others(ledger, scene);
     let attended = attend::attend(scene, ledger, session, caller, &mut leased, delivered, watch);
     let mut exited = attended.map_err(|e| ledger.abandon(scene, &leased, e))?;
     exited.note_revoked(|id| caller.is_revoked(id), &leased);

@@ -13,9 +13,8 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 
 use super::frames::{self, FrameError, Kind};
+use super::room::Room;
 
-/// Bytes read at once.
-const CHUNK: usize = 64 << 10;
 /// Bytes that wait for a slow client, before the command has to.
 const MOST_UNSENT: usize = 256 << 10;
 /// How long a client has to leave once its exec is over. Below a second.
@@ -54,6 +53,7 @@ pub struct Connection {
     /// Someone else may still read from the socket.
     is_deaf: bool,
     received: Vec<u8>,
+    room: Room,
     /// Read ahead, and not yet looked at: the socket wakes nobody for it.
     is_unheard: bool,
     unsent: Vec<u8>,
@@ -63,8 +63,15 @@ pub struct Connection {
 impl Connection {
     /// Of a socket that does not block. Deaf until [`Connection::hear`].
     pub fn new(socket: UnixStream) -> Self {
-        let (received, unsent) = (Vec::new(), Vec::new());
-        Self { socket, is_deaf: true, received, is_unheard: false, unsent, sent: 0 }
+        Self {
+            socket,
+            is_deaf: true,
+            received: Vec::new(),
+            room: Room::default(),
+            is_unheard: false,
+            unsent: Vec::new(),
+            sent: 0,
+        }
     }
 
     /// Sends what is no frame, before the first of them.
@@ -109,11 +116,15 @@ impl Connection {
     pub fn receive(&mut self, mut hear: impl FnMut(Said<'_>)) -> Result<(), ConnectionError> {
         self.is_unheard = false;
         // Not zeroed: of a client that says little, little of it is ever touched.
-        self.received.reserve(CHUNK);
+        self.received.reserve(self.room.bytes());
         let read = recv(&self.socket, spare_capacity(&mut self.received), RecvFlags::DONTWAIT);
         let end = match read {
             Ok((0, _)) | Err(Errno::CONNRESET) => Some(ConnectionError::Gone),
-            Ok(_) | Err(Errno::INTR | Errno::AGAIN) => None,
+            Ok((count, _)) => {
+                self.room.heard(count);
+                None
+            }
+            Err(Errno::INTR | Errno::AGAIN) => None,
             Err(e) => Some(ConnectionError::Socket(e.into())),
         };
         let mut at = 0;

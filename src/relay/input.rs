@@ -9,7 +9,7 @@ use rustix::buffer::spare_capacity;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 
-const CHUNK: usize = 64 << 10;
+use super::room::Room;
 
 /// Bytes that wait for a command that reads nothing, before the client has to.
 const MOST_WAITING: usize = 256 << 10;
@@ -23,6 +23,7 @@ pub struct Input<'a> {
     to: Option<OwnedFd>,
     pending: Vec<u8>,
     written: usize,
+    room: Room,
     /// A terminal's master is not closed at the end of our input: its output still comes.
     keep_open: bool,
 }
@@ -43,6 +44,7 @@ impl<'a> Input<'a> {
             to: Some(to),
             pending: Vec::new(),
             written: 0,
+            room: Room::default(),
             keep_open,
         })
     }
@@ -86,10 +88,10 @@ impl<'a> Input<'a> {
     fn read(&mut self) -> io::Result<()> {
         let Some(from) = self.from else { return Ok(()) };
         // Not zeroed: where there is little input, little of it is ever touched.
-        self.pending.reserve(CHUNK);
+        self.pending.reserve(self.room.bytes());
         match rustix::io::read(from, spare_capacity(&mut self.pending)) {
             Ok(0) => self.end(),
-            Ok(_) => {}
+            Ok(count) => self.room.heard(count),
             Err(Errno::INTR | Errno::AGAIN) => {}
             // What cannot be read has no input: nohup(1) leaves a stdin that is open for writing only.
             Err(_) => self.end(),

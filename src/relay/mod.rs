@@ -4,6 +4,7 @@
 //! - [`input`]: from our standard input to the command
 //! - [`connection`], [`frames`]: the stream of an exec of the broker
 //! - [`terminal`]: our own terminal in raw mode, and its size
+//! - `room`: how much a read is given
 #![forbid(unsafe_code)]
 
 /// The signals of a caller that go to the command. SIGWINCH is for the terminal's size.
@@ -14,4 +15,5 @@ pub mod connection;
 pub mod frames;
 pub mod input;
 pub mod output;
+mod room;
 pub mod terminal;

@@ -16,12 +16,12 @@ use zeroize::Zeroize;
 
 use super::connection::{Connection, ConnectionError};
 use super::frames::Kind;
+use super::room::{self, Room};
 use crate::redact::{Masks, Redactor};
 
 /// How long a stream pauses until a tail that could begin a value is shown: a prompt without a newline shows
 /// at once, and a value that is written byte by byte is still one.
 const HOLD: Duration = Duration::from_millis(100);
-const CHUNK: usize = 64 << 10;
 /// What a pipe takes without blocking once it is writable. pipe(7) PIPE_BUF.
 const WRITE_AT_ONCE: usize = 4096;
 /// The pages that a pipe keeps for its next writes once they have been read: one, and two since Linux 6.15.
@@ -52,6 +52,7 @@ pub struct Output<'a> {
     masked_before: u64,
     held_since: Option<Instant>,
     buffer: Vec<u8>,
+    room: Room,
     reader_gone: bool,
     /// What comes may hold a value, masked or not.
     holds_values: bool,
@@ -84,6 +85,7 @@ impl<'a> Output<'a> {
             masked_before: 0,
             held_since: None,
             buffer: Vec::new(),
+            room: Room::default(),
             reader_gone: false,
             holds_values: false,
             has_spoken: false,
@@ -136,7 +138,7 @@ impl<'a> Output<'a> {
         if let Some(from) = &self.from {
             rustix::io::ioctl_fionbio(from, true)?;
             // A terminal is no pipe: its buffers hold 64 KiB and one line.
-            self.left = Some(rustix::pipe::fcntl_getpipe_size(from).unwrap_or(2 * CHUNK));
+            self.left = Some(rustix::pipe::fcntl_getpipe_size(from).unwrap_or(2 * room::MOST));
         }
         Ok(())
     }
@@ -183,7 +185,7 @@ impl<'a> Output<'a> {
 
     fn read(&mut self) -> io::Result<()> {
         let Some(from) = &self.from else { return Ok(()) };
-        let most = self.left.unwrap_or(usize::MAX).min(CHUNK);
+        let most = self.left.unwrap_or(usize::MAX).min(self.room.bytes());
         if most == 0 {
             return self.finish();
         }
@@ -198,6 +200,7 @@ impl<'a> Output<'a> {
             Ok(0) | Err(Errno::IO) => return self.finish(),
             Ok(n) => {
                 self.has_spoken = true;
+                self.room.heard(n);
                 if let (None, Some(masks)) = (&self.redactor, &self.masks) {
                     match masks.redactor() {
                         Ok(redactor) => self.redactor = redactor,

@@ -38,6 +38,8 @@ pub struct Ledger {
     shared: Option<Arc<Shared>>,
     /// What was minted for this exec and is to end with it.
     pub mints: Vec<MintRecord>,
+    /// What earlier processes minted is to end with it too.
+    pub others_are_due: bool,
 }
 
 /// Where this host's keys are read from. Holds none.
@@ -68,13 +70,21 @@ impl Ledger {
             keys: Arc::new(keys),
             shared: None,
             mints: Vec::new(),
+            others_are_due: false,
         })
     }
 
     /// For one exec of many: the broker checks the trail, keeps its head, and tidies.
     pub fn shared(store: Arc<SharedStore>, shared: Arc<Shared>) -> Self {
         let keys = Arc::clone(&shared.keys);
-        Self { store, boot_id: String::new(), keys, shared: Some(shared), mints: Vec::new() }
+        Self {
+            store,
+            boot_id: String::new(),
+            keys,
+            shared: Some(shared),
+            mints: Vec::new(),
+            others_are_due: false,
+        }
     }
 
     /// The process ends now: the kernel closes the store's files, and sooner than SQLite takes itself

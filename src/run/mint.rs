@@ -346,7 +346,7 @@ pub fn end_all(ledger: &mut Ledger, scene: &Scene, session: &Session) {
     let mints = std::mem::take(&mut ledger.mints);
     let (config, hostname) = (&scene.host.config, &scene.hostname);
     let ended = end(ledger, config, hostname, session, mints, PATIENCE).and_then(|()| {
-        if scene.is_one_shot() {
+        if ledger.others_are_due {
             end_due(ledger, config, hostname, session, PATIENCE_FOR_OTHERS)?;
         }
         Ok(())
@@ -355,6 +355,16 @@ pub fn end_all(ledger: &mut Ledger, scene: &Scene, session: &Session) {
     if let Err(e) = ended {
         eprintln!("sublet: could not end what was minted for {}: {e}\r", scene.exec_id);
     }
+}
+
+/// Looks for what earlier processes left, while the command runs: nothing is to delay its caller afterwards.
+pub fn look_for_others(ledger: &mut Ledger, scene: &Scene) {
+    let due = || -> Result<bool, RunError> {
+        let now = crate::host::now().map_err(RunError::Clock)?.wall.as_millisecond();
+        ledger.read(|view| view.has_due_mints(now))
+    };
+    // A store that cannot be read is the story's affair; the next start looks again.
+    ledger.others_are_due = scene.is_one_shot() && due().unwrap_or(false);
 }
 
 /// Ends what is due by now, of this process and of those that are gone. Returns whether there was something.
