@@ -43,6 +43,7 @@ pub(super) fn attach(
 
 /// Moves the log into the database as far as readers allow. Whether that was all.
 pub(super) fn move_log(conn: &Connection, place: &Place, how: &str) -> Result<bool, StoreError> {
+    place.check_index()?;
     conn.query_row(&format!("PRAGMA wal_checkpoint({how})"), [], |row| {
         let (busy, pages, moved): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
         Ok(busy == 0 && pages == moved)

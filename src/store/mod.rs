@@ -160,6 +160,7 @@ impl Store {
         self.refuse_after_failure()?;
         let begun = self
             .wait_for_disk(durability)
+            .and_then(|()| self.place.check_index())
             .and_then(|()| self.act("BEGIN IMMEDIATE").map_err(|e| sorted(&self.place.db, e)));
         begun.inspect_err(|e| self.note(e))?;
         let head = View { conn: &self.conn, place: &self.place }.head();
@@ -215,6 +216,7 @@ impl Store {
         if self.failed == Some(Failure::Closed) {
             self.refuse_after_failure()?;
         }
+        self.place.check_index()?;
         snapshot(&self.conn, &self.place, look)
     }
 
@@ -316,6 +318,8 @@ impl Drop for Unfinished<'_> {
 pub struct Reader {
     conn: Connection,
     place: Place,
+    /// SQLite has mapped the log's index for writing.
+    writes_index: bool,
 }
 
 impl Reader {
@@ -323,9 +327,25 @@ impl Reader {
     /// [`StoreError::NotFound`] if nothing has been recorded there; else as [`Store::open`].
     pub fn open(state_dir: &Path) -> Result<Self, StoreError> {
         let place = Place::for_reading(state_dir)?;
+        // One that can only be read is mapped so: a state that was put away.
+        let writes_index = place.check_index().is_ok();
+        Self::at(place, writes_index)
+    }
+
+    /// In the process of a [`Store`], whose mapping of the log's index all its connections have.
+    ///
+    /// # Errors
+    /// As [`Reader::open`], and [`StoreError::Unwritable`].
+    fn beside_store(state_dir: &Path) -> Result<Self, StoreError> {
+        let place = Place::for_reading(state_dir)?;
+        place.check_index()?;
+        Self::at(place, true)
+    }
+
+    fn at(place: Place, writes_index: bool) -> Result<Self, StoreError> {
         let conn = connect(&place, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
         schema::check(&conn, &place)?;
-        Ok(Self { conn, place })
+        Ok(Self { conn, place, writes_index })
     }
 
     /// Reads at one point in time.
@@ -333,6 +353,9 @@ impl Reader {
         &self,
         look: impl FnOnce(&View<'_>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
+        if self.writes_index {
+            self.place.check_index()?;
+        }
         snapshot(&self.conn, &self.place, look)
     }
 }

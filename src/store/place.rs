@@ -10,6 +10,9 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::Access;
+use rustix::io::Errno;
+
 use crate::store::error::StoreError;
 
 pub(super) struct Place {
@@ -97,6 +100,20 @@ impl Place {
                 found: "it is gone, and its write-ahead log is still there".to_owned(),
                 source: None,
             }),
+        }
+    }
+
+    /// Whether SQLite may write the log's index, which it does through a mapping: where the file cannot be written any
+    /// more (chattr(1) +i, a file system that the kernel has made read-only) that is SIGBUS, and the process's end.
+    /// mmap(2). Asked before each step and look; what changes within one is not met.
+    ///
+    /// # Errors
+    /// [`StoreError::Unwritable`].
+    pub fn check_index(&self) -> Result<(), StoreError> {
+        match rustix::fs::access(&self.shm, Access::WRITE_OK) {
+            // One that was removed is still mapped; who lost what is found out elsewhere.
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(e) => Err(unusable(&self.shm, "written", e.into())),
         }
     }
 

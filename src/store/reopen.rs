@@ -54,7 +54,7 @@ impl Store {
                 Err(e) => return Err(unusable(path, "written", e.into())),
             }
         }
-        Ok(())
+        place.check_index()
     }
 
     /// Closes the connection and opens a new one.

@@ -205,7 +205,7 @@ impl SharedStore {
         let mut reader = side.look();
         let open = match reader.take() {
             Some(open) => open,
-            None => Reader::open(&self.root)?,
+            None => Reader::beside_store(&self.root)?,
         };
         let seen = open.read(look);
         // What it cannot read, a reader that is opened anew perhaps can.
