@@ -180,7 +180,11 @@ fn perform(
     ledger.tidy();
     mint::look_for_others(ledger, scene);
     let attended = attend::attend(scene, ledger, session, caller, &mut leased, delivered, watch);
-    let mut exited = attended.map_err(|e| ledger.abandon(scene, &leased, e))?;
+    let mut exited =
+        attended.map_err(|attend::Unattended { error, has_begun }| match has_begun {
+            true => ledger.interrupt(scene, &leased, error),
+            false => ledger.abandon(scene, &leased, error),
+        })?;
     exited.note_revoked(|id| caller.is_revoked(id), &leased);
     watch.lap(|t| &mut t.run);
 

@@ -523,3 +523,27 @@ fn a_managed_value_as_an_argument_is_refused_before_the_trail_has_it() {
     assert!(!stderr(&output).contains(VALUE) && !bench.path("ws/ran").exists());
     check(&bench.run(&[], "touch ran").arg("another").output().unwrap(), 0, "");
 }
+
+/// What a command says goes to a full disk: it did run, and what it was lent is over.
+#[test]
+fn a_command_whose_output_nobody_takes_has_run_in_the_trail_too() {
+    let bench = Bench::new();
+    bench.store_value();
+    let lease = ["--lease=vault.read@a.internal,channel=file"];
+    let mut command = bench.run(&lease, "touch ran; echo said; sleep 600");
+    command.stdout(std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap());
+    let output = command.output().unwrap();
+    check(&output, 125, "");
+    assert!(stderr(&output).contains("could not relay"), "{}", stderr(&output));
+    assert!(bench.path("ws/ran").exists());
+    let trail = bench.sublet().args(["--json", "audit", "list"]).output().unwrap();
+    let ended: Vec<serde_json::Value> = stdout(&trail)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .filter(|e: &serde_json::Value| e["outcome"] == "interrupted")
+        .collect();
+    let of = |kind: &str| ended.iter().find(|e| e["type"] == kind);
+    assert_eq!(of("exec.exited").unwrap()["reason"], "relay_failed", "{ended:?}");
+    assert!(of("lease.interrupted").is_some(), "{ended:?}");
+    check(&bench.sublet().args(["audit", "verify"]).output().unwrap(), 0, "");
+}

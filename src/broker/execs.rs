@@ -198,7 +198,7 @@ impl Task {
         broker.live().remove(&exec_id);
         let outcome = match &told {
             Ok(outcome) => outcome.word,
-            Err(BrokerError::Run(RunError::LauncherDied)) => "interrupted",
+            Err(BrokerError::Run(RunError::LauncherDied | RunError::Relay(_))) => "interrupted",
             Err(_) => "not_started",
         };
         broker.metrics.exec_ended(outcome);

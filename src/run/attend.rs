@@ -94,6 +94,13 @@ struct Attendant<'a> {
     gone: bool,
 }
 
+/// Why an exec, which was told to start, is not attended to its end.
+pub struct Unattended {
+    pub error: RunError,
+    /// Its command may have been executed.
+    pub has_begun: bool,
+}
+
 /// Stays until the command has ended, its deliveries are wiped and all that was written is passed on.
 pub fn attend(
     scene: &Scene,
@@ -103,11 +110,31 @@ pub fn attend(
     leased: &mut [Leased],
     delivered: Delivered,
     watch: &mut Stopwatch,
-) -> Result<Exited, RunError> {
+) -> Result<Exited, Unattended> {
+    let parent = caller.parent();
+    let mut attendant = attendant(scene, ledger, session, caller, leased, delivered)
+        .map_err(|error| Unattended { error, has_begun: true })?;
+    attendant.mask();
+    attendant.stay(parent, watch).map_err(|error| {
+        if matches!(error, RunError::LauncherDied) {
+            attendant.outlive_the_launcher();
+        }
+        // A command that could not be executed is the launcher's to tell.
+        let has_begun = attendant.started || !matches!(error, RunError::Refused(_));
+        Unattended { error, has_begun }
+    })
+}
+
+fn attendant<'a>(
+    scene: &'a Scene,
+    ledger: &'a mut Ledger,
+    session: &'a Session,
+    caller: &'a Caller,
+    leased: &'a mut [Leased],
+    delivered: Delivered,
+) -> Result<Attendant<'a>, RunError> {
     let Delivered { mut streams, deliveries, tokens, identities, masked, endpoint, uid } =
         delivered;
-    let parent = caller.parent();
-    let caller: &Caller = caller;
     let (mut input, mut outputs) = (None, Vec::new());
     if streams.len() == 3 {
         let (err, out, inn) = (streams.pop(), streams.pop(), streams.pop());
@@ -132,7 +159,7 @@ pub fn attend(
         _ => None,
     })?;
     let ssh = listener(|d| if let Delivery::Ssh(fd) = d { Some(fd) } else { None })?;
-    let mut attendant = Attendant {
+    Ok(Attendant {
         scene,
         ledger,
         session,
@@ -169,13 +196,7 @@ pub fn attend(
         expiry_is_untold: false,
         ended: None,
         gone: false,
-    };
-    attendant.mask();
-    let result = attendant.stay(parent, watch);
-    if matches!(result, Err(RunError::LauncherDied)) {
-        attendant.outlive_the_launcher();
-    }
-    result
+    })
 }
 
 fn output<'a>(caller: &Caller, from: OwnedFd, kind: Kind) -> Result<Output<'a>, RunError> {

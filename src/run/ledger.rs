@@ -297,11 +297,25 @@ impl Ledger {
         })
     }
 
-    /// The story stops before the command ran, or the launcher died under it: closes what was recorded,
-    /// and gives the error back. In one shot a lease that was never used is revoked; the broker's has lost
-    /// a use. One whose exec was cut off is interrupted.
+    /// The story stops before the command ran: closes what was recorded, and gives the error back. In one shot a
+    /// lease that was never used is revoked; the broker's has lost a use. Under a launcher that died it may have run.
     pub fn abandon(&mut self, scene: &Scene, leased: &[Leased], error: RunError) -> RunError {
         let cut_off = matches!(error, RunError::LauncherDied);
+        self.stop(scene, leased, error, cut_off)
+    }
+
+    /// The story stops while the command runs, which dies of it: exec and leases are interrupted.
+    pub fn interrupt(&mut self, scene: &Scene, leased: &[Leased], error: RunError) -> RunError {
+        self.stop(scene, leased, error, true)
+    }
+
+    fn stop(
+        &mut self,
+        scene: &Scene,
+        leased: &[Leased],
+        error: RunError,
+        cut_off: bool,
+    ) -> RunError {
         let ids: Vec<LeaseId> = leased.iter().map(|l| l.record.lease_id.clone()).collect();
         let closed = crate::host::now().map_err(RunError::Clock).and_then(|now| {
             let who = scene.who().at(&now);
