@@ -77,8 +77,8 @@ pub fn begin() -> Result<Begun, RunError> {
 /// Runs one command under zero or more leases, and returns when nothing of it is left: `sublet run`.
 ///
 /// # Errors
-/// Before the command ran: then nothing of it did. After: if the launcher died under it, or the trail
-/// could not be closed; the tree is dead and the deliveries are wiped then too.
+/// Before the command ran: then nothing of it did. After: if the launcher died under it, its output could not be
+/// relayed, or the trail could not be closed; the tree is dead and the deliveries are wiped then too.
 pub fn run(begun: Begun, asked: Asked) -> Result<Outcome, RunError> {
     let Begun { exec_id, mut caller, launcher, mut watch } = begun;
     let launcher = launcher.settle(&asked.places)?;

@@ -79,6 +79,8 @@ impl InUse {
         let (socket, id) = (socket.to_owned(), lease.clone());
         let exec = std::thread::spawn(move || exec(&socket, &[&id], &["sh", "-c", &script]));
         let memfd = accomplice.take();
+        // Another one may be begun.
+        std::fs::remove_file(world.workspace.join("holder.sock")).unwrap();
         assert!(shows(&memfd, VALUE));
         Self { go: world.workspace.join("go"), lease, memfd, exec }
     }
@@ -207,6 +209,7 @@ fn a_state_that_cannot_be_written_stops_grants_until_it_can() {
     let broker = serve(&world);
     let run = broker.run_of("alice", "troubled").socket;
     let held = lease(&run);
+    let taken = InUse::begin(&world, &run);
     let used = InUse::begin(&world, &run);
     // What lies on disk as it is in memory has to be asked for again before it is written: SIGBUS, not an error.
     let state = std::fs::File::open(world.state()).unwrap();
@@ -214,6 +217,10 @@ fn a_state_that_cannot_be_written_stops_grants_until_it_can() {
     let immutable = Immutable::make(&world.state().join("db"));
     refuses(&broker, &run, &held, "cannot be");
     assert!(!world.workspace.join("ran").exists());
+    // What is taken back is gone, though it cannot be written down.
+    let path = format!("/v1/leases/{}/revoke", taken.lease);
+    ask(&broker.control, "POST", &path, Some(&json!({}))).fails(403, "audit_unavailable");
+    assert!(is_wiped(&taken.memfd));
     let ended = used.ends_well();
     // The broker's own threads have looked at it too.
     std::thread::sleep(Duration::from_millis(700));

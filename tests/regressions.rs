@@ -521,6 +521,11 @@ fn a_managed_value_as_an_argument_is_refused_before_the_trail_has_it() {
     check(&output, 125, "");
     assert!(stderr(&output).contains("managed secret `stored`"), "{}", stderr(&output));
     assert!(!stderr(&output).contains(VALUE) && !bench.path("ws/ran").exists());
+    // Many are looked at by other means.
+    let output = bench.run(&[], "touch ran").args(["x"; 300]).arg(VALUE).output().unwrap();
+    check(&output, 125, "");
+    assert!(stderr(&output).contains("argument 303"), "{}", stderr(&output));
+    assert!(!bench.path("ws/ran").exists());
     check(&bench.run(&[], "touch ran").arg("another").output().unwrap(), 0, "");
 }
 

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use crate::broker::late::LateEnd;
 use crate::broker::streams::{ClientStream, ReadAhead};
 use crate::broker::{Accepting, Broker, BrokerError, ExecAsk, ExecView, Scope};
-use crate::launcher::client::Session;
+use crate::launcher::client::{Knock, Session};
 use crate::model::exec::ExecRecord;
 use crate::model::id::{ExecId, LeaseId, RunId};
 use crate::model::lease::LeaseRecord;
@@ -63,8 +63,6 @@ impl Broker {
             leases: ask.lease_ids.clone(),
             mailbox: mailbox.clone(),
         };
-        let first = self.first(&run, &ask)?;
-        let knock = first.session.knock();
         {
             // Known before it takes a use, so that no revocation can miss it.
             let mut execs = self.live();
@@ -74,6 +72,9 @@ impl Broker {
             }
             execs.insert(exec_id.clone(), live);
         }
+        let (first, knock) = self.first(&run, &ask).inspect_err(|_| {
+            self.live().remove(&exec_id);
+        })?;
         let (tell, accepted) = oneshot::channel();
         let read_ahead = ReadAhead::to(mailbox.clone());
         let task = Task {
@@ -91,22 +92,25 @@ impl Broker {
             return Err(BrokerError::Thread(e));
         }
         // Last: the launcher runs on this CPU at once, and the exec's thread on another.
-        knock.at_once();
+        if let Some(knock) = knock {
+            knock.at_once();
+        }
         Ok(Accepting { accepted, read_ahead })
     }
 
-    /// Has the launcher build while the request is made whole and decided, where nothing has to be read for that.
-    fn first(&self, run: &Run, ask: &ExecAsk) -> Result<First, BrokerError> {
+    /// Has the launcher build while the request is made whole and decided, where nothing has to be read for that: at
+    /// the knock.
+    fn first(&self, run: &Run, ask: &ExecAsk) -> Result<(First, Option<Knock>), BrokerError> {
         let session = self.door.open().map_err(RunError::from)?;
         let scope = Scope::Run(run.run_id.clone());
         let leases: Option<Vec<_>> =
             ask.lease_ids.iter().map(|id| self.seen.lease_of(&scope, id)).collect();
-        if let Some(leases) = &leases
-            && let Some(ahead) = run::ahead(&self.host, run, leases, ask.network, &ask.into)
-        {
-            session.lay_out(&ahead).map_err(RunError::from)?;
-        }
-        Ok(First { session, leases })
+        let ahead = leases
+            .as_ref()
+            .and_then(|leases| run::ahead(&self.host, run, leases, ask.network, &ask.into));
+        let knock =
+            ahead.map(|ahead| session.lay_out(&ahead)).transpose().map_err(RunError::from)?;
+        Ok((First { session, leases }, knock))
     }
 
     pub fn execs(&self, scope: &Scope) -> Result<Vec<ExecView>, BrokerError> {

@@ -201,10 +201,11 @@ impl Broker {
         which: &Selection,
         reason: Option<Reason>,
     ) -> Result<Vec<LeaseView>, BrokerError> {
+        // Before all that can fail: a state that cannot be read keeps nothing readable.
+        self.take_back(which);
         if let Selection::Lease(id) = which {
             self.record(&Scope::Host, id)?;
         }
-        self.take_back(which);
         let now = self.now()?;
         let reason = reason.as_ref().map_or("control", Reason::as_str);
         let revoked = self.transaction(Durability::Durable, |tx| {

@@ -203,13 +203,10 @@ impl Session {
         }
     }
 
-    /// Lays an order out for the launcher, which is woken by the [`Knock`], or by the next order.
-    pub fn lay_out(&self, order: &Order) -> Result<(), WireError> {
-        wire::send(self.socket.as_fd(), order, &[])
-    }
-
-    pub fn knock(&self) -> Knock {
-        Knock(Arc::clone(&self.unopened))
+    /// Lays the first order out for the launcher, which is woken by the knock, or by the next order.
+    pub fn lay_out(&self, order: &Order) -> Result<Knock, WireError> {
+        wire::send(self.socket.as_fd(), order, &[])?;
+        Ok(Knock(Arc::clone(&self.unopened)))
     }
 
     /// Ends it for whoever else still holds a [`Hand`] of it: its execs die.

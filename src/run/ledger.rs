@@ -29,6 +29,9 @@ use crate::store::{
 };
 use grant::{begin, end_own_run, grant_fresh, record_start, redeem, same_run};
 
+/// Of so many values at most it is looked within the granting transaction whether they are managed ones.
+const FEW: usize = 64;
+
 /// The store, open for this exec.
 pub struct Ledger {
     store: Arc<SharedStore>,
@@ -38,8 +41,9 @@ pub struct Ledger {
     shared: Option<Arc<Shared>>,
     /// What was minted for this exec and is to end with it.
     pub mints: Vec<MintRecord>,
-    /// What earlier processes minted is to end with it too.
-    pub others_are_due: bool,
+    /// From when on, in milliseconds of the wall clock, something that an earlier process minted is to be ended, as far
+    /// as is known: at first, whatever there is.
+    pub others_due: Option<i64>,
 }
 
 /// Where this host's keys are read from. Holds none.
@@ -70,7 +74,7 @@ impl Ledger {
             keys: Arc::new(keys),
             shared: None,
             mints: Vec::new(),
-            others_are_due: false,
+            others_due: Some(i64::MIN),
         })
     }
 
@@ -83,7 +87,7 @@ impl Ledger {
             keys,
             shared: Some(shared),
             mints: Vec::new(),
-            others_are_due: false,
+            others_due: None,
         }
     }
 
@@ -137,8 +141,16 @@ impl Ledger {
     pub fn grant(&mut self, scene: &Scene) -> Result<Vec<Leased>, RunError> {
         let durability =
             if scene.requests.is_empty() { Durability::Relaxed } else { Durability::Durable };
+        // Made before: others wait for the transaction.
+        let mut given = Some(scene.digests_of_given(&self.keys.vault));
+        if let Some(many) = given.take_if(|given| given.as_ref().is_ok_and(|all| all.len() > FEW)) {
+            let managed = self.read(|view| view.digests())?;
+            scene.refuse_managed_values(&managed, many)?;
+        }
         let mut leased = self.transaction(durability, |tx| {
-            if let Err(e) = scene.refuse_managed_values(&tx.digests()?, &self.keys.vault) {
+            if let Some(few) = given
+                && let Err(e) = scene.refuse_managed_values(&tx.digests()?, few)
+            {
                 return Ok(Err(e));
             }
             let run = match begin(tx, scene, self.shared.is_some())? {
@@ -304,7 +316,8 @@ impl Ledger {
         self.stop(scene, leased, error, cut_off)
     }
 
-    /// The story stops while the command runs, which dies of it: exec and leases are interrupted.
+    /// The story stops while the command runs, which dies of it: it is interrupted, and in one shot its leases are. The
+    /// broker's, which other execs may have too, are as [`Ledger::abandon`] leaves them.
     pub fn interrupt(&mut self, scene: &Scene, leased: &[Leased], error: RunError) -> RunError {
         self.stop(scene, leased, error, true)
     }
@@ -328,6 +341,7 @@ impl Ledger {
                 let draft = who.draft(EventType::ExecExited).of_exec(&scene.exec_id, &ids);
                 let outcome = if cut_off { "interrupted" } else { "not_started" };
                 tx.append(draft.because(error.reason()).outcome(outcome))?;
+                let ends_with_it = scene.is_one_shot() || matches!(error, RunError::LauncherDied);
                 let (state, kind) = if cut_off {
                     (LeaseState::Interrupted, EventType::LeaseInterrupted)
                 } else {
@@ -335,7 +349,7 @@ impl Ledger {
                 };
                 for lease in leased {
                     let id = &lease.record.lease_id;
-                    if !cut_off && !scene.is_one_shot() {
+                    if !ends_with_it {
                         // Its use is spent; what else it is good for it stays good for.
                         if tx.complete_if_spent(id)?.is_some() {
                             let draft = who.of_lease(EventType::LeaseCompleted, &lease.record);

@@ -346,7 +346,8 @@ pub fn end_all(ledger: &mut Ledger, scene: &Scene, session: &Session) {
     let mints = std::mem::take(&mut ledger.mints);
     let (config, hostname) = (&scene.host.config, &scene.hostname);
     let ended = end(ledger, config, hostname, session, mints, PATIENCE).and_then(|()| {
-        if ledger.others_are_due {
+        let now = crate::host::now().map_err(RunError::Clock)?.wall.as_millisecond();
+        if ledger.others_due.is_some_and(|at| at <= now) {
             end_due(ledger, config, hostname, session, PATIENCE_FOR_OTHERS)?;
         }
         Ok(())
@@ -357,14 +358,14 @@ pub fn end_all(ledger: &mut Ledger, scene: &Scene, session: &Session) {
     }
 }
 
-/// Looks for what earlier processes left, while the command runs: nothing is to delay its caller afterwards.
+/// Looks when something that earlier processes left is to be ended, while the command runs: its caller is not to wait
+/// for the look afterwards.
 pub fn look_for_others(ledger: &mut Ledger, scene: &Scene) {
-    let due = || -> Result<bool, RunError> {
-        let now = crate::host::now().map_err(RunError::Clock)?.wall.as_millisecond();
-        ledger.read(|view| view.has_due_mints(now))
-    };
-    // A store that cannot be read is the story's affair; the next start looks again.
-    ledger.others_are_due = scene.is_one_shot() && due().unwrap_or(false);
+    if scene.is_one_shot()
+        && let Ok(next) = ledger.read(|view| view.next_due_mint())
+    {
+        ledger.others_due = next;
+    }
 }
 
 /// Ends what is due by now, of this process and of those that are gone. Returns whether there was something.

@@ -24,7 +24,7 @@ use crate::model::run::{Run, RunState};
 use crate::policy::environment::{self, Context, Given};
 use crate::policy::{LeaseFlag, Reason, Request, ResolvedCommand};
 use crate::profile::{Capability, Format, NetworkMode, Profile};
-use crate::source::vault::KeySource;
+use crate::source::vault::{KeySource, VaultError};
 use crate::sys::cpu;
 
 /// What the caller of `sublet run` asks for, parsed.
@@ -399,22 +399,29 @@ impl Scene {
         }
     }
 
+    /// The keyed digests of what the command is given: the values of variables, then its arguments.
+    pub fn digests_of_given(&self, vault: &KeySource) -> Result<Vec<ValueDigest>, VaultError> {
+        let key = vault.load()?;
+        let values = self.given.iter().map(|(_, value)| value).chain(&self.command);
+        Ok(values.map(|value| key.digest(value.as_bytes())).collect())
+    }
+
     /// A managed value must not come in by the back door, as a variable or as an argument (which the
-    /// trail would keep). Compared by keyed digest, so whole.
+    /// trail would keep). Compared by keyed digest, so whole. `given`: [`Scene::digests_of_given`].
     pub fn refuse_managed_values(
         &self,
         managed: &[(SecretName, ValueDigest)],
-        vault: &KeySource,
+        given: Result<Vec<ValueDigest>, VaultError>,
     ) -> Result<(), RunError> {
         if managed.is_empty() {
             return Ok(());
         }
-        let key = vault.load().map_err(super::value::unavailable_vault)?;
-        let variables =
-            self.given.iter().map(|(name, value)| (format!("the value given for `{name}`"), value));
-        let arguments = self.command.iter().zip(0..).map(|(a, n)| (format!("argument {n}"), a));
-        for (what, value) in variables.chain(arguments) {
-            if let Some(secret) = digest::matching(&key.digest(value.as_bytes()), managed) {
+        for (index, digest) in given.map_err(super::value::unavailable_vault)?.iter().enumerate() {
+            if let Some(secret) = digest::matching(digest, managed) {
+                let what = match self.given.get(index) {
+                    Some((name, _)) => format!("the value given for `{name}`"),
+                    None => format!("argument {}", index - self.given.len()),
+                };
                 return Err(RunError::ManagedValue { what, secret: secret.clone() });
             }
         }

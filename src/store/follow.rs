@@ -15,6 +15,7 @@ impl Reader {
     /// # Errors
     /// As any read.
     pub fn data_version(&self) -> Result<i64, StoreError> {
+        self.check_index()?;
         self.conn
             .query_row("PRAGMA data_version", [], |row| row.get(0))
             .map_err(|e| sorted(&self.place.db, e))

@@ -44,6 +44,13 @@ impl View<'_> {
             .map_err(self.error())
     }
 
+    /// From when on [`View::has_due_mints`] says yes.
+    pub fn next_due_mint(&self) -> Result<Option<i64>, StoreError> {
+        self.prepare("SELECT min(coalesce(due_ms, 0)) FROM mint")?
+            .query_row([], |row| row.get(0))
+            .map_err(self.error())
+    }
+
     /// Whether [`Tx::due_mints`] could find something, without writing: what is due, or belongs to an exec,
     /// perhaps of a process that is gone.
     pub fn has_due_mints(&self, now_ms: i64) -> Result<bool, StoreError> {

@@ -159,8 +159,9 @@ impl Store {
     fn begin(&mut self, durability: Durability) -> Result<Head, StoreError> {
         self.refuse_after_failure()?;
         let begun = self
-            .wait_for_disk(durability)
-            .and_then(|()| self.place.check_index())
+            .place
+            .check_index()
+            .and_then(|()| self.wait_for_disk(durability))
             .and_then(|()| self.act("BEGIN IMMEDIATE").map_err(|e| sorted(&self.place.db, e)));
         begun.inspect_err(|e| self.note(e))?;
         let head = View { conn: &self.conn, place: &self.place }.head();
@@ -233,6 +234,7 @@ impl Store {
     /// As any write. Nothing is lost by one.
     pub fn tidy(&mut self) -> Result<bool, StoreError> {
         self.refuse_after_failure()?;
+        self.place.check_index()?;
         let path = &self.place.db;
         let tidied: u64 = self
             .conn
@@ -348,14 +350,16 @@ impl Reader {
         Ok(Self { conn, place, writes_index })
     }
 
+    fn check_index(&self) -> Result<(), StoreError> {
+        if self.writes_index { self.place.check_index() } else { Ok(()) }
+    }
+
     /// Reads at one point in time.
     pub fn read<T>(
         &self,
         look: impl FnOnce(&View<'_>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        if self.writes_index {
-            self.place.check_index()?;
-        }
+        self.check_index()?;
         snapshot(&self.conn, &self.place, look)
     }
 }

@@ -55,7 +55,11 @@ impl Attendant<'_> {
         if self.refused <= TOLD_REFUSALS {
             let index = asked.request.as_ref().ok().and_then(|r| self.lease_for(r));
             let lease = index.map(|index| &self.leased[index]);
-            self.ledger.refuse_git(self.scene, lease, &why)?;
+            match self.ledger.refuse_git(self.scene, lease, &why) {
+                // Nothing was given.
+                Ok(()) | Err(RunError::Trail(_)) => {}
+                Err(e) => return Err(e),
+            }
         }
         // A helper that left without waiting for its answer has none.
         drop(asked.refuse(&why));
