@@ -46,7 +46,6 @@ use crate::model::moment::{Moment, Span};
 use crate::model::name::{IdentityName, VariableName};
 use crate::model::run::{Run, RunState};
 use crate::policy::Reason;
-use crate::profile::NetworkMode;
 use crate::run::RunError;
 use crate::run::entries::{self, Who};
 use crate::run::ledger::{Keys, Shared, refuse_a_cut_trail};
@@ -128,8 +127,7 @@ pub struct ExecAsk {
     pub timeout: Option<Span>,
     /// Rows and columns.
     pub terminal: Option<(u16, u16)>,
-    /// Where it is to be another than the profile's.
-    pub network: Option<NetworkMode>,
+    pub without_network: bool,
     pub reason: Option<Reason>,
     /// Who and where it is, in a container.
     pub into: InContainer,

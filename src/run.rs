@@ -32,7 +32,7 @@ use crate::sys::{memory, process, slice};
 
 pub use error::RunError;
 pub use explained::{Explained, LeaseVerdict, explain};
-pub use scene::{Asked, AskedOfRun, ahead};
+pub use scene::{Asked, AskedOfRun};
 
 use caller::Caller;
 use entries::Leased;

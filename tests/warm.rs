@@ -16,7 +16,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use sublet::delivery::fill;
 use sublet::host::{Places, ProfileRef, Trust};
 use sublet::launcher::client::{Launcher, Session};
-use sublet::launcher::wire::{DeliverySpec, Ending, FilledSpec, Notice, Order, Prepare, Spec};
+use sublet::launcher::wire::{
+    Ahead, DeliverySpec, Ending, FilledSpec, Notice, Order, Prepare, Spec,
+};
 use sublet::model::id::{ExecId, RunId};
 use sublet::model::name::Channel;
 use sublet::sys::clock;
@@ -522,7 +524,8 @@ fn what_was_built_ahead_is_used_or_given_back() {
         place.next += 1;
         let mut order = place.order("echo it ran", &[]);
         let session = place.launcher().door().unwrap().open().unwrap();
-        session.order(&Order::Ahead(Box::new(Spec::of(&order)))).unwrap();
+        let ahead = Ahead { spec: Spec::of(&order), cpu: u32::MAX };
+        session.order(&Order::Ahead(Box::new(ahead))).unwrap();
         let bound = PathBuf::from(format!("/proc/{built}/root/usr/bin"));
         assert!(comes_true(|| bound.exists()), "nothing was built");
         match then {

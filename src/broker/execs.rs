@@ -11,13 +11,12 @@ use tokio::sync::oneshot;
 use crate::broker::late::LateEnd;
 use crate::broker::streams::{ClientStream, ReadAhead};
 use crate::broker::{Accepting, Broker, BrokerError, ExecAsk, ExecView, Scope};
-use crate::launcher::client::{Knock, Session};
 use crate::model::exec::ExecRecord;
 use crate::model::id::{ExecId, LeaseId, RunId};
 use crate::model::lease::LeaseRecord;
 use crate::model::moment::timestamp_text;
-use crate::model::run::Run;
 use crate::policy::environment::{Given, Origin};
+use crate::profile::NetworkMode;
 use crate::relay::connection::Connection;
 use crate::relay::frames::Kind;
 use crate::run::caller::{Caller, Client};
@@ -72,9 +71,6 @@ impl Broker {
             }
             execs.insert(exec_id.clone(), live);
         }
-        let (first, knock) = self.first(&run, &ask).inspect_err(|_| {
-            self.live().remove(&exec_id);
-        })?;
         let (tell, accepted) = oneshot::channel();
         let read_ahead = ReadAhead::to(mailbox.clone());
         let task = Task {
@@ -82,7 +78,6 @@ impl Broker {
             run,
             exec_id: exec_id.clone(),
             ask,
-            first,
             mailbox,
             tell,
             client,
@@ -91,26 +86,7 @@ impl Broker {
             self.live().remove(&exec_id);
             return Err(BrokerError::Thread(e));
         }
-        // Last: the launcher runs on this CPU at once, and the exec's thread on another.
-        if let Some(knock) = knock {
-            knock.at_once();
-        }
         Ok(Accepting { accepted, read_ahead })
-    }
-
-    /// Has the launcher build while the request is made whole and decided, where nothing has to be read for that: at
-    /// the knock.
-    fn first(&self, run: &Run, ask: &ExecAsk) -> Result<(First, Option<Knock>), BrokerError> {
-        let session = self.door.open().map_err(RunError::from)?;
-        let scope = Scope::Run(run.run_id.clone());
-        let leases: Option<Vec<_>> =
-            ask.lease_ids.iter().map(|id| self.seen.lease_of(&scope, id)).collect();
-        let ahead = leases
-            .as_ref()
-            .and_then(|leases| run::ahead(&self.host, run, leases, ask.network, &ask.into));
-        let knock =
-            ahead.map(|ahead| session.lay_out(&ahead)).transpose().map_err(RunError::from)?;
-        Ok((First { session, leases }, knock))
     }
 
     pub fn execs(&self, scope: &Scope) -> Result<Vec<ExecView>, BrokerError> {
@@ -133,7 +109,7 @@ impl Broker {
 
     /// As it is recorded, or was when it was looked at before.
     fn seen_lease(&self, scope: &Scope, id: &LeaseId) -> Result<LeaseRecord, BrokerError> {
-        let seen = self.seen.lease_of(scope, id);
+        let seen = self.seen.lease(id).filter(|lease| *scope == Scope::Run(lease.run_id.clone()));
         seen.map_or_else(|| self.record(scope, id).inspect(|record| self.seen.remember(record)), Ok)
     }
 
@@ -152,20 +128,12 @@ impl Broker {
     }
 }
 
-/// What an exec has when its thread begins.
-struct First {
-    session: Session,
-    /// Where all were seen before: the launcher has been told, then.
-    leases: Option<Vec<LeaseRecord>>,
-}
-
 /// One exec on its thread.
 struct Task {
     broker: Arc<Broker>,
-    run: Run,
+    run: crate::model::run::Run,
     exec_id: ExecId,
     ask: ExecAsk,
-    first: First,
     mailbox: Mailbox,
     tell: oneshot::Sender<Result<(), BrokerError>>,
     client: ClientStream,
@@ -173,7 +141,7 @@ struct Task {
 
 impl Task {
     fn perform(self) {
-        let Task { broker, run, exec_id, mut ask, first, mailbox, tell, client } = self;
+        let Task { broker, run, exec_id, mut ask, mailbox, tell, client } = self;
         let span = tracing::info_span!("exec", run_id = %run.run_id, exec_id = %exec_id);
         let _entered = span.enter();
         broker.metrics.exec_began();
@@ -192,7 +160,7 @@ impl Task {
         let mut caller =
             Caller::Client(Client::new(accept, Connection::new(socket), process, mailbox));
         let (of_run, leases) = (run.clone(), ask.lease_ids.clone());
-        let told = tell_story(&broker, run, &exec_id, ask, first, &mut caller);
+        let told = tell_story(&broker, run, &exec_id, ask, &mut caller);
         if let Ok(outcome) = &told
             && let Some(error) = &outcome.unrecorded
         {
@@ -244,31 +212,19 @@ fn answer(tell: &Tell, with: Result<(), BrokerError>) {
 
 fn tell_story(
     broker: &Broker,
-    run: Run,
+    run: crate::model::run::Run,
     exec_id: &ExecId,
     ask: ExecAsk,
-    first: First,
     caller: &mut Caller,
 ) -> Result<Outcome, BrokerError> {
     let scope = Scope::Run(run.run_id.clone());
-    let network = ask.network;
-    let First { session, leases } = first;
-    let leases = match leases {
-        Some(leases) => leases,
-        None => {
-            let leases: Result<Vec<_>, _> =
-                ask.lease_ids.iter().map(|id| broker.seen_lease(&scope, id)).collect();
-            let leases = leases?;
-            if let Some(ahead) = run::ahead(&broker.host, &run, &leases, network, &ask.into) {
-                session.order(&ahead).map_err(RunError::from)?;
-            }
-            leases
-        }
-    };
+    let leases: Result<Vec<_>, _> =
+        ask.lease_ids.iter().map(|id| broker.seen_lease(&scope, id)).collect();
+    let session = broker.door.open().map_err(RunError::from)?;
     let asked = AskedOfRun {
         run,
         exec_id: exec_id.clone(),
-        leases,
+        leases: leases?,
         reason: ask.reason,
         environment: ask
             .environment
@@ -277,10 +233,14 @@ fn tell_story(
             .collect(),
         timeout: ask.timeout,
         terminal: ask.terminal,
-        network,
+        network: ask.without_network.then_some(NetworkMode::None),
         command: ask.command,
         into: ask.into,
     };
+    // It builds while the request is made whole and decided.
+    if let Some(ahead) = asked.ahead(&broker.host) {
+        session.order(&ahead).map_err(RunError::from)?;
+    }
     let ledger = Ledger::shared(Arc::clone(&broker.store), Arc::clone(&broker.shared));
     let told = run::run_held(&broker.host, asked, &session, caller, ledger);
     if told.is_err() {

@@ -5,7 +5,6 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::Scope;
 use crate::model::id::LeaseId;
 use crate::model::lease::LeaseRecord;
 
@@ -16,15 +15,8 @@ const MOST: usize = 1024;
 pub(super) struct SeenLeases(Mutex<BTreeMap<LeaseId, LeaseRecord>>);
 
 impl SeenLeases {
-    /// Where it is in this scope.
-    pub(super) fn lease_of(&self, scope: &Scope, id: &LeaseId) -> Option<LeaseRecord> {
-        let seen = self.lock();
-        let lease = seen.get(id)?;
-        let is_within = match scope {
-            Scope::Run(run) => *run == lease.run_id,
-            Scope::Host => false,
-        };
-        is_within.then(|| lease.clone())
+    pub(super) fn lease(&self, id: &LeaseId) -> Option<LeaseRecord> {
+        self.lock().get(id).cloned()
     }
 
     pub(super) fn remember(&self, record: &LeaseRecord) {

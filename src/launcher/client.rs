@@ -5,7 +5,6 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -33,7 +32,8 @@ pub struct Launcher {
 /// One session with the launcher: orders go, notices come. Dropped with every [`Hand`] of it, its execs die.
 pub struct Session {
     socket: OwnedFd,
-    unopened: Arc<Unopened>,
+    /// The other end, and where to hand it over: after the first order, so that the launcher wakes once.
+    unopened: RefCell<Option<(OwnedFd, OwnedFd)>>,
     /// Execs that were ordered and have not ended.
     live: Cell<u32>,
     tickets: Cell<Ticket>,
@@ -41,13 +41,6 @@ pub struct Session {
     /// Why the launcher has ended, once it has said so: the answer to all that is asked of it since.
     unsettled: RefCell<Option<Refusal>>,
 }
-
-/// The other end of a session, and where to hand it over: after the first order, so that the launcher wakes once.
-#[derive(Default)]
-struct Unopened(Mutex<Option<(OwnedFd, OwnedFd)>>);
-
-/// Opens a session from another thread than the one that speaks on it.
-pub struct Knock(Arc<Unopened>);
 
 /// A launcher that is not yet told where this host keeps things. It has begun with what does not hang on that.
 pub struct Unsettled(Launcher);
@@ -138,37 +131,7 @@ impl Door {
         let failed = |e: io::Error| WireError::Send(e);
         let (ours, theirs) = socket::packet_pair().map_err(|e| failed(e.into()))?;
         let door = self.0.try_clone().map_err(failed)?;
-        let unopened = Arc::new(Unopened(Mutex::new(Some((theirs, door)))));
-        Ok(Session { unopened, ..Session::new(ours) })
-    }
-}
-
-impl Unopened {
-    fn open(&self) -> Result<(), WireError> {
-        match self.lock().take() {
-            Some((theirs, door)) => wire::send(door.as_fd(), &Order::Session, &[theirs.as_fd()]),
-            None => Ok(()),
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<(OwnedFd, OwnedFd)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Knock {
-    /// Never waits: what cannot be done at once, or is being done, is left to the session's own thread.
-    pub fn at_once(self) {
-        let mut unopened = match self.0.0.try_lock() {
-            Ok(unopened) => unopened,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return,
-        };
-        if let Some((theirs, door)) = &*unopened
-            && wire::send_at_once(door.as_fd(), &Order::Session, theirs.as_fd()).is_ok()
-        {
-            *unopened = None;
-        }
+        Ok(Session { unopened: RefCell::new(Some((theirs, door))), ..Session::new(ours) })
     }
 }
 
@@ -176,7 +139,7 @@ impl Session {
     fn new(socket: OwnedFd) -> Self {
         Self {
             socket,
-            unopened: Arc::default(),
+            unopened: RefCell::default(),
             live: Cell::default(),
             tickets: Cell::default(),
             passed_over: RefCell::default(),
@@ -193,7 +156,7 @@ impl Session {
         if matches!(order, Order::Prepare(_)) {
             self.live.set(self.live.get() + 1);
         }
-        match wire::send(self.socket.as_fd(), order, fds).and_then(|()| self.unopened.open()) {
+        match wire::send(self.socket.as_fd(), order, fds).and_then(|()| self.hand_over()) {
             // Perhaps it has said why.
             Err(WireError::Gone) => match self.receive() {
                 Err(unsettled @ WireError::Unsettled(_)) => Err(unsettled),
@@ -203,10 +166,11 @@ impl Session {
         }
     }
 
-    /// Lays the first order out for the launcher, which is woken by the knock, or by the next order.
-    pub fn lay_out(&self, order: &Order) -> Result<Knock, WireError> {
-        wire::send(self.socket.as_fd(), order, &[])?;
-        Ok(Knock(Arc::clone(&self.unopened)))
+    fn hand_over(&self) -> Result<(), WireError> {
+        match self.unopened.take() {
+            Some((theirs, door)) => wire::send(door.as_fd(), &Order::Session, &[theirs.as_fd()]),
+            None => Ok(()),
+        }
     }
 
     /// Ends it for whoever else still holds a [`Hand`] of it: its execs die.
@@ -261,7 +225,7 @@ impl Session {
     }
 
     fn receive(&self) -> Result<(Notice, Vec<OwnedFd>), WireError> {
-        self.unopened.open()?;
+        self.hand_over()?;
         let received = match wire::receive(self.socket.as_fd()) {
             Err(WireError::Gone) => {
                 let why = self.unsettled.borrow().clone();

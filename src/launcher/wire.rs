@@ -140,6 +140,14 @@ impl Spec {
     }
 }
 
+/// What is known of an exec before it is decided on.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Ahead {
+    pub spec: Spec,
+    /// The CPU on which the broker goes on meanwhile.
+    pub cpu: u32,
+}
+
 /// Which file a command is in a container.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Find {
@@ -201,7 +209,7 @@ pub enum Order {
     Settle(Places),
     /// The session's exec is being decided on: build the sandbox that it will want. Nothing is told of it; what
     /// was built is used by a `Prepare` that wants the same, and given back else.
-    Ahead(Box<Spec>),
+    Ahead(Box<Ahead>),
 }
 
 /// What failed, in words: the launcher knows the step, the path and the likely cause.
@@ -388,19 +396,6 @@ pub fn send<T: Serialize>(
     let mut all = vec![memfd.as_fd()];
     all.extend_from_slice(fds);
     sent(socket::send(socket, &[IN_MEMFD], &all))
-}
-
-/// A short message with a descriptor, where there is room for it now.
-///
-/// # Errors
-/// Nothing was sent.
-pub fn send_at_once<T: Serialize>(
-    socket: BorrowedFd<'_>,
-    message: &T,
-    fd: BorrowedFd<'_>,
-) -> Result<(), WireError> {
-    let packet = postcard::to_extend(message, vec![INLINE]).map_err(WireError::Malformed)?;
-    sent(socket::send_at_once(socket, &packet, &[fd]))
 }
 
 fn sent(result: Result<(), Errno>) -> Result<(), WireError> {

@@ -14,7 +14,9 @@ use super::error::RunError;
 use crate::host::{self, Host, Places, ProfileRef, Program, container};
 use crate::launcher::client::Session;
 use crate::launcher::into::InContainer;
-use crate::launcher::wire::{DeliverySpec, Find, GitSpec, Notice, Order, Prepare, Spec, TokenSpec};
+use crate::launcher::wire::{
+    Ahead, DeliverySpec, Find, GitSpec, Notice, Order, Prepare, Spec, TokenSpec,
+};
 use crate::model::digest::{self, ValueDigest};
 use crate::model::id::{ExecId, LeaseId, RequestId, RunId};
 use crate::model::lease::LeaseRecord;
@@ -65,31 +67,28 @@ pub struct AskedOfRun {
     pub into: InContainer,
 }
 
-/// What the launcher can begin with while an exec of a run is decided on: what [`Scene::prepare`] will say of its
-/// sandbox. Not where an exec of these leases would be refused for sure, nor in a container, of which more must be
-/// known.
-pub fn ahead(
-    host: &Host,
-    run: &Run,
-    leases: &[LeaseRecord],
-    network: Option<NetworkMode>,
-    into: &InContainer,
-) -> Option<Order> {
-    let is_open = |lease: &LeaseRecord| lease.state.is_open() && lease.uses_left > 0;
-    if container::is_of_a_container(&run.run_id) || !leases.iter().all(is_open) {
-        return None;
+impl AskedOfRun {
+    /// What the launcher can begin with while the exec is decided on: what [`Scene::prepare`] will say of its
+    /// sandbox. Not where an exec of these leases would be refused for sure, nor in a container, of which
+    /// more must be known.
+    pub fn ahead(&self, host: &Host) -> Option<Order> {
+        let is_open = |lease: &LeaseRecord| lease.state.is_open() && lease.uses_left > 0;
+        if container::is_of_a_container(&self.run.run_id) || !self.leases.iter().all(is_open) {
+            return None;
+        }
+        let spec = Spec {
+            run_id: self.run.run_id.clone(),
+            profile: ProfileRef::parse(&self.run.profile),
+            workspace: self.run.workspace.clone(),
+            without_network: self.network == Some(NetworkMode::None),
+            home: Some(host.home_for(None).to_owned()),
+            binary: self.leases.iter().any(|lease| lease.channel == Channel::Git),
+            agent: self.leases.is_empty(),
+            into: self.into.clone(),
+        };
+        let cpu = cpu::current() as u32;
+        Some(Order::Ahead(Box::new(Ahead { spec, cpu })))
     }
-    let spec = Spec {
-        run_id: run.run_id.clone(),
-        profile: ProfileRef::parse(&run.profile),
-        workspace: run.workspace.clone(),
-        without_network: network == Some(NetworkMode::None),
-        home: Some(host.home_for(None).to_owned()),
-        binary: leases.iter().any(|lease| lease.channel == Channel::Git),
-        agent: leases.is_empty(),
-        into: into.clone(),
-    };
-    Some(Order::Ahead(Box::new(spec)))
 }
 
 /// Everything that the later stages read and none of them changes.

@@ -20,27 +20,13 @@ pub fn packet_pair() -> Result<(OwnedFd, OwnedFd), Errno> {
 
 /// Sends one packet whole, or fails.
 pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
-    send_with(socket, bytes, fds, SendFlags::NOSIGNAL)
-}
-
-/// The same, where nothing is waited for: `AGAIN` where the other side has much to read.
-pub fn send_at_once(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
-    send_with(socket, bytes, fds, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
-}
-
-fn send_with(
-    socket: impl AsFd,
-    bytes: &[u8],
-    fds: &[BorrowedFd<'_>],
-    flags: SendFlags,
-) -> Result<(), Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(Errno::NOBUFS);
     }
     loop {
-        match sendmsg(&socket, &[IoSlice::new(bytes)], &mut control, flags) {
+        match sendmsg(&socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL) {
             Ok(n) if n == bytes.len() => return Ok(()),
             Ok(_) => return Err(Errno::MSGSIZE),
             Err(Errno::INTR) => {}

@@ -28,7 +28,6 @@ use crate::broker::streams::ClientStream;
 use crate::broker::{Accepting, ExecAsk, ExecView};
 use crate::launcher::into::InContainer;
 use crate::model::id::ExecId;
-use crate::profile::NetworkMode;
 use crate::relay::frames::{self, Kind};
 
 /// Bytes of each of stdout and stderr in one answer.
@@ -132,7 +131,7 @@ fn ask(body: ExecBody, asker: &Asker) -> Result<ExecAsk, Refusal> {
         environment: environment.into_iter().map(|(name, value)| (name, value.into())).collect(),
         timeout,
         terminal: terminal.map(|t| (t.rows, t.columns)),
-        network: network.map(|wire::NetworkBody::None| NetworkMode::None),
+        without_network: matches!(network, Some(wire::NetworkBody::None)),
         reason,
         into: InContainer { pid: None, user: user.map(|u| (u.uid, u.gid)), directory },
         caller,

@@ -27,8 +27,8 @@ impl Launcher {
         fds: Vec<OwnedFd>,
     ) -> Result<(), LauncherError> {
         match order {
-            Order::Ahead(spec) => {
-                self.build_ahead(session, *spec);
+            Order::Ahead(ahead) => {
+                self.build_ahead(session, *ahead);
                 Ok(())
             }
             Order::Prepare(prepare) => self.prepare(session, *prepare),
@@ -86,11 +86,16 @@ impl Launcher {
         }
     }
 
-    fn build_ahead(&mut self, session: Key, spec: wire::Spec) {
+    fn build_ahead(&mut self, session: Key, ahead: wire::Ahead) {
+        let wire::Ahead { spec, cpu } = ahead;
         // What came before is of no use any more.
         self.ahead.remove(&session);
         self.quiet_at = None;
         self.seeds.live = self.execs.len();
+        // Only speed hangs on it.
+        match cpu::leave_to_waker(cpu as usize) {
+            Ok(()) | Err(_) => {}
+        }
         let (setting, warm, seeds) = (&self.setting, &mut self.warm, &mut self.seeds);
         // The exec tries again, and its caller is told.
         if let Ok(begun) = Begun::ahead(spec, setting, warm, seeds) {
