@@ -159,20 +159,22 @@ fn perform(
     let early = is_at_hand.then(|| deliver::resolve(ledger, scene, session, caller, &mut leased));
     // A launcher that could not prepare has said why; one that is gone keeps no head either.
     let prepared = deliver::prepared(session).and_then(|prepared| kept.map(|()| prepared));
-    let prepared = prepared.map_err(|e| ledger.abandon(scene, &leased, e))?;
+    let prepared = prepared.map_err(|e| ledger.abandon(scene, caller, &leased, e))?;
     let values = match early {
         Some(early) => early,
         None => deliver::stands(session, caller)
             .and_then(|()| deliver::resolve(ledger, scene, session, caller, &mut leased)),
     }
-    .map_err(|e| ledger.abandon(scene, &leased, e))?;
+    .map_err(|e| ledger.abandon(scene, caller, &leased, e))?;
     watch.lap(|t| &mut t.resolve);
 
-    let delivered =
-        deliver::fill(prepared, &leased, values).map_err(|e| ledger.abandon(scene, &leased, e))?;
-    caller.guard(session, &leased, &delivered).map_err(|e| ledger.abandon(scene, &leased, e))?;
+    let delivered = deliver::fill(prepared, &leased, values)
+        .map_err(|e| ledger.abandon(scene, caller, &leased, e))?;
+    caller
+        .guard(session, &leased, &delivered)
+        .map_err(|e| ledger.abandon(scene, caller, &leased, e))?;
     // Nothing begins for a client that is gone.
-    caller.refuse_if_gone().map_err(|e| ledger.abandon(scene, &leased, e))?;
+    caller.refuse_if_gone().map_err(|e| ledger.abandon(scene, caller, &leased, e))?;
     session.order(&delivered.start(scene, &leased))?;
     caller.accepted();
     watch.lap(|t| &mut t.deliver);
@@ -182,8 +184,8 @@ fn perform(
     let attended = attend::attend(scene, ledger, session, caller, &mut leased, delivered, watch);
     let mut exited =
         attended.map_err(|attend::Unattended { error, has_begun }| match has_begun {
-            true => ledger.interrupt(scene, &leased, error),
-            false => ledger.abandon(scene, &leased, error),
+            true => ledger.interrupt(scene, caller, &leased, error),
+            false => ledger.abandon(scene, caller, &leased, error),
         })?;
     exited.note_revoked(|id| caller.is_revoked(id), &leased);
     watch.lap(|t| &mut t.run);

@@ -201,14 +201,11 @@ impl Broker {
         which: &Selection,
         reason: Option<Reason>,
     ) -> Result<Vec<LeaseView>, BrokerError> {
-        // A state that cannot be looked at keeps nothing readable.
-        if let Selection::Lease(id) = which
-            && let Err(e @ BrokerError::NotFound { .. }) = self.record(&Scope::Host, id)
-        {
-            return Err(e);
-        }
-        // Right before it is recorded: whoever had it would record its end first.
+        // Before all that can fail: a state that cannot be looked at keeps nothing readable.
         self.take_back(which);
+        if let Selection::Lease(id) = which {
+            self.record(&Scope::Host, id)?;
+        }
         let now = self.now()?;
         let reason = reason.as_ref().map_or("control", Reason::as_str);
         let revoked = self.transaction(Durability::Durable, |tx| {

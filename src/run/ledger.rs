@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::attend::Exited;
+use super::caller::Caller;
 use super::entries::{self, Leased, Who};
 use super::error::RunError;
 use super::scene::Scene;
@@ -311,25 +312,42 @@ impl Ledger {
 
     /// The story stops before the command ran: closes what was recorded, and gives the error back. In one shot a
     /// lease that was never used is revoked; the broker's has lost a use. Under a launcher that died it may have run.
-    pub fn abandon(&mut self, scene: &Scene, leased: &[Leased], error: RunError) -> RunError {
+    pub fn abandon(
+        &mut self,
+        scene: &Scene,
+        caller: &Caller,
+        leased: &[Leased],
+        error: RunError,
+    ) -> RunError {
         let cut_off = matches!(error, RunError::LauncherDied);
-        self.stop(scene, leased, error, cut_off)
+        self.stop(scene, caller, leased, error, cut_off)
     }
 
     /// The story stops while the command runs, which dies of it: it is interrupted, and in one shot its leases are. The
     /// broker's, which other execs may have too, are as [`Ledger::abandon`] leaves them.
-    pub fn interrupt(&mut self, scene: &Scene, leased: &[Leased], error: RunError) -> RunError {
-        self.stop(scene, leased, error, true)
+    pub fn interrupt(
+        &mut self,
+        scene: &Scene,
+        caller: &Caller,
+        leased: &[Leased],
+        error: RunError,
+    ) -> RunError {
+        self.stop(scene, caller, leased, error, true)
     }
 
     fn stop(
         &mut self,
         scene: &Scene,
+        caller: &Caller,
         leased: &[Leased],
         error: RunError,
         cut_off: bool,
     ) -> RunError {
         let ids: Vec<LeaseId> = leased.iter().map(|l| l.record.lease_id.clone()).collect();
+        let ends_with_it = scene.is_one_shot() || matches!(error, RunError::LauncherDied);
+        // Who revoked one records that, perhaps later than this.
+        let ours = leased.iter().filter(|lease| !caller.is_revoked(&lease.record.lease_id));
+        let ours: Vec<&Leased> = ours.collect();
         let closed = crate::host::now().map_err(RunError::Clock).and_then(|now| {
             let who = scene.who().at(&now);
             self.transaction(Durability::Durable, |tx| {
@@ -341,13 +359,12 @@ impl Ledger {
                 let draft = who.draft(EventType::ExecExited).of_exec(&scene.exec_id, &ids);
                 let outcome = if cut_off { "interrupted" } else { "not_started" };
                 tx.append(draft.because(error.reason()).outcome(outcome))?;
-                let ends_with_it = scene.is_one_shot() || matches!(error, RunError::LauncherDied);
                 let (state, kind) = if cut_off {
                     (LeaseState::Interrupted, EventType::LeaseInterrupted)
                 } else {
                     (LeaseState::Revoked, EventType::LeaseRevoked)
                 };
-                for lease in leased {
+                for lease in ours {
                     let id = &lease.record.lease_id;
                     if !ends_with_it {
                         // Its use is spent; what else it is good for it stays good for.
