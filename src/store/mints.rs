@@ -54,9 +54,7 @@ impl View<'_> {
     /// Whether [`Tx::due_mints`] could find something, without writing: what is due, or belongs to an exec,
     /// perhaps of a process that is gone.
     pub fn has_due_mints(&self, now_ms: i64) -> Result<bool, StoreError> {
-        self.prepare("SELECT EXISTS (SELECT 1 FROM mint WHERE due_ms IS NULL OR due_ms <= ?1)")?
-            .query_row([now_ms], |row| row.get(0))
-            .map_err(self.error())
+        Ok(self.next_due_mint()?.is_some_and(|at| at <= now_ms))
     }
 }
 
