@@ -20,8 +20,8 @@ use serde::Deserialize;
 use serde::de::{MapAccess, Visitor};
 
 use self::program::{
-    Insn, Outcome, jump, jump_if_at_least, jump_if_equal, load_arch, load_number, ret, successors,
-    tighten, walk,
+    Insn, Outcome, jump, jump_if_at_least, jump_if_equal, load_arch, load_number, ret, share,
+    successors, walk,
 };
 
 #[path = "program.rs"]
@@ -311,7 +311,7 @@ fn index(refusing: &[Named], allowing: &[Named], default: u32) -> Result<Vec<Ins
         ret(RET_ENOSYS),
     ];
     program.extend(search(&runs));
-    Ok(tighten(&program))
+    share(&program).map_err(|at| FilterError::Program { list: "(all)".to_owned(), at: at.0 })
 }
 
 /// Binary search for the run that holds the number; preorder, so that every jump goes forward.

@@ -3,6 +3,8 @@
 //! Receives instructions and a call, returns where the call ends. Touches nothing; must never guess:
 //! an instruction that it does not know is an error, not a fall-through.
 
+use std::collections::HashMap;
+
 /// One instruction, `struct sock_filter` of linux/filter.h.
 pub type Insn = seccompiler::sock_filter;
 
@@ -57,83 +59,136 @@ pub fn successors(insn: &Insn, pc: usize) -> Option<Vec<usize>> {
     }
 }
 
-/// The same program without unconditional jumps that can be jumped over and without dead instructions:
-/// seccompiler begins each rule with two jumps, and the kernel's compiler takes its time for each.
-pub fn tighten(program: &[Insn]) -> Vec<Insn> {
-    // Backwards, so that an instruction's targets are final before it is looked at. `end[pc]` is where a
-    // jump to `pc` arrives after following the unconditional ones.
-    let mut end: Vec<usize> = (0..program.len()).collect();
+/// The same program in fewer instructions: what says the same stands once, and unconditional jumps only where
+/// another instruction does not reach. seccompiler begins each rule with two jumps, a search has a leaf for each run
+/// of numbers, and the kernel's compiler takes its time for each of them, at every exec.
+///
+/// # Errors
+/// [`Lost`] at an instruction that is not known or leads out of the program.
+pub fn share(program: &[Insn]) -> Result<Vec<Insn>, Lost> {
+    let (nodes, entry) = graph(program)?;
+    Ok(lay_out(&nodes, entry))
+}
+
+/// What is done at a place of a program, and at which nodes (by number) it goes on.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Node {
+    Return {
+        action: u32,
+    },
+    /// A load, or an `and`.
+    Step {
+        code: u16,
+        k: u32,
+        next: usize,
+    },
+    Branch {
+        code: u16,
+        k: u32,
+        then: usize,
+        otherwise: usize,
+    },
+}
+
+/// The distinct nodes, each after those at which it goes on, and the number of the first to be executed.
+fn graph(program: &[Insn]) -> Result<(Vec<Node>, usize), Lost> {
+    let mut nodes: Vec<Node> = Vec::new();
+    let mut numbers: HashMap<Node, usize> = HashMap::new();
+    // Every jump goes forward, so that going backwards each target is known.
+    let mut number_at: Vec<usize> = vec![0; program.len()];
     for (pc, insn) in program.iter().enumerate().rev() {
-        if insn.code == JUMP
-            && let Some(&target) = end.get(pc + 1 + insn.k as usize)
-        {
-            end[pc] = target;
-        }
-    }
-    let aims = |pc: usize, by: usize| {
-        let direct = pc + 1 + by;
-        // Where a conditional jump can reach no further it keeps its stepping stone.
-        match end.get(direct) {
-            Some(&far) if far - pc - 1 <= usize::from(u8::MAX) => far,
-            _ => direct,
-        }
-    };
-    let mut alive = vec![false; program.len()];
-    let mut moved: Vec<(usize, usize)> = vec![(0, 0); program.len()];
-    if let Some(first) = alive.first_mut() {
-        *first = true;
-    }
-    for (pc, insn) in program.iter().enumerate() {
-        if !alive[pc] {
-            continue;
-        }
-        moved[pc] = match insn.code {
-            RETURN => continue,
+        let target = |by: usize| number_at.get(pc + 1 + by).copied().ok_or(Lost(pc));
+        let node = match insn.code {
+            RETURN => Node::Return { action: insn.k },
+            LOAD | AND => Node::Step { code: insn.code, k: insn.k, next: target(0)? },
             JUMP => {
-                let target = pc + 1 + insn.k as usize;
-                let far = end.get(target).copied().unwrap_or(target);
-                (far, far)
+                number_at[pc] = target(insn.k as usize)?;
+                continue;
             }
             EQUAL | GREATER | AT_LEAST => {
-                (aims(pc, usize::from(insn.jt)), aims(pc, usize::from(insn.jf)))
+                let (then, otherwise) = (target(insn.jt.into())?, target(insn.jf.into())?);
+                if then == otherwise {
+                    number_at[pc] = then;
+                    continue;
+                }
+                Node::Branch { code: insn.code, k: insn.k, then, otherwise }
             }
-            _ => (pc + 1, pc + 1),
+            _ => return Err(Lost(pc)),
         };
-        for target in [moved[pc].0, moved[pc].1] {
-            if let Some(mark) = alive.get_mut(target) {
-                *mark = true;
+        number_at[pc] = *numbers.entry(node).or_insert_with(|| {
+            nodes.push(node);
+            nodes.len() - 1
+        });
+    }
+    number_at.first().map(|&entry| (nodes, entry)).ok_or(Lost(0))
+}
+
+/// Writes those nodes that can be reached, from the last instruction to the first.
+fn lay_out(nodes: &[Node], entry: usize) -> Vec<Insn> {
+    let mut is_reached = vec![false; nodes.len()];
+    is_reached[entry] = true;
+    for number in (0..=entry).rev() {
+        if is_reached[number] {
+            match nodes[number] {
+                Node::Return { .. } => {}
+                Node::Step { next, .. } => is_reached[next] = true,
+                Node::Branch { then, otherwise, .. } => {
+                    is_reached[then] = true;
+                    is_reached[otherwise] = true;
+                }
             }
         }
     }
-    // A jump to the next living instruction is none.
-    let next_alive = |pc: usize| (pc + 1..program.len()).find(|&next| alive[next]);
-    let kept: Vec<bool> = (0..program.len())
-        .map(|pc| alive[pc] && !(program[pc].code == JUMP && next_alive(pc) == Some(moved[pc].0)))
-        .collect();
-    let mut place = Vec::with_capacity(program.len());
-    let mut count = 0;
-    for keep in &kept {
-        place.push(count);
-        count += usize::from(*keep);
-    }
-    let distance = |pc: usize, target: usize| place.get(target).map_or(0, |to| to - place[pc] - 1);
-    (0..program.len())
-        .filter(|&pc| kept[pc])
-        .map(|pc| {
-            let (then, otherwise) = moved[pc];
-            match (program[pc].code, &program[pc]) {
-                (JUMP, _) => jump(distance(pc, then) as u32),
-                (EQUAL | GREATER | AT_LEAST, insn) => Insn {
-                    code: insn.code,
-                    // Distances only shrink, and fitted before.
-                    jt: distance(pc, then) as u8,
-                    jf: distance(pc, otherwise) as u8,
-                    k: insn.k,
-                },
-                (_, insn) => insn.clone(),
+    let mut layout = Layout { nodes, reversed: Vec::new(), place: vec![0; nodes.len()] };
+    for number in (0..=entry).filter(|&number| is_reached[number]) {
+        let insn = match nodes[number] {
+            Node::Return { action } => ret(action),
+            Node::Step { code, k, next } => {
+                layout.bring(next, 0);
+                Insn { code, jt: 0, jf: 0, k }
             }
-        })
-        .collect()
+            Node::Branch { code, k, then, otherwise } => {
+                // One less: the other may need a stepping stone between.
+                layout.bring(then, usize::from(u8::MAX) - 1);
+                layout.bring(otherwise, usize::from(u8::MAX));
+                let (jt, jf) = (layout.distance(then), layout.distance(otherwise));
+                Insn { code, jt: jt as u8, jf: jf as u8, k }
+            }
+        };
+        layout.write(number, insn);
+    }
+    layout.reversed.reverse();
+    layout.reversed
+}
+
+struct Layout<'a> {
+    nodes: &'a [Node],
+    reversed: Vec<Insn>,
+    /// By node: how many instructions there are from its nearest place to the end.
+    place: Vec<usize>,
+}
+
+impl Layout<'_> {
+    fn write(&mut self, number: usize, insn: Insn) {
+        self.reversed.push(insn);
+        self.place[number] = self.reversed.len();
+    }
+
+    /// How many instructions the next one to be written has to skip.
+    fn distance(&self, number: usize) -> usize {
+        self.reversed.len() - self.place[number]
+    }
+
+    /// Puts a stepping stone to a node that lies further than `reach`.
+    fn bring(&mut self, number: usize, reach: usize) {
+        if self.distance(number) > reach {
+            let stone = match self.nodes[number] {
+                Node::Return { action } => ret(action),
+                _ => jump(self.distance(number) as u32),
+            };
+            self.write(number, stone);
+        }
+    }
 }
 
 /// How a program ends for a call.
