@@ -33,11 +33,20 @@ command = [["**"]]
 host = "svc.test"
 secret = "s"
 variable = "TOKEN"
+[[capability]]
+name = "repo.push"
+channels = ["git"]
+uses = 5
+command = [["**"]]
+[[capability.audience]]
+protocol = "https"
+host = "git.test"
+secret = "s"
 "#;
 
 fn world() -> World {
     let world = World::host().with_probe();
-    let config = "[secrets.s]\nsource = \"vault\"\nallow = [\"test.use@svc.test\"]\n\
+    let config = "[secrets.s]\nsource = \"vault\"\nallow = [\"test.use@svc.test\", \"repo.push@git.test\"]\n\
                   [ceilings]\nrequests_per_minute = 1000000\nrequests_per_run = 1000000\n";
     support::broker::host(&world, config, &[("troubled", PROFILE)]);
     world.set_secret("s", VALUE);
@@ -227,6 +236,43 @@ fn a_state_that_cannot_be_written_stops_grants_until_it_can() {
     refuses(&broker, &run, &held, "cannot be");
     drop(immutable);
     resumes(&broker, &run, &held, &ended);
+    world.call(&["audit", "verify"]).ok();
+}
+
+/// Neither what is refused nor what would be given can be recorded: nothing is given, and the exec goes on.
+#[test]
+#[file_serial(host)]
+fn git_is_given_nothing_while_the_state_cannot_be_written() {
+    support::needs("chattr", "e2fsprogs");
+    let world = world();
+    let broker = serve(&world);
+    let run = broker.run_of("alice", "troubled").socket;
+    let body = json!({"capability": "repo.push", "audience": "git.test", "uses": 3});
+    let granted = ask(&run, "POST", "/v1/leases", Some(&body)).ok(201);
+    let id = granted["lease_id"].as_str().unwrap().to_owned();
+    // One file a step: the exec says where it is, and waits to be let on.
+    let script = "step() { touch at-$1; until test -e go-$1; do sleep 0.02; done; }\n\
+                  get() { printf 'protocol=https\\nhost=%s\\n\\n' $1 | /run/sublet/bin/sublet git-credential get; }\n\
+                  step begun; get other.test; get git.test; step refused; get git.test; exit 7";
+    let (socket, lease) = (run.clone(), id.clone());
+    let living = std::thread::spawn(move || exec(&socket, &[&lease], &["sh", "-c", script]));
+    let at = |step: &str| world.workspace.join(format!("at-{step}"));
+    let let_on = |step: &str| fs::write(world.workspace.join(format!("go-{step}")), "").unwrap();
+    eventually("the exec begins", || at("begun").exists());
+    let immutable = Immutable::make(&world.state().join("db"));
+    let_on("begun");
+    eventually("both are answered", || at("refused").exists());
+    drop(immutable);
+    eventually("grants go on", || request(&run).status == 201);
+    let_on("refused");
+    let answer = living.join().unwrap().ok(200);
+    assert_eq!(answer["exit_status"], 7, "{answer}");
+    // Only the last: that the state could be written again is the control.
+    assert_eq!(answer["stdout"].as_str().unwrap().matches("password=").count(), 1, "{answer}");
+    let said = answer["stderr"].as_str().unwrap();
+    assert!(said.contains("other.test") && said.contains("audit_unavailable"), "{said}");
+    let left = ask(&run, "GET", &format!("/v1/leases/{id}"), None).ok(200);
+    assert_eq!(left["uses_left"], 2, "{left}");
     world.call(&["audit", "verify"]).ok();
 }
 
