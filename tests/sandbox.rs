@@ -16,7 +16,7 @@ use std::process::Command;
 use serial_test::file_serial;
 use support::Outcome;
 use support::probe::{Bare, answers, bare, bare_command, worked};
-use support::world::finish;
+use support::world::{binary, finish, quoted};
 use support::{ORDINARY, World, host, needs};
 
 /// What a filter may answer. Anything else was the kernel's own judgement: the call got through.
@@ -879,6 +879,36 @@ fn kernel_settings_cannot_be_written() {
              cat /proc/kcore /proc/kmsg 2>/dev/null | head -c 1 | wc -c";
         world.run(&["--", "sh", "-c", script]).ok().prints("0\n");
     }
+}
+
+/// Whoever has the host root's uid may change the kernel's settings, without one capability and in any user namespace.
+#[test]
+fn the_hosts_root_is_never_an_execs_uid() {
+    let world = World::host();
+    // Opens, and writes nothing.
+    let opens = "(exec 3>>/proc/sys/kernel/core_pattern) && echo could";
+    let in_bare = |world: &World, script: &str| bare(world, Bare::OwnProc, 0, script);
+    in_bare(&world, &format!("unshare --user --map-user=1000 sh -c {}", quoted(opens)))
+        .ok()
+        .prints("could\n");
+    let line = world.shell_line(&["--", "sh", "-c", opens]);
+    for lacking in [
+        "setpriv --bounding-set -sys_admin --inh-caps -sys_admin",
+        "setpriv --bounding-set -kill --inh-caps -kill",
+        "setpriv --bounding-set -all --inh-caps -all",
+        "unshare --user --map-root-user",
+        "unshare --user --map-user=1000",
+    ] {
+        let outcome = in_bare(&world, &format!("{lacking} {line}")).exits(125);
+        assert!(outcome.err().contains("host's root"), "{lacking}: {outcome}");
+        assert_eq!(outcome.out(), "", "{lacking}");
+    }
+    // Who is root in a namespace alone.
+    let world = World::developer();
+    let line = world.shell_line(&["--", "sh", "-c", &format!("{opens}; echo ran")]);
+    let program = quoted(binary().to_str().unwrap());
+    let line = line.replacen(&program, &format!("unshare --user --map-root-user {program}"), 1);
+    in_bare(&world, &line).ok().prints("ran\n");
 }
 
 /// Guards the controls themselves: the bare namespace is one, and leaves the host as it was.

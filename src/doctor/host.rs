@@ -9,18 +9,7 @@ use rustix::fs::Access;
 
 use super::{Check, setting};
 use crate::config::UidPool;
-use crate::sandbox::identity::Mode;
-
-/// What the privileged mode takes ([`Mode::detect`] decides; this is for naming what is missing).
-const PRIVILEGED: [Capability; 7] = [
-    Capability::CAP_SYS_ADMIN,
-    Capability::CAP_SETUID,
-    Capability::CAP_SETGID,
-    Capability::CAP_CHOWN,
-    Capability::CAP_FOWNER,
-    Capability::CAP_DAC_OVERRIDE,
-    Capability::CAP_KILL,
-];
+use crate::sandbox::identity::{Mode, PRIVILEGED};
 
 pub fn examine(mode: Mode) -> Vec<Check> {
     vec![
@@ -33,6 +22,8 @@ pub fn examine(mode: Mode) -> Vec<Check> {
 #[derive(Debug, Clone)]
 pub struct Privileges {
     pub mode: Mode,
+    /// No mode is possible, and nothing runs.
+    pub is_refused: bool,
     pub is_root: bool,
     pub missing: Vec<Capability>,
 }
@@ -42,8 +33,10 @@ impl Privileges {
     pub fn of_this_process(pool: UidPool) -> Self {
         // What cannot be read is not there to be used.
         let held = caps::read(None, CapSet::Effective).unwrap_or_default();
+        let mode = Mode::detect(pool);
         Self {
-            mode: Mode::detect(pool).unwrap_or(Mode::Rootless),
+            is_refused: mode.is_err(),
+            mode: mode.unwrap_or(Mode::Rootless),
             is_root: rustix::process::geteuid().is_root(),
             missing: PRIVILEGED.into_iter().filter(|cap| !held.contains(cap)).collect(),
         }
@@ -53,6 +46,18 @@ impl Privileges {
 pub fn capabilities(privileges: &Privileges) -> Check {
     const NAME: &str = "capabilities";
     let missing: Vec<String> = privileges.missing.iter().map(ToString::to_string).collect();
+    if privileges.is_refused {
+        let found = match &missing[..] {
+            [] => "the host's root, in a user namespace that does not know the uid pool".to_owned(),
+            missing => format!("the host's root without {}", missing.join(", ")),
+        };
+        return Check::fail(
+            NAME,
+            found,
+            "nothing is run: an exec could only have this uid, to which the kernel's settings belong",
+            "give sublet these capabilities (and the pool of [host] uid_pool), or start it as an ordinary user",
+        );
+    }
     match (privileges.mode, privileges.is_root) {
         (Mode::Privileged, _) => Check::ok(
             NAME,
@@ -72,8 +77,8 @@ pub fn capabilities(privileges: &Privileges) -> Check {
         ),
         (Mode::Rootless, true) => Check::warn(
             NAME,
-            format!("the superuser without {}", missing.join(", ")),
-            "as in a container: execs run rootless, as this user",
+            format!("the superuser of a user namespace, without {}", missing.join(", ")),
+            "as in a rootless container: execs run rootless, as this user",
             "grant the container these capabilities, or start sublet on the host",
         ),
     }
@@ -228,9 +233,10 @@ mod tests {
     #[test]
     fn the_superuser_in_a_container_is_told_what_it_lacks() {
         let some = vec![Capability::CAP_SYS_ADMIN];
-        let of = |mode, is_root, missing: &[Capability]| {
-            capabilities(&Privileges { mode, is_root, missing: missing.to_vec() })
+        let told = |is_refused, mode, is_root, missing: &[Capability]| {
+            capabilities(&Privileges { mode, is_refused, is_root, missing: missing.to_vec() })
         };
+        let of = |mode, is_root, missing: &[Capability]| told(false, mode, is_root, missing);
         assert_eq!(of(Mode::Privileged, true, &[]).status, Status::Ok);
         assert_eq!(of(Mode::Rootless, false, &some).status, Status::Ok);
         let container = of(Mode::Rootless, true, &some);
@@ -239,6 +245,10 @@ mod tests {
         let nested = of(Mode::Rootless, true, &[]);
         assert_eq!(nested.status, Status::Warn);
         assert!(nested.mend.contains("uid_pool"));
+        let refused = told(true, Mode::Rootless, true, &some);
+        assert_eq!(refused.status, Status::Fail);
+        assert!(refused.found.contains("CAP_SYS_ADMIN"));
+        assert!(told(true, Mode::Rootless, true, &[]).found.contains("pool"));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use caps::Capability;
 use nix::fcntl::{FcntlArg, fcntl};
 
 use crate::config::UidPool;
@@ -84,29 +85,63 @@ pub enum IdentityError {
     Taken { uid: u32 },
     #[error("could not make the user namespace for the workspace's idmap")]
     IdmapNamespace(#[source] io::Error),
+    #[error(
+        "sublet runs as the host's root (or as what cannot be told from it), {lacking}: an exec could only have its \
+         uid, to which the kernel's settings under /proc/sys belong. Give it what it lacks, or start it as an \
+         ordinary user"
+    )]
+    HostsRoot { lacking: String },
+    #[error("could not see whose the kernel's settings are")]
+    KernelSettings(#[source] io::Error),
 }
+
+/// What the privileged mode takes.
+pub const PRIVILEGED: [Capability; 7] = [
+    Capability::CAP_SYS_ADMIN,
+    Capability::CAP_SETUID,
+    Capability::CAP_SETGID,
+    Capability::CAP_CHOWN,
+    Capability::CAP_FOWNER,
+    Capability::CAP_DAC_OVERRIDE,
+    Capability::CAP_KILL,
+];
 
 impl Mode {
     /// Privileged if this process is root over the pool's uids with every capability that it takes.
+    ///
+    /// # Errors
+    /// [`IdentityError::HostsRoot`] if it is not, and rootless an exec would have the host's root for its uid.
     pub fn detect(pool: UidPool) -> Result<Self, IdentityError> {
-        use caps::Capability::*;
         let held =
             caps::read(None, caps::CapSet::Effective).map_err(IdentityError::Capabilities)?;
-        let needed = [
-            CAP_SYS_ADMIN,
-            CAP_SETUID,
-            CAP_SETGID,
-            CAP_CHOWN,
-            CAP_FOWNER,
-            CAP_DAC_OVERRIDE,
-            CAP_KILL,
-        ];
+        let missing: Vec<String> =
+            PRIVILEGED.iter().filter(|c| !held.contains(c)).map(ToString::to_string).collect();
         let is_root = rustix::process::geteuid().is_root();
-        if is_root && needed.iter().all(|c| held.contains(c)) && is_mapped_here(pool) {
-            Ok(Mode::Privileged)
-        } else {
-            Ok(Mode::Rootless)
+        if is_root && missing.is_empty() && is_mapped_here(pool) {
+            return Ok(Mode::Privileged);
         }
+        if !is_hosts_root().map_err(IdentityError::KernelSettings)? {
+            return Ok(Mode::Rootless);
+        }
+        let lacking = if missing.is_empty() {
+            "in a user namespace that does not know the uid pool".to_owned()
+        } else {
+            format!("without {}", missing.join(", "))
+        };
+        Err(IdentityError::HostsRoot { lacking })
+    }
+}
+
+/// Whether this process is root of the initial user namespace, whatever its own calls it: the kernel asks its
+/// settings' writers for that uid and for no capability. They show as owned by what that is called here, and where it
+/// has no name by the overflow uid, of which we do not guess who it is (user_namespaces(7)).
+fn is_hosts_root() -> io::Result<bool> {
+    let euid = rustix::process::geteuid();
+    match std::fs::metadata("/proc/sys/kernel/overflowuid") {
+        Ok(settings) => Ok(settings.uid() == euid.as_raw()),
+        // A /proc of processes alone (subset=pid) does not say.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(euid.is_root()),
+        Err(e) => Err(e),
     }
 }
 

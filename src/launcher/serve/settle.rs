@@ -22,7 +22,7 @@ use crate::launcher::mint;
 use crate::launcher::surroundings::Surroundings;
 use crate::launcher::wire::{self, Order, WireError};
 use crate::model::id::ExecId;
-use crate::sandbox::identity::{self, Mode};
+use crate::sandbox::identity::{self, IdentityError, Mode};
 use crate::sys::{clock, memory, process, slice};
 
 impl Launcher {
@@ -53,7 +53,11 @@ impl Launcher {
         process::wipe_argv_and_environ().map_err(failed("wipe argv and environ"))?;
 
         // The configuration may name another pool of uids, and then this is another mode.
-        let mut here = Surroundings::survey(Mode::detect(UidPool::default())?, umask, slice)?;
+        let mode = match Mode::detect(UidPool::default()) {
+            Err(IdentityError::HostsRoot { .. }) => Mode::Rootless,
+            detected => detected?,
+        };
+        let mut here = Surroundings::survey(mode, umask, slice)?;
         let mut seeds = Seeds::default();
         if here.mode == Mode::Privileged {
             memory::set_dumpable(false).map_err(failed("become undumpable"))?;
