@@ -195,6 +195,63 @@ fn init_cannot_be_killed_or_read_from_inside() {
     }
 }
 
+/// Its own limits and its turn on the CPU are asked for by number, and the kernel asks for no more than the same ids: an
+/// init that may have no descriptors cannot watch, and its end would look as if the command had never run.
+#[test]
+fn init_cannot_be_hampered_from_inside() {
+    const WAYS: &str = r#"
+import ctypes, os, resource
+libc = ctypes.CDLL(None, use_errno=True)
+def call(number, *arguments):
+    if libc.syscall(number, *arguments) < 0:
+        raise OSError(ctypes.get_errno(), 'refused')
+def attr():
+    return ctypes.create_string_buffer(bytes([48, 0, 0, 0, 3]) + bytes(11) + b'\5' + bytes(31), 48)
+nofile = resource.RLIMIT_NOFILE
+ways = lambda who: {
+    'prlimit64': lambda: resource.prlimit(who, nofile, (200, 200)),
+    'setpriority': lambda: os.setpriority(os.PRIO_PROCESS, who, 5),
+    'sched_setaffinity': lambda: os.sched_setaffinity(who, {0}),
+    'sched_setscheduler': lambda: os.sched_setscheduler(who, os.SCHED_BATCH, os.sched_param(0)),
+    'sched_setparam': lambda: os.sched_setparam(who, os.sched_param(0)),
+    'sched_setattr': lambda: call(314, who, attr(), 0),
+    'ioprio_set': lambda: call(251, 1, who, 2 << 13 | 7),
+}
+of_all = {
+    'setpriority of a user': lambda: os.setpriority(os.PRIO_USER, 0, 5),
+    'ioprio_set of a user': lambda: call(251, 3, os.getuid(), 2 << 13 | 7),
+}
+def tried(ways):
+    worked = []
+    for name, way in ways.items():
+        try:
+            way()
+            worked.append(name)
+        except OSError:
+            pass
+    return ', '.join(worked)
+print('reads:', len(resource.prlimit(1, nofile)))
+print('init:', tried(ways(1) | of_all))
+print('itself:', tried(ways(0)))
+"#;
+    let itself = "prlimit64, setpriority, sched_setaffinity, sched_setscheduler, sched_setparam, \
+                  sched_setattr, ioprio_set";
+    for world in World::each() {
+        for profile in ["default", "build"] {
+            let outcome = world.run(&["--profile", profile, "--", "python3", "-c", WAYS]);
+            outcome.ok().prints(&format!("reads: 2\ninit: \nitself: {itself}\n"));
+        }
+    }
+    let world = World::host();
+    let strict = world.run(&["--profile", "strict", "--", "python3", "-c", WAYS]).ok();
+    strict.prints("reads: 2\ninit: \nitself: prlimit64, setpriority\n");
+    // The control's first process is a shell of the same user.
+    let script = format!("python3 -c {}; true", quoted(WAYS));
+    let control = bare(&world, Bare::OwnProc, ORDINARY, &script).ok();
+    let all = format!("{itself}, setpriority of a user, ioprio_set of a user");
+    control.prints(&format!("reads: 2\ninit: {all}\nitself: {itself}\n"));
+}
+
 #[test]
 fn init_shows_no_arguments_and_no_environment() {
     let world = World::host();

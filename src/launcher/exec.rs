@@ -40,7 +40,7 @@ use super::wire::{
 use crate::host::Host;
 use crate::model::name::Channel;
 use crate::model::report::Posture;
-use crate::sandbox::step::{self, Said, Told};
+use crate::sandbox::step::{self, Said, Step, Told};
 use crate::sys::{clock, net, process};
 
 /// Between SIGTERM at the deadline and SIGKILL.
@@ -74,6 +74,8 @@ pub struct Exec {
     /// It was told to start; what with, until it can.
     is_ordered: bool,
     start: Option<Start>,
+    /// The child was let go: from here on its command may have run.
+    went: bool,
     started: bool,
     deadline: Option<Duration>,
     kill_at: Option<Duration>,
@@ -200,6 +202,7 @@ impl Exec {
             is_ordered: false,
             start: None,
             started: false,
+            went: false,
             deadline: None,
             kill_at: None,
             wait_status: None,
@@ -249,7 +252,8 @@ impl Exec {
         }
         let readers: Vec<BorrowedFd<'_>> = readers.iter().map(AsFd::as_fd).collect();
         self.deadline = deadline;
-        self.sandbox.go(&readers)
+        self.went = self.sandbox.go(&readers)?;
+        Ok(())
     }
 
     /// The child has something to say.
@@ -287,7 +291,7 @@ impl Exec {
                 Ok(Happened::Ending(Ending::Command { wait_status }, self.deliveries.scrubbed()))
             }
             Some(Said::Failed { step, errno, which }) => {
-                self.refusal = Some(self.explain(step, Errno::from_raw_os_error(errno), which));
+                self.failed(step, Errno::from_raw_os_error(errno), which);
                 self.deliveries.wipe();
                 Ok(Happened::Nothing)
             }
@@ -322,9 +326,23 @@ impl Exec {
         }
     }
 
-    /// Ends an exec that cannot go on, for this reason.
+    /// A step failed in the child. What its init tells after the go says nothing of the command, which may have run.
+    fn failed(&mut self, step: Step, errno: Errno, which: u32) {
+        let refusal = self.explain(step, errno, which);
+        if self.went && matches!(step, Step::Spawn | Step::Init) {
+            self.refuse(refusal);
+        } else {
+            self.refusal = Some(refusal);
+        }
+    }
+
+    /// Ends an exec that cannot go on, for this reason. One whose command may have run is killed, not refused.
     pub fn refuse(&mut self, refusal: Refusal) {
-        self.refusal.get_or_insert(refusal);
+        if self.went {
+            eprintln!("sublet: launcher: an exec is killed: {}", refusal.message);
+        } else {
+            self.refusal.get_or_insert(refusal);
+        }
         self.kill();
     }
 
@@ -375,7 +393,7 @@ impl Exec {
             match step::hear(self.socket(), drop) {
                 Ok(Some(Said::Ended { wait_status })) => self.wait_status = Some(wait_status),
                 Ok(Some(Said::Failed { step, errno, which })) => {
-                    self.refusal = Some(self.explain(step, Errno::from_raw_os_error(errno), which));
+                    self.failed(step, Errno::from_raw_os_error(errno), which);
                 }
                 Ok(Some(_)) => {}
                 Ok(None) | Err(_) => break,
@@ -391,7 +409,7 @@ impl Exec {
             (Some(refusal), _) => Err(refusal),
             (None, Some(wait_status)) => Ok((Ending::Command { wait_status }, scrubbed)),
             // That it was not yet heard to start does not make it a failure.
-            (None, None) if self.started || self.killed => Ok((Ending::Killed, scrubbed)),
+            (None, None) if self.went || self.killed => Ok((Ending::Killed, scrubbed)),
             (None, None) => Err(refuse(
                 format!(
                     "the exec's init ended before the command ran ({})",
@@ -407,9 +425,14 @@ impl Exec {
 }
 
 fn tell(socket: BorrowedFd<'_>, told: Told, fds: &[BorrowedFd<'_>]) -> Result<(), Refusal> {
+    reach(socket, told, fds).map(drop)
+}
+
+/// Whether it will hear of it. A child that is gone shows on its pidfd, with its reason in the socket.
+fn reach(socket: BorrowedFd<'_>, told: Told, fds: &[BorrowedFd<'_>]) -> Result<bool, Refusal> {
     match step::tell(socket, told, fds) {
-        // A child that is gone shows on its pidfd, with its reason in the socket.
-        Ok(()) | Err(Errno::PIPE | Errno::CONNRESET) => Ok(()),
+        Ok(()) => Ok(true),
+        Err(Errno::PIPE | Errno::CONNRESET) => Ok(false),
         Err(e) => Err(refuse(format!("could not reach the exec's init: {e}"), "")),
     }
 }

@@ -6,9 +6,11 @@
 
 use std::cell::Cell;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use rustix::thread::futex;
 
 use super::child::{At, Failure, Handover, errno, fail, must_refuse, slate};
 use super::init::{self, Children};
@@ -36,6 +38,8 @@ struct Command<'a> {
     mappings: [Cell<Option<ReadMapping>>; MAX_FDS],
     /// It came as far as an execve that did not return.
     executed: Cell<bool>,
+    /// 1 once init watches: what is executed sooner could take from it what it still needs.
+    watched: AtomicU32,
 }
 
 /// Starts the command, and makes its init of this process meanwhile. `None` if it could not be executed,
@@ -51,15 +55,18 @@ pub(super) fn spawn(
         filter,
         mappings: [const { Cell::new(None) }; MAX_FDS],
         executed: Cell::new(false),
+        watched: AtomicU32::new(0),
     };
     let lifeline = plan.lifeline.as_fd();
     let mut children = None;
     let pid = process::spawn_until_exec(command_entry, &command, |executed| {
         init::wait_for_either(executed, lifeline)?;
         if rustix::io::read(executed, &mut [0])? > 0 {
-            // It waits for its go: now, for nothing is to delay it once it runs.
+            // It stands behind its walls.
             children =
                 Some(init::prepare(plan, [Some(executed), ruleset.as_ref().map(AsFd::as_fd)])?);
+            command.watched.store(1, Ordering::Release);
+            futex::wake(&command.watched, futex::Flags::PRIVATE, 1)?;
             init::wait_for_either(executed, lifeline)?;
         }
         Ok(())
@@ -125,6 +132,7 @@ fn become_command(command: &Command<'_>, kept: &Kept) -> Result<(), Failure> {
     errno(seccomp::see_it_refused()).at(Step::CheckSeccomp)?;
 
     // The walls stand. What follows are calls that every command needs to be of any use.
+    rustix::io::write(&kept.executed, &[0]).at(Step::Spawn)?;
     let socket = kept.socket.as_fd();
     let mut streams = Handover::empty();
     let terminal = match listen(socket, |fd| streams.push(fd)).at(Step::AwaitCommand)? {
@@ -147,7 +155,6 @@ fn become_command(command: &Command<'_>, kept: &Kept) -> Result<(), Failure> {
             say(socket, Said::Ready, &[kept.as_fd()])
         }
     }
-    .and_then(|()| rustix::io::write(&kept.executed, &[0]))
     .at(Step::AwaitGo)?;
     // Closed by exec, as all that came: some of their numbers are others' by now.
     std::mem::forget(streams);
@@ -158,6 +165,7 @@ fn become_command(command: &Command<'_>, kept: &Kept) -> Result<(), Failure> {
         Some(_) => return Err(Errno::PROTO).at(Step::AwaitGo),
         None => return Err(Errno::PIPE).at(Step::AwaitGo),
     }
+    await_init(&command.watched).at(Step::AwaitInit)?;
     take_deliveries(command, &deliveries)?;
     std::mem::forget(deliveries);
     // After the descriptors, which may have larger numbers than their limit.
@@ -167,7 +175,18 @@ fn become_command(command: &Command<'_>, kept: &Kept) -> Result<(), Failure> {
             (number(0).at(Step::Limits)?, number(1).at(Step::Limits)?, number(2).at(Step::Limits)?);
         ids::limit(resource as u32, soft as u64, hard as u64).at_nth(Step::Limits, index)?;
     }
-    process::unblock_signals().at(Step::Init)
+    process::unblock_signals().at(Step::Signals)
+}
+
+/// As a rule it has been watching for long. One that cannot ends, and this process with it.
+fn await_init(watched: &AtomicU32) -> Result<(), Errno> {
+    while watched.load(Ordering::Acquire) == 0 {
+        match futex::wait(watched, futex::Flags::PRIVATE, 0, None) {
+            Ok(()) | Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
 }
 
 fn open_terminal(rows: u16, columns: u16) -> Result<(OwnedFd, OwnedFd), Errno> {

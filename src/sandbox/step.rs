@@ -69,9 +69,11 @@ steps! {
     PlaceStream = "place a standard stream",
     Descriptors = "close every other descriptor",
     AwaitGo = "wait for the launcher's go",
+    AwaitInit = "wait for its init to watch",
     PlaceDelivery = "place a delivery's descriptor",
     Environment = "take the environment delivery",
     Limits = "set a resource limit",
+    Signals = "unblock signals",
     Exec = "execute the command",
     Init = "run as the exec's init",
 }

@@ -72,7 +72,7 @@ pub fn clone3(args: &CloneArgs<'_>) -> io::Result<Cloned> {
 /// exit; `entry` gets the other end, which it must keep open under whatever number.
 ///
 /// While the child is in this memory, `wait` must not touch errno, allocate, lock or write to what the
-/// argument holds: no libc, only calls that go straight to the kernel. `entry` must not allocate, lock or
+/// argument holds, but to an atomic: no libc, only calls that go straight to the kernel. `entry` must not allocate, lock or
 /// panic, and must end in exec or `exit_now`. What it writes for the caller to read goes into cells: a
 /// write through `&mut` just before a call that does not return is one that nobody sees, for the compiler.
 ///

@@ -16,7 +16,7 @@ use super::make::{Streams, delivery_unavailable, on_disk, workspace_tree};
 use super::parts::limits;
 use super::seed::{Child, Seed};
 use super::user::{Ids, Mapped, Whose};
-use super::{Setting, refuse, refuse_error, tell, words};
+use super::{Setting, reach, refuse, refuse_error, tell, words};
 use crate::delivery::container::{Owner, SecretsMount};
 use crate::launcher::compile::{self, Command, Compiled};
 use crate::launcher::posture::Ownership;
@@ -283,11 +283,11 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Lets the command run, with these deliveries.
-    pub fn go(&mut self, deliveries: &[BorrowedFd<'_>]) -> Result<(), Refusal> {
-        let told = tell(self.child.socket.as_fd(), Told::Go, deliveries);
+    /// Lets the command run, with these deliveries. False if the child is gone already.
+    pub fn go(&mut self, deliveries: &[BorrowedFd<'_>]) -> Result<bool, Refusal> {
+        let reached = reach(self.child.socket.as_fd(), Told::Go, deliveries);
         self.child.slate = None;
-        told
+        reached
     }
 
     /// The ids on disk that a namespace of its own maps for it.
