@@ -601,3 +601,97 @@ fn two_profiles_of_one_capability_replace_and_do_not_add() {
         .denied("command_not_permitted");
     did_not_run(&world);
 }
+
+// ---- files that the invoker names, in a directory that commands write to ------------------------------
+
+/// `sublet run FLAGS -- sh -c SCRIPT`, as root in a workspace of root's: what commands leave there looks like its own.
+fn call(world: &World, flags: &[&str], script: &str) -> support::Outcome {
+    let mut args = vec!["run"];
+    args.extend(flags);
+    args.extend(["--", "sh", "-c", script]);
+    world.call(&args)
+}
+
+#[test]
+fn a_report_is_written_through_nothing_that_a_command_left() {
+    let world = World::new(0, 0);
+    let outside = world.path("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("r.json"), "the owner's").unwrap();
+    let (workspace, target) = (world.workspace.clone(), outside.display().to_string());
+    let planted = format!(
+        "ln -s {target}/r.json link; ln -s {target} way; mkfifo fifo; mkdir directory; mkdir real"
+    );
+    call(&world, &[], &planted).ok();
+    let absolute = workspace.join("way/r.json");
+    for name in ["link", "way/r.json", "./way/../way/r.json", absolute.to_str().unwrap()] {
+        let outcome = call(&world, &["--report", name], "touch ran");
+        outcome.fails_naming(&["symbolic link"]);
+        did_not_run(&world);
+    }
+    for name in ["fifo", "directory"] {
+        let outcome = call(&world, &["--report", name], "touch ran");
+        outcome.fails_naming(&[name]);
+        did_not_run(&world);
+    }
+    assert_eq!(fs::read_to_string(outside.join("r.json")).unwrap(), "the owner's");
+    // The control: what a plain open makes of it.
+    fs::write(workspace.join("link"), "followed").unwrap();
+    assert_eq!(fs::read_to_string(outside.join("r.json")).unwrap(), "followed");
+    // What is no trap is taken: a directory, a file that is there, one beside the workspace, streams.
+    fs::write(workspace.join("real/r.json"), "an old and longer one".repeat(1000)).unwrap();
+    for name in ["real/r.json", "real/../real/r.json", "../beside.json"] {
+        call(&world, &["--report", name], "exit 3").exits(3);
+        let text = fs::read_to_string(workspace.join(name)).unwrap();
+        let report: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(report["exit_status"], 3, "{name}");
+    }
+    let told = call(&world, &["--report", "/dev/stdout"], "true").ok();
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&told.out()).unwrap()["exit_status"], 0);
+    call(&world, &["--report", "/dev/null"], "true").ok();
+}
+
+#[test]
+fn a_command_does_not_write_its_own_report() {
+    for forging in [
+        "echo forged >r.json",
+        "rm r.json; echo forged >r.json",
+        "rm r.json; ln -s /etc/passwd r.json",
+        "rm r.json; mkfifo r.json",
+        "rm r.json",
+        "for i in $(seq 2000); do echo forged; done >>r.json",
+    ] {
+        let world = World::host();
+        let before = fs::read_to_string("/etc/passwd").unwrap();
+        let report = world.workspace.join("r.json");
+        fs::write(&report, "").unwrap();
+        std::os::unix::fs::chown(&report, Some(ORDINARY), Some(ORDINARY)).unwrap();
+        let name = report.to_str().unwrap();
+        call(&world, &["--report", name], &format!("{forging}; exit 7")).exits(7);
+        let text = fs::read_to_string(&report).unwrap();
+        let written: serde_json::Value = serde_json::from_str(&text).expect(forging);
+        assert_eq!(written["exit_status"], 7, "{forging}");
+        assert_eq!(fs::read_to_string("/etc/passwd").unwrap(), before);
+    }
+}
+
+#[test]
+fn an_env_file_is_read_through_nothing_that_a_command_left() {
+    let world = World::new(0, 0);
+    let outside = world.path("outside.env");
+    fs::write(&outside, "STOLEN=yes\n").unwrap();
+    call(&world, &[], &format!("ln -s {} link; mkfifo fifo", outside.display())).ok();
+    for name in ["link", "fifo"] {
+        let outcome = call(&world, &["--env-file", name], "touch ran");
+        outcome.fails_naming(&[name]);
+        did_not_run(&world);
+    }
+    let beside = outside.to_str().unwrap();
+    call(&world, &["--env-file", beside], "echo $STOLEN").ok().prints("yes\n");
+    // As a shell's `<(…)` names it.
+    let mut piped = std::process::Command::new("bash");
+    world.dress(&mut piped);
+    let line = world.shell_line(&["--env-file", "FILE", "--", "sh", "-c", "echo $A"]);
+    piped.args(["-c", &line.replace("'FILE'", "<(echo A=b)")]);
+    finish(piped, b"", None).ok().prints("b\n");
+}

@@ -9,15 +9,13 @@ mod relay;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::ValueEnum;
-use serde::Serialize;
 
 use super::fail::{Answer, Failure};
-use super::run::{assignment, create_report, no_report, not_given};
+use super::named::Report;
+use super::run::{assignment, not_given};
 use super::{Globals, socket};
 use crate::api::client::ExecExit;
 use crate::api::wire::{ErrorObject, ExecBody, NetworkBody, TerminalBody};
@@ -96,14 +94,12 @@ pub enum ExecNetwork {
 
 pub fn execute(globals: &Globals, args: ExecArgs) -> Answer {
     let body = body(&args)?;
-    // Before anything runs: a report that cannot be written must not cost one that was made.
-    let mut report = match &args.report {
-        None => None,
-        Some(path) => Some((create_report(path)?, path.as_path())),
-    };
+    let report = args.report.as_deref().map(|path| Report::create(path, None)).transpose()?;
     match exec(globals, &args, &body) {
         Ok(exit) => {
-            write_report(&mut report, &exit.report)?;
+            if let Some(report) = report {
+                report.write(&exit.report)?;
+            }
             if exit.unmasked_values > 0 {
                 let message = format!(
                     "{} leased value(s) of less than 8 bytes were not masked in the output",
@@ -114,7 +110,9 @@ pub fn execute(globals: &Globals, args: ExecArgs) -> Answer {
             Ok(exit.exit_status)
         }
         Err(failure) => {
-            write_report(&mut report, &serde_json::json!({ "error": failure.object() }))?;
+            if let Some(report) = report {
+                report.write(&serde_json::json!({ "error": failure.object() }))?;
+            }
             Err(failure)
         }
     }
@@ -166,20 +164,6 @@ fn body(args: &ExecArgs) -> Result<ExecBody, Failure> {
         user: args.user,
         workdir: args.workdir.clone(),
     })
-}
-
-fn write_report(
-    report: &mut Option<(File, &Path)>,
-    content: &impl Serialize,
-) -> Result<(), Failure> {
-    let Some((file, path)) = report else { return Ok(()) };
-    serde_json::to_vec_pretty(content)
-        .map_err(std::io::Error::from)
-        .and_then(|mut text| {
-            text.push(b'\n');
-            file.write_all(&text)
-        })
-        .map_err(|e| no_report(path, &e))
 }
 
 /// The broker's own words, with a shell's statuses for a command that cannot be executed.

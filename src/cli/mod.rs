@@ -29,6 +29,7 @@ pub mod lease;
 pub mod load;
 pub mod man;
 pub mod mint;
+mod named;
 pub mod output;
 pub mod policy;
 pub mod principal;

@@ -6,15 +6,14 @@
 
 use std::error::Error;
 use std::ffi::{OsStr, OsString};
-use std::io::Write as _;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use clap::builder::{StringValueParser, TypedValueParser};
 
 use super::fail::{Answer, Failure, NOT_RUN};
+use super::named::{self, Report};
 use super::principal::invoking_user;
 use super::{Globals, explained, load};
 use crate::host::ProfileRef;
@@ -166,8 +165,10 @@ impl RunArgs {
         invoker: impl Fn(&VariableName) -> Option<OsString>,
     ) -> Result<Vec<Given>, Failure> {
         let mut given = Vec::new();
+        // One that cannot be is told with its own words.
+        let workspace = workspace(self.workspace.as_deref()).ok();
         for file in &self.env_file {
-            let text = env_file(file)?;
+            let text = env_file(file, workspace.as_deref())?;
             for (name, value) in
                 parse_file(&file.display().to_string(), &text).map_err(|e| not_given(&e))?
             {
@@ -203,16 +204,13 @@ pub(super) fn assignment(text: &OsStr) -> Option<(VariableName, OsString)> {
     Some((name, OsString::from_vec(bytes[at + 1..].to_vec())))
 }
 
-fn env_file(path: &Path) -> Result<String, Failure> {
-    use std::io::Read as _;
+fn env_file(path: &Path, workspace: Option<&Path>) -> Result<String, Failure> {
     let failed = || {
         let message = format!("cannot use --env-file {}", path.display());
         Failure::new("environment", "env_file_unusable", message)
+            .hint("name a file of NAME=VALUE lines that you may read")
     };
-    let mut bytes = Vec::new();
-    std::fs::File::open(path)
-        .and_then(|file| file.take(ENV_FILE_MAX + 1).read_to_end(&mut bytes))
-        .map_err(|e| failed().because(&e))?;
+    let bytes = named::read(path, workspace, ENV_FILE_MAX).map_err(|e| failed().because(&e))?;
     if bytes.len() as u64 > ENV_FILE_MAX {
         return Err(failed().why("it is larger than 2 MiB"));
     }
@@ -228,30 +226,20 @@ pub fn execute(globals: &Globals, args: RunArgs, begun: Option<Result<Begun, Run
         let explained = story::explain(asked).map_err(|e| Failure::from(&e))?;
         return explained::print(globals, &explained);
     }
-    // Before anything runs: a report that cannot be written must not cost one that was made.
-    let mut report = match &report {
-        None => None,
-        Some(path) => Some((create_report(path)?, path)),
-    };
+    let report = report.map(|path| Report::create(&path, Some(&asked.workspace))).transpose()?;
     let begun = begun.unwrap_or_else(story::begin);
     let outcome = match begun.and_then(|begun| story::run(begun, asked)) {
         Ok(outcome) => outcome,
         Err(error) => {
             let failure = Failure::from(&error);
-            if let Some((file, path)) = &mut report {
-                file.write_all(failure.json().as_bytes()).map_err(|e| no_report(path, &e))?;
+            if let Some(report) = report {
+                report.write(&serde_json::json!({ "error": failure.object() }))?;
             }
             return Err(failure);
         }
     };
-    if let Some((file, path)) = &mut report {
-        serde_json::to_vec_pretty(&outcome.report)
-            .map_err(std::io::Error::from)
-            .and_then(|mut text| {
-                text.push(b'\n');
-                file.write_all(&text)
-            })
-            .map_err(|e| no_report(path, &e))?;
+    if let Some(report) = report {
+        report.write(&outcome.report)?;
     }
     if outcome.report.unmasked_values > 0 {
         let message = format!(
@@ -261,22 +249,6 @@ pub fn execute(globals: &Globals, args: RunArgs, begun: Option<Result<Begun, Run
         Failure::new("run", "short_values", message).note();
     }
     Ok(outcome.exit_status)
-}
-
-pub(super) fn create_report(path: &Path) -> Result<std::fs::File, Failure> {
-    std::fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(|e| no_report(path, &e))
-}
-
-pub(super) fn no_report(path: &Path, error: &std::io::Error) -> Failure {
-    Failure::new("output", "report_failed", format!("cannot write {}", path.display()))
-        .because(error)
-        .hint("name a file in a directory that exists and is yours")
 }
 
 /// Flags as the story takes them.
