@@ -48,7 +48,7 @@ use crate::model::run::{Run, RunState};
 use crate::policy::Reason;
 use crate::run::RunError;
 use crate::run::entries::{self, Who};
-use crate::run::ledger::{Keys, Shared, refuse_a_cut_trail};
+use crate::run::ledger::{Keys, Shared, refuse_a_changed_trail};
 use crate::run::mailbox::Mail;
 use crate::store::{Durability, RunFilter, SharedStore, StoreError, Tx};
 
@@ -188,12 +188,12 @@ impl Broker {
     /// Opens the store, closes what an earlier broker left open, and takes its runs up again.
     ///
     /// # Errors
-    /// A store that cannot be written or was cut; clocks that cannot be read.
+    /// A store that cannot be written, or whose trail was cut or rewritten; clocks that cannot be read.
     pub fn begin(beginning: Beginning, launcher: &Launcher) -> Result<Self, BrokerError> {
         let Beginning { host, keys, signing, listeners, metrics, posture } = beginning;
         let now = crate::host::now().map_err(RunError::Clock)?;
         let store = Arc::new(SharedStore::open(&host.state_dir)?);
-        refuse_a_cut_trail(&store, &host.state_dir, &now.boot_id)?;
+        refuse_a_changed_trail(&store, &host.state_dir, &now.boot_id)?;
         let signing = crate::audit::key::of(&signing)?;
         let latest = store.read(|view| view.latest_checkpoint())?;
         let checkpointed = latest.map_or(0, |checkpoint| checkpoint.seq);

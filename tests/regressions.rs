@@ -552,3 +552,65 @@ fn a_command_whose_output_nobody_takes_has_run_in_the_trail_too() {
     assert!(of("lease.interrupted").is_some(), "{ended:?}");
     check(&bench.sublet().args(["audit", "verify"]).output().unwrap(), 0, "");
 }
+
+/// A trail that was made anew goes as far as the old one, or further, and verifies in itself: what tells of it is the
+/// head outside of the database, which the next run would have written over.
+#[test]
+fn a_trail_that_was_rewritten_is_not_gone_on_with() {
+    let [bench, other] = [(), ()].map(|()| Bench::new());
+    check(&bench.run(&[], "true").output().unwrap(), 0, "");
+    for _ in 0..2 {
+        check(&other.run(&[], "true").output().unwrap(), 0, "");
+    }
+    let [theirs, ours, kept] = [other.path("state/db"), bench.path("state/db"), bench.path("kept")];
+    let replace = |from: &PathBuf| {
+        std::fs::remove_dir_all(&ours).unwrap();
+        check(&Command::new("cp").arg("-a").args([from, &ours]).output().unwrap(), 0, "");
+    };
+    check(&Command::new("cp").arg("-a").args([&ours, &kept]).output().unwrap(), 0, "");
+    replace(&theirs);
+    for _ in 0..2 {
+        let output = bench.run(&[], "touch ran").output().unwrap();
+        check(&output, 125, "");
+        assert!(stderr(&output).contains("rewritten"), "{}", stderr(&output));
+        assert!(!bench.path("ws/ran").exists());
+        check(&bench.sublet().args(["audit", "verify"]).output().unwrap(), 1, "");
+    }
+    replace(&kept);
+    check(&bench.run(&[], "touch ran").output().unwrap(), 0, "");
+    check(&bench.sublet().args(["audit", "verify"]).output().unwrap(), 0, "");
+}
+
+/// 125 says that nothing ran.
+#[test]
+fn a_command_whose_end_cannot_be_recorded_has_its_own_exit_status() {
+    let bench = Bench::new();
+    bench.store_value();
+    let report = bench.path("report.json");
+    let flags =
+        ["--lease=vault.read@a.internal,channel=file", "--report", report.to_str().unwrap()];
+    let script = "touch up; until test -e go; do sleep 0.02; done; exit 3";
+    let running = bench.run(&flags, script).stderr(Stdio::piped()).spawn().unwrap();
+    let up = bench.path("ws/up");
+    let began = Instant::now();
+    while !up.exists() {
+        assert!(began.elapsed() < Duration::from_secs(20), "it does not begin");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let (database, moved) = (bench.path("state/db/sublet.db"), bench.path("state/db/moved"));
+    std::fs::rename(&database, &moved).unwrap();
+    std::fs::write(bench.path("ws/go"), "").unwrap();
+    let output = running.wait_with_output().unwrap();
+    check(&output, 3, "");
+    assert!(stderr(&output).contains("could not be recorded"), "{}", stderr(&output));
+    let report: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&report).unwrap()).unwrap();
+    assert_eq!(
+        (&report["exit_status"], &report["scrubbed"][0]["wiped"]),
+        (&3.into(), &true.into())
+    );
+    std::fs::rename(&moved, &database).unwrap();
+    check(&bench.run(&[], "true").output().unwrap(), 0, "");
+    let listed = bench.sublet().args(["audit", "list"]).output().unwrap();
+    assert!(stdout(&listed).contains("lease.interrupted"), "{}", stdout(&listed));
+}

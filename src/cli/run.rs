@@ -241,6 +241,11 @@ pub fn execute(globals: &Globals, args: RunArgs, begun: Option<Result<Begun, Run
     if let Some(report) = report {
         report.write(&outcome.report)?;
     }
+    if let Some(error) = &outcome.unrecorded {
+        let message = "the command ran, and its end could not be recorded";
+        let failure = Failure::new("record", error.reason(), message).because_of_source(error);
+        failure.hint("its leases are over; the next run records it as interrupted").note();
+    }
     if outcome.report.unmasked_values > 0 {
         let message = format!(
             "{} leased value(s) of less than 8 bytes were not masked in the output",

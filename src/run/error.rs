@@ -40,6 +40,8 @@ pub enum RunError {
     Head { path: PathBuf, source: io::Error },
     #[error("the trail was cut: its database ends at event {found}, and event {kept} was recorded")]
     TrailCut { found: u64, kept: u64 },
+    #[error("the trail was rewritten: its event {seq} is not the one that was recorded")]
+    TrailRewritten { seq: u64 },
     #[error(transparent)]
     Refused(#[from] Refusal),
     #[error("could not speak with the launcher")]
@@ -122,7 +124,10 @@ impl RunError {
             RunError::Environment(_) | RunError::ManagedValue { .. } => "environment",
             RunError::WouldWiden(_) | RunError::OtherRun { .. } | RunError::Id(_) => "request",
             RunError::Denied(_) | RunError::Unusable { .. } => "decide",
-            RunError::Trail(_) | RunError::TrailCut { .. } | RunError::Head { .. } => "record",
+            RunError::Trail(_)
+            | RunError::TrailCut { .. }
+            | RunError::TrailRewritten { .. }
+            | RunError::Head { .. } => "record",
             RunError::Delivery(_) | RunError::Container(_) => "deliver",
             RunError::Refused(refusal) => match refusal.kind {
                 RefusalKind::Invalid => "request",
@@ -154,9 +159,10 @@ impl RunError {
             RunError::WouldWiden(_) => "network_would_widen",
             RunError::OtherRun { .. } | RunError::Id(_) => "run_mismatch",
             RunError::Denied(denial) => denial.reason.as_str(),
-            RunError::Trail(_) | RunError::TrailCut { .. } | RunError::Head { .. } => {
-                DenyReason::AuditUnavailable.as_str()
-            }
+            RunError::Trail(_)
+            | RunError::TrailCut { .. }
+            | RunError::TrailRewritten { .. }
+            | RunError::Head { .. } => DenyReason::AuditUnavailable.as_str(),
             RunError::Delivery(_) | RunError::Container(_) => {
                 DenyReason::DeliveryUnavailable.as_str()
             }
@@ -204,7 +210,7 @@ impl RunError {
                 "look at the state directory's space, mode and owner, or name another with --state-dir"
                     .to_owned()
             }
-            RunError::TrailCut { .. } => {
+            RunError::TrailCut { .. } | RunError::TrailRewritten { .. } => {
                 "`sublet audit verify` tells more; restore the database, or keep the damaged state and \
                  start with a fresh --state-dir"
                     .to_owned()

@@ -26,7 +26,8 @@ use crate::model::lease::LeaseState;
 use crate::model::name::{Channel, SecretName};
 use crate::source::vault::{KeySource, VaultError, VaultKey};
 use crate::store::{
-    Durability, Heads, MintRecord, SealedSecret, SharedStore, StoreError, Tx, UseRefused, View,
+    Durability, Heads, Held, MintRecord, SealedSecret, SharedStore, StoreError, Tx, UseRefused,
+    View,
 };
 use grant::{begin, end_own_run, grant_fresh, record_start, redeem, same_run};
 
@@ -67,7 +68,7 @@ impl Ledger {
     pub fn open(scene: &Scene, keys: Keys) -> Result<Self, RunError> {
         let state_dir = &scene.host.state_dir;
         let store = SharedStore::open_single(state_dir).map_err(RunError::Trail)?;
-        refuse_a_cut_trail(&store, state_dir, &scene.now.boot_id)?;
+        refuse_a_changed_trail(&store, state_dir, &scene.now.boot_id)?;
         let boot_id = scene.now.boot_id.clone();
         Ok(Self {
             store: Arc::new(store),
@@ -431,11 +432,12 @@ pub fn open_keys(host: &Host) -> Result<Keys, RunError> {
     Ok(Keys { vault, issuer })
 }
 
-/// A database that was removed would otherwise begin a new trail in silence.
+/// A database that was removed, cut or rewritten would otherwise go on in silence, and what tells of it, the head that is
+/// kept outside, would be written over.
 ///
 /// # Errors
-/// [`RunError::TrailCut`].
-pub fn refuse_a_cut_trail(
+/// [`RunError::TrailCut`], [`RunError::TrailRewritten`].
+pub fn refuse_a_changed_trail(
     store: &SharedStore,
     state_dir: &std::path::Path,
     boot_id: &str,
@@ -448,10 +450,10 @@ pub fn refuse_a_cut_trail(
     };
     // A torn head is what `audit verify` is for: the trail itself is whole.
     let Ok(kept) = KeptHead::decode(&bytes) else { return Ok(()) };
-    let found = store.read(|view| view.head()).map_err(RunError::Trail)?;
-    let must_be = if kept.boot_id == boot_id { kept.latest.seq } else { kept.durable.seq };
-    if found.seq < must_be {
-        return Err(RunError::TrailCut { found: found.seq, kept: must_be });
+    let kept = if kept.boot_id == boot_id { kept.latest } else { kept.durable };
+    match store.read(|view| view.holds(&kept)).map_err(RunError::Trail)? {
+        Held::Whole => Ok(()),
+        Held::EndsAt(found) => Err(RunError::TrailCut { found, kept: kept.seq }),
+        Held::Otherwise => Err(RunError::TrailRewritten { seq: kept.seq }),
     }
-    Ok(())
 }

@@ -55,7 +55,7 @@ pub use owner::OwnerId;
 pub use runs::{Counts, RunFilter};
 pub use secrets::{SealedSecret, SecretEntry};
 pub use shared::{Heads, SharedStore};
-pub use trail::Events;
+pub use trail::{Events, Held};
 
 /// Whether a transaction waits for the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -42,6 +42,34 @@ impl View<'_> {
         self.events_after(i64::MIN)
     }
 
+    /// Whether what the trail holds agrees with a head of it that was kept: it goes as far, and its event of that number
+    /// has that hash, or was archived since with all before it.
+    pub fn holds(&self, kept: &Head) -> Result<Held, StoreError> {
+        let head = self.head()?;
+        if head.seq < kept.seq {
+            return Ok(Held::EndsAt(head.seq));
+        }
+        if head == *kept || kept.seq == 0 {
+            return Ok(Held::Whole);
+        }
+        let found: Option<String> = self
+            .prepare("SELECT hash FROM event WHERE seq = ?1")?
+            .query_row([kept.seq], |row| row.get(0))
+            .optional()
+            .map_err(self.error())?;
+        let agrees = match found {
+            Some(hash) => hash.parse() == Ok(kept.hash),
+            None => {
+                let first: u64 = self
+                    .prepare("SELECT min(seq) FROM event")?
+                    .query_row([], |row| row.get(0))
+                    .map_err(self.error())?;
+                first > kept.seq
+            }
+        };
+        Ok(if agrees { Held::Whole } else { Held::Otherwise })
+    }
+
     /// The events after `seq`, to follow a trail.
     pub fn events_since(&self, seq: u64) -> Events<'_> {
         self.events_after(i64::try_from(seq).unwrap_or(i64::MAX))
@@ -50,6 +78,16 @@ impl View<'_> {
     fn events_after(&self, seq: i64) -> Events<'_> {
         Events { view: self, last: seq, page: Vec::new().into_iter(), ended: false }
     }
+}
+
+/// How a trail stands to a head of it that was kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    Whole,
+    /// It was cut: this is its last event.
+    EndsAt(u64),
+    /// The event of that number is another, or is gone from between.
+    Otherwise,
 }
 
 /// An iterator over the trail that holds a page of it at a time.
