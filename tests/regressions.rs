@@ -612,5 +612,10 @@ fn a_command_whose_end_cannot_be_recorded_has_its_own_exit_status() {
     std::fs::rename(&moved, &database).unwrap();
     check(&bench.run(&[], "true").output().unwrap(), 0, "");
     let listed = bench.sublet().args(["audit", "list"]).output().unwrap();
-    assert!(stdout(&listed).contains("lease.interrupted"), "{}", stdout(&listed));
+    assert!(
+        stdout(&listed).contains("lease.interrupted"),
+        "{} {}",
+        stdout(&listed),
+        stderr(&listed)
+    );
 }

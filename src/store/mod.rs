@@ -178,6 +178,11 @@ impl Store {
 
     /// Commits what was begun, with the trail's head as it is then, or rolls it back.
     fn commit(&mut self, head: Head, large: bool) -> Result<(), StoreError> {
+        // What is refused must not stand in a file that somebody puts back.
+        if let Err(lost) = self.see_files() {
+            self.roll_back();
+            return Err(lost);
+        }
         if let Err(e) = self.act("COMMIT") {
             if e.sqlite_error_code() == Some(ErrorCode::SystemIoFailure) {
                 self.failed = Some(Failure::Sync);
@@ -188,14 +193,22 @@ impl Store {
             return Err(e);
         }
         // After the commit, so that it vouches for the commit: what was written lies at the path.
-        if self.place.identity() != self.files {
-            self.failed = Some(Failure::Lost);
-            self.refuse_after_failure()?;
-        }
+        self.see_files()?;
         self.seq = head.seq;
         self.vouched = head;
         self.large |= large;
         Ok(())
+    }
+
+    /// Whether the files that are open are those at the path.
+    fn see_files(&mut self) -> Result<(), StoreError> {
+        if self.place.identity() != self.files {
+            self.failed = Some(Failure::Lost);
+        }
+        match self.failed {
+            Some(Failure::Lost) => self.refuse_after_failure(),
+            _ => Ok(()),
+        }
     }
 
     fn roll_back(&mut self) {

@@ -119,6 +119,22 @@ fn a_file_that_is_removed_or_replaced_while_open_stops_grants() {
     check(|db| fs::rename(db, db.with_extension("moved")).unwrap(), false);
 }
 
+/// Who is told that nothing is granted must not find it granted when the file is put back.
+#[test]
+fn what_was_refused_is_not_in_a_file_that_is_put_back() {
+    let dir = filled();
+    let (db, away) = (dir.path().join("db/sublet.db"), dir.path().join("db/away"));
+    let mut store = Store::open(dir.path()).unwrap();
+    let before = store.read(|view| view.head()).unwrap();
+    fs::rename(&db, &away).unwrap();
+    let refused =
+        store.transaction(Durability::Durable, |tx| tx.append(draft(EventType::LeaseGranted)));
+    assert!(matches!(refused, Err(StoreError::Lost { .. })), "{refused:?}");
+    drop(store);
+    fs::rename(&away, &db).unwrap();
+    assert_eq!(Store::open(dir.path()).unwrap().read(|view| view.head()).unwrap(), before);
+}
+
 #[test]
 fn a_later_schema_is_left_alone() {
     let dir = filled();
