@@ -55,7 +55,7 @@ use crate::store::{Durability, RunFilter, SharedStore, StoreError, Tx};
 pub use error::BrokerError;
 use execs::LiveExec;
 use keeper::Heard;
-use late::LateEnd;
+use late::{LateEnd, LateRevocation};
 use listeners::Listeners;
 use metrics::Metrics;
 pub use projection::ProjectedView;
@@ -80,6 +80,7 @@ pub struct Broker {
     runs: Mutex<BTreeMap<RunId, Arc<ActiveRun>>>,
     execs: Mutex<BTreeMap<ExecId, LiveExec>>,
     late: Mutex<Vec<LateEnd>>,
+    late_revocations: Mutex<Vec<LateRevocation>>,
     listeners: Listeners,
     metrics: Arc<Metrics>,
     trail: watch::Sender<u64>,
@@ -222,6 +223,7 @@ impl Broker {
             runs: Mutex::default(),
             execs: Mutex::default(),
             late: Mutex::default(),
+            late_revocations: Mutex::default(),
             listeners,
             metrics,
             trail,

@@ -228,13 +228,20 @@ fn a_state_that_cannot_be_written_stops_grants_until_it_can() {
     assert!(!world.workspace.join("ran").exists());
     // What is taken back is gone, though it cannot be written down.
     let path = format!("/v1/leases/{}/revoke", taken.lease);
-    ask(&broker.control, "POST", &path, Some(&json!({}))).fails(403, "audit_unavailable");
+    let late =
+        ask(&broker.control, "POST", &path, Some(&json!({}))).fails(403, "audit_unavailable");
+    assert!(late["hint"].as_str().unwrap().contains("is wiped"), "{late}");
     assert!(is_wiped(&taken.memfd));
     let ended = used.ends_well();
     // The broker's own threads have looked at it too.
     std::thread::sleep(Duration::from_millis(700));
     refuses(&broker, &run, &held, "cannot be");
     drop(immutable);
+    // It is the first that is written, before anyone can use what was taken back.
+    exec(&run, &[&taken.lease], &["touch", "ran"]).fails(403, "lease_not_active");
+    assert!(!world.workspace.join("ran").exists());
+    let shown = ask(&run, "GET", &format!("/v1/leases/{}", taken.lease), None).ok(200);
+    assert_eq!(shown["state"], "revoked");
     resumes(&broker, &run, &held, &ended);
     world.call(&["audit", "verify"]).ok();
 }

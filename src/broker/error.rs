@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use crate::audit::key::SigningKeyError;
 use crate::envelope::InvalidText;
 use crate::host::HostError;
+use crate::model::verdict::DenyReason;
 use crate::run::RunError;
 use crate::store::StoreError;
 
@@ -27,6 +28,8 @@ pub enum BrokerError {
     Socket { path: PathBuf, source: io::Error },
     #[error("could not write the container's tokens in {path}")]
     Projection { path: PathBuf, source: io::Error },
+    #[error("the trail cannot be written, so the revocation could not be recorded yet")]
+    LateRevocation(#[source] StoreError),
     #[error("could not start a thread for the exec")]
     Thread(#[source] io::Error),
     #[error("the key that signs envelopes and checkpoints cannot be used")]
@@ -53,6 +56,7 @@ impl BrokerError {
     pub fn stage(&self) -> &'static str {
         match self {
             BrokerError::Run(e) => e.stage(),
+            BrokerError::LateRevocation(_) => "record",
             _ => "request",
         }
     }
@@ -67,6 +71,7 @@ impl BrokerError {
             BrokerError::TooManyExecs { .. } => "too_many_execs",
             BrokerError::Socket { .. } => "socket_failed",
             BrokerError::Projection { .. } => "projection_failed",
+            BrokerError::LateRevocation(_) => DenyReason::AuditUnavailable.as_str(),
             BrokerError::Thread(_) => "thread_failed",
             BrokerError::Signing(_) => "signing_key_unusable",
             BrokerError::Envelope(_) => "envelope_unwritable",
@@ -98,6 +103,10 @@ impl BrokerError {
             BrokerError::Run(e) => e.hint(),
             BrokerError::Draining => "ask again when the service is up".to_owned(),
             BrokerError::TooManyExecs { .. } => "wait until one of them has ended".to_owned(),
+            BrokerError::LateRevocation(_) => {
+                "what was delivered is wiped and nothing more is lent; it is recorded when the trail can be written"
+                    .to_owned()
+            }
             BrokerError::Thread(_) => "raise TasksMax or RLIMIT_NPROC of the service".to_owned(),
             BrokerError::Socket { .. } => {
                 "look at the space and the length of the runtime directory (unix(7): 107 bytes)"

@@ -52,6 +52,7 @@ impl Broker {
         client: ClientStream,
     ) -> Result<Accepting, BrokerError> {
         self.refuse_while_draining()?;
+        self.tell_late_revocations()?;
         if ask.command.is_empty() {
             return Err(BrokerError::Malformed { message: "there is no command".to_owned() });
         }

@@ -1,10 +1,11 @@
-//! Ends that could not be recorded when they came, because the trail could not be written then. The exec is
-//! over and scrubbed, and its client was told; the trail is told when it can be.
+//! Ends and revocations that could not be recorded when they came, because the trail could not be written then. An
+//! exec is over and scrubbed, and its client was told; what a revoked lease delivered is wiped. The trail is told
+//! when it can be, and before it takes anything new.
 #![forbid(unsafe_code)]
 
 use std::sync::PoisonError;
 
-use crate::broker::{Broker, BrokerError};
+use crate::broker::{Broker, BrokerError, Selection};
 use crate::model::event::{Draft, EventType};
 use crate::model::exec::ExecState;
 use crate::model::id::{ExecId, LeaseId};
@@ -40,7 +41,44 @@ impl LateEnd {
     }
 }
 
+/// A revocation, kept until it is recorded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct LateRevocation {
+    pub which: Selection,
+    pub reason: String,
+}
+
 impl Broker {
+    pub(super) fn keep_revocation(&self, late: LateRevocation) {
+        let mut kept = self.late_revocations.lock().unwrap_or_else(PoisonError::into_inner);
+        if !kept.contains(&late) {
+            kept.push(late);
+        }
+    }
+
+    /// Records the revocations that were kept, if any were. Before anything is granted or used: when the trail can be
+    /// written again, that is the first to be written.
+    ///
+    /// # Errors
+    /// While the trail still cannot be written. Nothing is lost then.
+    pub(super) fn tell_late_revocations(&self) -> Result<(), BrokerError> {
+        let kept = self.late_revocations.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if kept.is_empty() {
+            return Ok(());
+        }
+        let now = self.now()?;
+        let revoked = self.transaction(Durability::Durable, |tx| {
+            kept.iter().try_fold(0, |count, LateRevocation { which, reason }| {
+                let revoked = Self::record_revocation(tx, &self.hostname, &now, which, reason)?;
+                Ok(count + revoked.len() as u64)
+            })
+        })?;
+        self.metrics.revoked(revoked);
+        let mut left = self.late_revocations.lock().unwrap_or_else(PoisonError::into_inner);
+        left.retain(|late| !kept.contains(late));
+        Ok(())
+    }
+
     pub(super) fn keep_end(&self, end: LateEnd) {
         self.late.lock().unwrap_or_else(PoisonError::into_inner).push(end);
     }

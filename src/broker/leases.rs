@@ -1,6 +1,7 @@
 //! Leases: asked for on a run's socket, looked at, renewed, taken back.
 #![forbid(unsafe_code)]
 
+use crate::broker::late::LateRevocation;
 use crate::broker::runs::no_run;
 use crate::broker::{Broker, BrokerError, Scope, Selection};
 use crate::envelope::{self, Envelope, Issuer};
@@ -32,6 +33,7 @@ impl Broker {
         asked: Vec<(LeaseFlag, Option<Reason>)>,
     ) -> Result<Vec<LeaseView>, BrokerError> {
         self.refuse_while_draining()?;
+        self.tell_late_revocations()?;
         let run = self.run_to_decide(run_id)?;
         let profile = self.host.profile(&ProfileRef::parse(&run.profile))?;
         let request_id = RequestId::fresh();
@@ -203,11 +205,26 @@ impl Broker {
     ) -> Result<Vec<LeaseView>, BrokerError> {
         // Before all that can fail: a state that cannot be looked at keeps nothing readable.
         self.take_back(which);
+        let reason = reason.as_ref().map_or("control", Reason::as_str);
+        self.revoke_in_trail(which, reason).map_err(|error| match error {
+            BrokerError::Run(RunError::Trail(source)) => {
+                let late = LateRevocation { which: which.clone(), reason: reason.to_owned() };
+                self.keep_revocation(late);
+                BrokerError::LateRevocation(source)
+            }
+            other => other,
+        })
+    }
+
+    fn revoke_in_trail(
+        &self,
+        which: &Selection,
+        reason: &str,
+    ) -> Result<Vec<LeaseView>, BrokerError> {
         if let Selection::Lease(id) = which {
             self.record(&Scope::Host, id)?;
         }
         let now = self.now()?;
-        let reason = reason.as_ref().map_or("control", Reason::as_str);
         let revoked = self.transaction(Durability::Durable, |tx| {
             Self::record_revocation(tx, &self.hostname, &now, which, reason)
         })?;

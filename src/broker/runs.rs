@@ -8,6 +8,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 
+use crate::broker::late::LateRevocation;
 use crate::broker::{Broker, BrokerError, RunAsk, RunView, Selection};
 use crate::host::{ProfileRef, container};
 use crate::model::id::RunId;
@@ -143,7 +144,9 @@ impl Broker {
         self.forget_projected(id);
         remove_socket(&self.socket(id));
         if let Err(e) = ended {
-            // Its execs are dead and it takes no request; the next start finds its leases without owner.
+            // Its execs are dead. Whoever asks again ends it; what it was granted is over in any case.
+            let which = Selection::Run(id.clone());
+            self.keep_revocation(LateRevocation { which, reason: "run_ended".to_owned() });
             self.active().insert(id.clone(), active);
             return Err(e);
         }

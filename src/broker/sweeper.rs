@@ -30,7 +30,8 @@ impl Broker {
             looks += 1;
             // Before anything that may wait for the disk: what is over is wiped.
             let tended = self.tend_projections();
-            let swept = self.tell_late_ends().and_then(|()| self.tell_expired()).and_then(|()| {
+            let late = self.tell_late_revocations().and_then(|()| self.tell_late_ends());
+            let swept = late.and_then(|()| self.tell_expired()).and_then(|()| {
                 if trouble || looks.is_multiple_of(LOOKS_PER_ADOPTION) {
                     self.close_left_execs()?;
                     self.adopt()?;
