@@ -619,3 +619,28 @@ fn a_command_whose_end_cannot_be_recorded_has_its_own_exit_status() {
         stderr(&listed)
     );
 }
+
+#[test]
+fn events_of_an_exec_name_its_request_and_its_leases() {
+    let bench = Bench::new();
+    bench.store_value();
+    check(&bench.run(&[], "true").output().unwrap(), 0, "");
+    let leased = ["--lease=vault.read@a.internal,channel=file"];
+    check(&bench.run(&leased, "true").output().unwrap(), 0, "");
+    let listed = bench.sublet().args(["--json", "audit", "list"]).output().unwrap();
+    let events: Vec<serde_json::Value> =
+        stdout(&listed).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |kind: &str| events.iter().filter(|e| e["type"] == kind).collect::<Vec<_>>();
+    let lease = &of("lease.granted")[0]["lease_id"];
+    for (index, leases) in [serde_json::json!([]), serde_json::json!([lease])].iter().enumerate() {
+        let (started, exited) = (of("exec.started")[index], of("exec.exited")[index]);
+        for event in [started, exited] {
+            assert_eq!(&event["detail"]["lease_ids"], leases, "{event}");
+            assert!(event["detail"]["request_id"].as_str().unwrap().starts_with("req_"));
+        }
+        assert_eq!(started["detail"]["request_id"], exited["detail"]["request_id"]);
+    }
+    let of_leased = &of("lease.granted")[0]["detail"]["request_id"];
+    assert_eq!(&of("exec.scrubbed")[0]["detail"]["request_id"], of_leased);
+    assert_eq!(&of("exec.exited")[1]["detail"]["request_id"], of_leased);
+}

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 
+use super::ending::Ending;
 use super::fail::{Answer, Failure};
 use super::named::Report;
 use super::run::{assignment, not_given};
@@ -100,6 +101,7 @@ pub fn execute(globals: &Globals, args: ExecArgs) -> Answer {
             if let Some(report) = report {
                 report.write(&exit.report)?;
             }
+            Ending::of("", exit.timed_out, exit.signal).tell(globals);
             if exit.unmasked_values > 0 {
                 let message = format!(
                     "{} leased value(s) of less than 8 bytes were not masked in the output",

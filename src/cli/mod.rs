@@ -18,6 +18,7 @@ pub mod audit;
 pub mod completions;
 pub mod demo;
 pub mod doctor;
+mod ending;
 pub mod exec;
 pub mod explained;
 pub mod fail;

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use clap::builder::{StringValueParser, TypedValueParser};
 
+use super::ending::Ending;
 use super::fail::{Answer, Failure, NOT_RUN};
 use super::named::{self, Report};
 use super::principal::invoking_user;
@@ -241,6 +242,8 @@ pub fn execute(globals: &Globals, args: RunArgs, begun: Option<Result<Begun, Run
     if let Some(report) = report {
         report.write(&outcome.report)?;
     }
+    let told = &outcome.report;
+    Ending::of(outcome.word, told.timed_out, told.signal).tell(globals);
     if let Some(error) = &outcome.unrecorded {
         let message = "the command ran, and its end could not be recorded";
         let failure = Failure::new("record", error.reason(), message).because_of_source(error);
@@ -325,6 +328,10 @@ impl From<&RunError> for Failure {
                     RunError::Refused(_) if other.exit_status() == NOT_RUN => {
                         format!("{}: {other}", other.reason())
                     }
+                    RunError::Trail(_)
+                    | RunError::TrailCut { .. }
+                    | RunError::TrailRewritten { .. }
+                    | RunError::Head { .. } => format!("{}: {other}", other.reason()),
                     _ => other.to_string(),
                 };
                 let mut failure = Failure::new(other.stage(), other.reason(), message);
@@ -333,11 +340,7 @@ impl From<&RunError> for Failure {
                 {
                     failure = failure.because(source);
                 }
-                match other {
-                    // The store's own words say what to do.
-                    RunError::Trail(store) if !Failure::from(store).hint.is_empty() => failure,
-                    _ => failure.hint(other.hint()),
-                }
+                failure.hint(other.hint())
             }
         };
         failure.exit(error.exit_status())

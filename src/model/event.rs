@@ -112,9 +112,6 @@ impl Draft {
     /// Joins it to an exec and to the leases that the exec holds.
     pub fn of_exec(mut self, exec: &ExecId, leases: &[LeaseId]) -> Self {
         self.exec_id = Some(exec.clone());
-        if leases.is_empty() {
-            return self;
-        }
         let ids: Vec<&str> = leases.iter().map(LeaseId::as_str).collect();
         self.with("lease_ids", ids)
     }

@@ -260,7 +260,9 @@ impl Ledger {
         // Nothing that is still to come rests on it. After a power cut in the next moments the exec and its
         // leases are closed as interrupted, as if the cut had come a moment earlier.
         self.transaction(Durability::Relaxed, |tx| {
-            let draft = |kind| who.draft(kind).of_exec(&scene.exec_id, &ids);
+            let draft = |kind| {
+                who.draft(kind).of_exec(&scene.exec_id, &ids).of_request(&scene.request_id)
+            };
             let status = exited.exit_status();
             if !tx.finish_exec(&scene.exec_id, ExecState::Exited, Some(status.into()))? {
                 // Another process took this one for dead, and has told its end.
@@ -357,7 +359,10 @@ impl Ledger {
                 if !tx.finish_exec(&scene.exec_id, state, status)? {
                     return Ok(());
                 }
-                let draft = who.draft(EventType::ExecExited).of_exec(&scene.exec_id, &ids);
+                let draft = who
+                    .draft(EventType::ExecExited)
+                    .of_exec(&scene.exec_id, &ids)
+                    .of_request(&scene.request_id);
                 let outcome = if cut_off { "interrupted" } else { "not_started" };
                 tx.append(draft.because(error.reason()).outcome(outcome))?;
                 let (state, kind) = if cut_off {

@@ -99,6 +99,8 @@ pub struct Scene {
     pub run: Run,
     pub is_new_run: bool,
     pub exec_id: ExecId,
+    /// Of its leases, or its own where it has none.
+    pub request_id: RequestId,
     pub requests: Vec<Request>,
     /// The leases that the requests stand for, where they were granted before.
     pub held: Option<Vec<LeaseId>>,
@@ -281,8 +283,10 @@ impl Parts {
             Some(held) => held.clone(),
             None => requests.iter().map(|_| LeaseId::fresh()).collect(),
         };
+        let request_id = requests.first().map(|request| request.request_id.clone());
         Ok(Scene {
             lease_ids,
+            request_id: request_id.unwrap_or_else(RequestId::fresh),
             host,
             profile_ref,
             run,

@@ -189,10 +189,8 @@ pub(super) fn record_start(
     let mut started = who
         .draft(EventType::ExecStarted)
         .of_exec(&scene.exec_id, &ids)
+        .of_request(&scene.request_id)
         .with("command", recorded_command(&scene.command));
-    if let Some(first) = leased.first() {
-        started = started.of_request(&first.record.request_id);
-    }
     if let Some(reason) = &scene.reason {
         started = started.because(reason.as_str());
     }
