@@ -9,7 +9,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::process::Command;
 
@@ -936,6 +936,35 @@ fn kernel_settings_cannot_be_written() {
              cat /proc/kcore /proc/kmsg 2>/dev/null | head -c 1 | wc -c";
         world.run(&["--", "sh", "-c", script]).ok().prints("0\n");
     }
+}
+
+/// Whoever owns a directory on the way to what a profile shows must not lead root to what only root may read.
+#[test]
+fn a_strangers_link_on_the_way_shows_nothing() {
+    let world = World::host();
+    let (shared, hidden) = (world.path("shared"), world.path("hidden"));
+    fs::create_dir_all(shared.join("project/lib")).unwrap();
+    fs::create_dir_all(hidden.join("lib")).unwrap();
+    fs::write(shared.join("project/lib/text"), "shown\n").unwrap();
+    fs::write(hidden.join("lib/text"), "root's alone\n").unwrap();
+    fs::set_permissions(&hidden, fs::Permissions::from_mode(0o700)).unwrap();
+    std::os::unix::fs::chown(&shared, Some(ORDINARY), None).unwrap();
+    let text = shared.join("project/lib/text").display().to_string();
+    let list = shared.join("project/lib").display().to_string();
+    let profile = world.profile(
+        "shows",
+        &format!("extends = \"default\"\n[filesystem]\nread_only = [\"/usr\", \"/bin\", \"/lib\", \"/lib64\", {list:?}]\n"),
+    );
+    let show = || world.run(&["--profile", &profile, "--", "cat", &text]);
+    show().ok().prints("shown\n");
+    fs::rename(shared.join("project"), shared.join("moved")).unwrap();
+    std::os::unix::fs::symlink(&hidden, shared.join("project")).unwrap();
+    // The control: where the link leads root.
+    assert_eq!(fs::read_to_string(&text).unwrap(), "root's alone\n");
+    show().fails_naming(&["a link that a stranger may have made", &shared.display().to_string()]);
+    // One that only root could make is followed.
+    std::os::unix::fs::chown(&shared, Some(0), None).unwrap();
+    show().ok().prints("root's alone\n");
 }
 
 /// Whoever has the host root's uid may change the kernel's settings, without one capability and in any user namespace.

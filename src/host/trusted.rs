@@ -11,6 +11,8 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
+use rustix::io::Errno;
+
 /// Refuses a file that someone else could have written, or could have led the way to: what stands before a link is
 /// judged as it is written, and what stands behind it as it is.
 ///
@@ -53,12 +55,66 @@ fn refuse_foreign_way(path: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
+/// The directory with every link on the way to it resolved, if nobody but root or us could have made one of them.
+///
+/// # Errors
+/// [`io::ErrorKind::PermissionDenied`] with the reason; and those of looking.
+pub fn settled(directory: &Path) -> io::Result<PathBuf> {
+    /// As the kernel, path_resolution(7).
+    const MOST_LINKS: usize = 40;
+    let us = rustix::process::geteuid().as_raw();
+    let mut asked = directory.to_owned();
+    'links: for _ in 0..MOST_LINKS {
+        let mut settled = PathBuf::from("/");
+        let mut stranger = None;
+        let mut names = asked.components();
+        while let Some(name) = names.next() {
+            let name = match name {
+                Component::Normal(name) => name,
+                Component::ParentDir => {
+                    settled.pop();
+                    continue;
+                }
+                _ => continue,
+            };
+            let above = std::fs::symlink_metadata(&settled)?;
+            stranger = stranger.or_else(|| {
+                let why = objection(&above, us, true)?;
+                Some(format!("{} {why}", settled.display()))
+            });
+            settled.push(name);
+            // What stands in a directory that is sticky may be anyone's.
+            let found = std::fs::symlink_metadata(&settled)?;
+            if !found.is_symlink() {
+                continue;
+            }
+            let is_strangers = !is_ours_or_roots(&found, us, true);
+            let own = is_strangers.then(|| format!("it belongs to uid {}", found.uid()));
+            if let Some(why) = stranger.or(own) {
+                let message =
+                    format!("{} is a link that a stranger may have made: {why}", settled.display());
+                return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
+            }
+            let target = std::fs::read_link(&settled)?;
+            settled.pop();
+            asked = settled.join(target).join(names.as_path());
+            continue 'links;
+        }
+        return Ok(settled);
+    }
+    Err(Errno::LOOP.into())
+}
+
 /// `may_be_root`: whether a stranger who may be root counts as root.
-fn objection(found: &Metadata, us: u32, may_be_root: bool) -> Option<String> {
+fn is_ours_or_roots(found: &Metadata, us: u32, may_be_root: bool) -> bool {
     const OVERFLOW: u32 = 65_534;
     let root_is_hidden = || std::fs::metadata("/").is_ok_and(|root| root.uid() == OVERFLOW);
     let is_root = found.uid() == 0 || (may_be_root && found.uid() == OVERFLOW && root_is_hidden());
-    if !is_root && found.uid() != us {
+    is_root || found.uid() == us
+}
+
+fn objection(found: &Metadata, us: u32, may_be_root: bool) -> Option<String> {
+    if !is_ours_or_roots(found, us, may_be_root) {
         return Some(format!("belongs to uid {}", found.uid()));
     }
     // In a sticky directory others can make files, and cannot replace these (sticky of chmod(1)).
@@ -76,6 +132,29 @@ fn objection(found: &Metadata, us: u32, may_be_root: bool) -> Option<String> {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_way_is_settled_through_our_own_links_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().canonicalize().unwrap();
+        std::fs::create_dir_all(base.join("real/below")).unwrap();
+        std::os::unix::fs::symlink("real", base.join("link")).unwrap();
+        std::os::unix::fs::symlink("link/../link", base.join("climb")).unwrap();
+        for way in ["real/below", "link/below", "climb/below", "link/../real/./below"] {
+            assert_eq!(settled(&base.join(way)).unwrap(), base.join("real/below"), "{way}");
+        }
+        std::os::unix::fs::symlink("round", base.join("round")).unwrap();
+        assert_eq!(settled(&base.join("round")).unwrap_err().raw_os_error(), Some(libc::ELOOP));
+        let missing = settled(&base.join("none/below")).unwrap_err();
+        assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+        let shared = base.join("shared");
+        std::fs::create_dir(&shared).unwrap();
+        std::os::unix::fs::symlink(base.join("real"), shared.join("way")).unwrap();
+        assert_eq!(settled(&shared.join("way/below")).unwrap(), base.join("real/below"));
+        std::fs::set_permissions(&shared, std::fs::Permissions::from_mode(0o777)).unwrap();
+        let refused = settled(&shared.join("way/below")).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied, "{refused}");
+    }
 
     #[test]
     fn only_what_no_one_else_could_have_written() {

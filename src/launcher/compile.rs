@@ -13,6 +13,7 @@ use workspace::open_workspace;
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
+use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -20,7 +21,7 @@ use std::path::{Path, PathBuf};
 use super::guard::{Guard, Unclear};
 use super::wire::{DeliverySpec, ENDPOINT_PORT, Prepare, Refusal, RefusalKind, Spec};
 use crate::delivery::{aws_endpoint, git, ssh};
-use crate::host::Host;
+use crate::host::{Host, trusted};
 use crate::model::name::Channel;
 use crate::profile::{AWS_ENDPOINT_TOKEN, AWS_ENDPOINT_URI, NetworkMode, Profile, WorkspaceAccess};
 use crate::sandbox::cgroup::CgroupLimits;
@@ -135,7 +136,8 @@ pub fn sandbox(spec: &Spec, host: &Host, mode: Mode) -> Result<Compiled, Refusal
     let inside = inside(mode, workspace.as_ref());
     let mut view = view(spec, &profile, workspace.as_ref(), inside, &home)?;
     show_agent(&mut view, spec, host);
-    let layout = layout::layout(&view);
+    let mut layout = layout::layout(&view);
+    settle_ways(&mut layout)?;
     refuse_guarded(&layout, &guard)?;
     if view.identities {
         refuse_hidden_identities(&layout, &BTreeMap::new())?;
@@ -243,6 +245,32 @@ fn unclear(error: &Unclear) -> Refusal {
         format!("it is not known what may be shown: {}", chain(error)),
         "make that path one that can be looked at, or name another",
     )
+}
+
+/// What a profile shows is opened without following a link ([`root`](crate::sandbox::root)), and root's own are resolved
+/// before: whoever owns a directory on the way must not lead it to what only root may read.
+fn settle_ways(layout: &mut Layout) -> Result<(), Refusal> {
+    let mut known: BTreeMap<PathBuf, PathBuf> = BTreeMap::new();
+    for entry in layout.entries.values_mut() {
+        let Entry::Bind { source, .. } = entry else { continue };
+        let (Some(above), Some(name)) = (source.parent(), source.file_name()) else { continue };
+        let settled = match known.get(above) {
+            Some(settled) => settled.clone(),
+            None => match trusted::settled(above) {
+                Ok(settled) => known.entry(above.to_owned()).or_insert(settled).clone(),
+                // Told where it is opened, or passed over where it need not be there.
+                Err(e) if e.kind() != ErrorKind::PermissionDenied => continue,
+                Err(e) => {
+                    return Err(invalid(
+                        format!("the profile cannot show {}: {e}", source.display()),
+                        "name the place itself, or give the directory that holds the link to root",
+                    ));
+                }
+            },
+        };
+        *source = settled.join(name);
+    }
+    Ok(())
 }
 
 /// A profile shows nothing that may not be a workspace's either.

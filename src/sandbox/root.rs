@@ -254,8 +254,7 @@ impl Builder<'_> {
         } else if make {
             self.ground.file(self.tmpfs, at, b"")?;
         }
-        let tree = if in_workspace { open_tree_without_links(source) } else { open_tree(source) };
-        let tree = tree.map_err(failed)?;
+        let tree = open_tree_without_links(source).map_err(failed)?;
         let (set, kind) = match (access, is_directory) {
             (Access::ReadOnly, true) => (mount::RDONLY, PlaceKind::ReadOnlyTree),
             (Access::ReadOnly, false) => (mount::RDONLY, PlaceKind::ReadOnlyFile),
