@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{HostConfig, Located};
 use crate::model::id::RunId;
 use crate::model::moment::Moment;
+use crate::model::path_bytes;
 use crate::profile::{self, LoadError, Profile, ProfileError};
 use crate::sys::clock;
 use known::KnownProfiles;
@@ -34,7 +35,7 @@ use known::KnownProfiles;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ProfileRef {
     Name(String),
-    File(PathBuf),
+    File(#[serde(with = "path_bytes")] PathBuf),
 }
 
 impl ProfileRef {
@@ -73,10 +74,13 @@ impl std::fmt::Display for ProfileRef {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Places {
     /// `--config`, `SUBLET_CONFIG`: must exist. Else the default place, which need not.
+    #[serde(with = "path_bytes::option")]
     pub config: Option<PathBuf>,
     /// `--state-dir`; else the configuration's `[state] dir`; else the default place.
+    #[serde(with = "path_bytes::option")]
     pub state_dir: Option<PathBuf>,
     /// `serve --runtime-dir`; else the configuration's; else the default place.
+    #[serde(with = "path_bytes::option")]
     pub runtime_dir: Option<PathBuf>,
 }
 

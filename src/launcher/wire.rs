@@ -18,6 +18,7 @@ use super::into::program::Found;
 use crate::host::{Places, ProfileRef};
 use crate::model::id::{ExecId, RunId};
 use crate::model::name::{AudienceName, Channel, SecretName, VariableName};
+use crate::model::path_bytes;
 use crate::model::report::Posture;
 use crate::profile::identity::{Identity, IdentityKind};
 use crate::sys::socket;
@@ -88,9 +89,11 @@ pub struct Prepare {
     pub exec_id: ExecId,
     pub run_id: RunId,
     pub profile: ProfileRef,
+    #[serde(with = "path_bytes")]
     pub workspace: PathBuf,
     pub argv: Vec<Vec<u8>>,
     /// Where argv[0] was resolved to when the command was matched: executed and nothing else.
+    #[serde(with = "path_bytes::option")]
     pub program: Option<PathBuf>,
     /// The command's own environment, from flags, beside the profile's.
     pub environment: Vec<(VariableName, Vec<u8>)>,
@@ -102,6 +105,7 @@ pub struct Prepare {
     /// The command is an agent's: it may ask the broker of its run, if there is one.
     pub agent: bool,
     /// The invoker's home, for `~/` in profiles.
+    #[serde(with = "path_bytes::option")]
     pub home: Option<PathBuf>,
     /// What is asked of an exec in a container.
     pub into: InContainer,
@@ -114,8 +118,10 @@ pub struct Prepare {
 pub struct Spec {
     pub run_id: RunId,
     pub profile: ProfileRef,
+    #[serde(with = "path_bytes")]
     pub workspace: PathBuf,
     pub without_network: bool,
+    #[serde(with = "path_bytes::option")]
     pub home: Option<PathBuf>,
     /// This sublet is shown inside, for a command that asks it for credentials.
     pub binary: bool,
@@ -153,7 +159,9 @@ pub struct Ahead {
 pub struct Find {
     pub run_id: RunId,
     pub profile: ProfileRef,
+    #[serde(with = "path_bytes")]
     pub workspace: PathBuf,
+    #[serde(with = "path_bytes::option")]
     pub home: Option<PathBuf>,
     pub into: InContainer,
     /// argv\[0\].

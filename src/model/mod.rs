@@ -20,6 +20,7 @@ pub mod lease;
 pub mod mint;
 pub mod moment;
 pub mod name;
+pub mod path_bytes;
 pub mod report;
 pub mod run;
 pub mod secret;

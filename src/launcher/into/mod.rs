@@ -28,6 +28,7 @@ pub struct InContainer {
     /// Who the command is in there, by number; else the workspace's owner.
     pub user: Option<(u32, u32)>,
     /// Where it starts, in there; else in the workspace.
+    #[serde(with = "crate::model::path_bytes::option")]
     pub directory: Option<PathBuf>,
 }
 
