@@ -142,6 +142,17 @@ impl Redactor {
         for reader in self.groups.iter().flat_map(|group| &group.readers) {
             reader.run_out(&self.patterns, text, &mut self.found);
         }
+        self.show_all(out);
+    }
+
+    /// The most bytes that a push of `input` bytes, and a flush behind it, append: each byte that they show
+    /// is itself, or at worst all that a mask stands for.
+    pub fn most_shown(&self, input: usize) -> usize {
+        (self.held() + input) * MASK.len()
+    }
+
+    fn show_all(&mut self, out: &mut Vec<u8>) {
+        let text = self.window.text(&[]);
         self.screen.show(&text, text.end(), &mut self.found, out);
         self.forget();
         self.window.slide(self.needed(self.window.end()), &[]);
