@@ -214,7 +214,9 @@ impl<'a> Output<'a> {
                 match &mut self.redactor {
                     None => self.pending.push(chunk),
                     Some(redactor) => {
-                        redactor.push(chunk, self.pending.room_for(redactor.most_shown(n)));
+                        let shown = self.pending.room_for(redactor.most_shown(n));
+                        redactor.push(chunk, shown);
+                        redactor.pass_line(shown);
                     }
                 }
                 // Masked or not, what comes may hold a value.

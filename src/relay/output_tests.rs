@@ -37,6 +37,60 @@ fn bytes_pass_and_values_do_not() {
     assert_eq!((&got[..], masked), (&b"x *** y"[..], 1));
 }
 
+/// Both streams of a command that go to one place: a line that waits would have the other stream's in it.
+#[test]
+fn lines_of_two_streams_stay_whole() {
+    const VALUE: &[u8] = b"tok-ABCDEFGH12345";
+    let (mut reader, to) = io::pipe().unwrap();
+    let pipes = || io::pipe().unwrap();
+    let ((out, mut out_writer), (err, mut err_writer)) = (pipes(), pipes());
+    let mut streams = [out, err].map(|from| Output::new(from.into(), to.as_fd()).unwrap());
+    let masks = masks(&[VALUE]);
+    streams.iter_mut().for_each(|stream| stream.mask(&masks));
+    let [stdout, stderr] = &mut streams;
+    let hex: String = VALUE.iter().map(|byte| format!("{byte:02x}")).collect();
+    let characters = (b' '..=b'~').map(|byte| char::from(byte).to_string());
+    // Those that begin the value in hex and base64, and the whole of it.
+    let ends = characters.chain(["74", "746", "dG", "Qr", hex.as_str()].map(str::to_owned));
+    let (mut lines, mut expected) = (0, String::new());
+    for end in ends {
+        for (name, stream, writer) in
+            [("out", &mut *stdout, &mut out_writer), ("err", &mut *stderr, &mut err_writer)]
+        {
+            writer.write_all(format!("{name} {end}\n").as_bytes()).unwrap();
+            stream.ready().unwrap();
+            assert!(stream.patience().is_none(), "{name} {end:?} is held");
+            expected.push_str(&format!("{name} {}\n", end.replace(&hex, "***")));
+            lines += 1;
+        }
+    }
+    drop((out_writer, err_writer));
+    for stream in &mut streams {
+        while !stream.is_done() {
+            stream.ready().unwrap();
+        }
+    }
+    drop(streams);
+    drop(to);
+    let mut got = String::new();
+    reader.read_to_string(&mut got).unwrap();
+    assert_eq!(got, expected);
+    assert_eq!(got.lines().count(), lines);
+}
+
+/// The price of that: of a value that goes on in the next line, three characters at most.
+#[test]
+fn a_value_whose_lines_come_one_by_one_is_masked() {
+    // The base64 of the value.
+    let text = b"aHVudGVyMmh1bnRlcjI";
+    for at in 1..text.len() {
+        let line = [&text[..at], b"\n"].concat();
+        let (got, masked) = relay(&[&line, &text[at..], b"\n"], &[b"hunter2hunter2"]);
+        let shown = if at < 3 { &line[..] } else { b"" };
+        assert_eq!((got, masked), ([shown, b"***\n"].concat(), 1), "at {at}");
+    }
+}
+
 #[test]
 fn what_may_hold_a_value_is_wiped_once_it_is_written() {
     let (from, mut writer) = io::pipe().unwrap();
