@@ -102,7 +102,7 @@ fn no_value_of_a_thousand_is_left_in_memory() {
     let mut shown = 0;
     wait_for(&mut heard, |frame| match frame {
         Frame::Stdout(bytes) => {
-            shown += bytes.windows(mark().len()).filter(|w| *w == mark()).count();
+            shown += memchr::memmem::find_iter(bytes, &mark()).count();
             false
         }
         frame => matches!(frame, Frame::Exit(_)),
@@ -187,7 +187,7 @@ fn found(pid: u32) -> [usize; 3] {
             // What cannot be read (a device, a page that went) holds nothing of ours.
             let Ok(read @ 1..) = memory.read_at(&mut chunk[..wanted], at) else { break };
             for (count, mark) in counts.iter_mut().zip(&marks) {
-                *count += chunk[..read].windows(mark.len()).filter(|w| w == mark).count();
+                *count += memchr::memmem::find_iter(&chunk[..read], mark).count();
             }
             // Not to miss one that lies across.
             at += if read < wanted || at + read as u64 >= end { read } else { read - 64 } as u64;
