@@ -1,5 +1,6 @@
 //! A thousand leased execs with distinct values, and then not one of them in the memory of the broker or of
-//! the launcher. The scan is shown to find a value while its exec lives.
+//! the launcher, also where it was printed and not masked. The scan is shown to find a value while its exec lives,
+//! and what was printed while it waits for its reader.
 #![forbid(unsafe_code)]
 
 mod support;
@@ -55,13 +56,17 @@ fn no_value_of_a_thousand_is_left_in_memory() {
     let minted = leasing_profile("default", "").replace("secret = \"s\"", "secret = \"c\"");
     let many = |profile: String| profile.replace("uses = 5", "uses = 100000");
     let kept = leasing_profile("default", "").replace("test.use", "vault.use");
-    host(&world, &config, &[("minted", &many(minted)), ("kept", &many(kept))]);
+    let bare =
+        leasing_profile("default", "redact = false").replace("secret = \"s\"", "secret = \"c\"");
+    let profiles = [("minted", &*many(minted)), ("kept", &many(kept)), ("bare", &many(bare))];
+    host(&world, &config, &profiles);
     let of_the_vault = [&mark()[..], b"-of-the-vault-0123456789"].concat();
     world.set_secret("s", &of_the_vault);
 
     let broker = serve(&world);
     let (service, launcher) = broker.parts();
-    let agents = [("minted", "test.use"), ("kept", "vault.use")].map(|(profile, capability)| {
+    let runs = [("minted", "test.use"), ("kept", "vault.use"), ("bare", "test.use")];
+    let agents = runs.map(|(profile, capability)| {
         let run = broker.start_run(profile);
         let agent = Client::connect(&run.socket).unwrap();
         let leases = CHANNELS.map(|channel| lease(&agent, capability, channel));
@@ -83,14 +88,36 @@ fn no_value_of_a_thousand_is_left_in_memory() {
     drop(sleeper);
     eventually("the sleeper's value is gone", || found(service.pid)[0] == 0);
 
+    // The control of what is printed as it is: a client that reads nothing leaves it with the broker, far more
+    // often than the value itself is mapped.
+    let print = |agent: &Client, lease: &LeaseId| {
+        start(agent, lease, &["sh", "-c", "yes \"$TOKEN\" | head -c 2000000"])
+    };
+    let (bare, [.., env]) = &agents[2];
+    let silent = print(bare, env);
+    eventually("what nobody reads waits in memory", || found(service.pid)[0] > 1_000);
+    drop(silent);
+    eventually("nothing of it is left", || found(service.pid)[0] == 0);
+    let mut heard = print(bare, env);
+    let mut shown = 0;
+    wait_for(&mut heard, |frame| match frame {
+        Frame::Stdout(bytes) => {
+            shown += memchr::memmem::find_iter(bytes, &mark()).count();
+            false
+        }
+        frame => matches!(frame, Frame::Exit(_)),
+    });
+    assert!(shown > 30_000, "{shown} of them were shown");
+    drop(heard);
+
     let began = Instant::now();
     let mut done = 0;
     while done < EXECS {
         // A few at a time, as a busy host has them.
         let mut streams: Vec<ExecStream> = (0..4)
             .map(|turn| {
-                let (agent, leases) = &agents[usize::from(turn == 3)];
-                // What is printed is masked: the redactor has every form of it.
+                let (agent, leases) = &agents[[0, 0, 2, 1][turn]];
+                // What is printed is masked, in two of them: the redactor has every form of it.
                 let show =
                     "cat /proc/self/fd/3 2>/dev/null; cat \"$TOKEN_FILE\" 2>/dev/null; echo $TOKEN";
                 start(agent, &leases[(done + turn) % 3], &["sh", "-c", show])
@@ -136,7 +163,7 @@ fn start(agent: &Client, lease: &LeaseId, command: &[&str]) -> ExecStream {
 }
 
 #[track_caller]
-fn wait_for(stream: &mut ExecStream, wanted: impl Fn(&Frame<'_>) -> bool) {
+fn wait_for(stream: &mut ExecStream, mut wanted: impl FnMut(&Frame<'_>) -> bool) {
     while let Some(frame) = stream.next_frame().unwrap() {
         if wanted(&frame) {
             return;
@@ -160,7 +187,7 @@ fn found(pid: u32) -> [usize; 3] {
             // What cannot be read (a device, a page that went) holds nothing of ours.
             let Ok(read @ 1..) = memory.read_at(&mut chunk[..wanted], at) else { break };
             for (count, mark) in counts.iter_mut().zip(&marks) {
-                *count += chunk[..read].windows(mark.len()).filter(|w| w == mark).count();
+                *count += memchr::memmem::find_iter(&chunk[..read], mark).count();
             }
             // Not to miss one that lies across.
             at += if read < wanted || at + read as u64 >= end { read } else { read - 64 } as u64;

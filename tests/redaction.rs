@@ -187,6 +187,40 @@ fn a_prompt_without_a_newline_shows_at_once() {
     assert!(shown.elapsed() > Duration::from_millis(1_500), "{:?} before the end", shown.elapsed());
 }
 
+/// Standard output and standard error in one pipe, as `2>&1` and a log have them: nearly every third line ends in
+/// what could begin the base64 of the value.
+#[test]
+fn lines_of_both_streams_in_one_pipe_stay_whole() {
+    let world = World::host();
+    let profile = world.leasing(b"tok-ABCDEFGH12345");
+    let script = "import sys, time, string
+for c in string.ascii_letters + string.digits + '+/=':
+    for stream, name in (sys.stderr, 'err'), (sys.stdout, 'out'):
+        stream.write(name + ' ' + c + '\\n'); stream.flush(); time.sleep(0.005)
+";
+    let (mut run, _) = world.prepare(&[
+        "--profile",
+        &profile,
+        "--lease",
+        "test.use@svc.test",
+        "--",
+        "python3",
+        "-c",
+        script,
+    ]);
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    run.stdin(Stdio::null()).stdout(writer.try_clone().unwrap()).stderr(writer);
+    let mut child = run.spawn().unwrap();
+    drop(run);
+    let mut said = String::new();
+    reader.read_to_string(&mut said).unwrap();
+    assert!(child.wait().unwrap().success(), "{said}");
+    let whole =
+        |line: &&str| line.len() == 5 && (line.starts_with("err ") || line.starts_with("out "));
+    let damaged: Vec<_> = said.lines().filter(|line| !whole(line)).collect();
+    assert_eq!((said.lines().count(), damaged), (130, vec![]));
+}
+
 #[test]
 fn short_values_are_not_masked_and_the_report_says_so() {
     let world = World::host();

@@ -1,5 +1,6 @@
 //! Receives what a command writes, in chunks; returns it with every leased value replaced by `***`.
-//! Touches nothing but its own memory; never shows a byte that could still turn out to be a value's.
+//! Touches nothing but its own memory; shows a byte that could still turn out to be a value's only where it is
+//! asked to: [`Redactor::flush`], [`Redactor::pass_line`].
 //!
 //! A value is found plain, in base64 (both alphabets, any alignment inside something longer, padded or
 //! not, lines broken), in hex (either case, lines broken), percent-encoded and as the inside of a JSON
@@ -16,7 +17,8 @@
 //!
 //! How it works: `prefilter` finds the places where a value could begin. From there a `reader` of
 //! each form reads on and reports `stretches`. Text is held in a `window` from the first place that
-//! is still undecided. What is held back longer than a pause is shown by [`Redactor::flush`].
+//! is still undecided. What is held back longer than a pause is shown by [`Redactor::flush`]. Encoded lines
+//! may be broken, so nearly every third line ends in what could begin a base64 form: [`Redactor::pass_line`].
 #![forbid(unsafe_code)]
 
 mod form;
@@ -142,6 +144,29 @@ impl Redactor {
         for reader in self.groups.iter().flat_map(|group| &group.readers) {
             reader.run_out(&self.patterns, text, &mut self.found);
         }
+        self.show_all(out);
+    }
+
+    /// Shows what is held back of a complete line if it is next to nothing: at most three characters of the
+    /// base64 or hex form of a value's beginning, and the line break behind them. A line that waits is torn by
+    /// what is written to the same place meanwhile.
+    ///
+    /// If the value goes on in the next line, the rest of it is still found and masked. What was shown counts:
+    /// a second line of the same value is held.
+    pub fn pass_line(&mut self, out: &mut Vec<u8>) {
+        if self.held() > 0 && self.live().all(|reader| reader.lets_line_pass(&self.patterns)) {
+            self.show_all(out);
+        }
+    }
+
+    /// The most bytes that a push of `input` bytes, and a flush behind it, append: each byte that they show
+    /// is itself, or at worst all that a mask stands for.
+    pub fn most_shown(&self, input: usize) -> usize {
+        (self.held() + input) * MASK.len()
+    }
+
+    fn show_all(&mut self, out: &mut Vec<u8>) {
+        let text = self.window.text(&[]);
         self.screen.show(&text, text.end(), &mut self.found, out);
         self.forget();
         self.window.slide(self.needed(self.window.end()), &[]);

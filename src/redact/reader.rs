@@ -8,6 +8,10 @@ use super::patterns::{Pattern, Patterns};
 use super::stretches::Stretches;
 use super::window::{Place, Text};
 
+/// Bytes of a value that a complete line may end in and still be shown: in base64 and hex at most three
+/// characters, which hold this byte and at most six bits of the next.
+const OF_A_PASSED_LINE: usize = 1;
+
 /// One way of cutting the text into units, from the place where it was begun.
 #[derive(Clone)]
 pub(super) struct Reader {
@@ -292,6 +296,17 @@ impl Reader {
     /// Where the text begins that is needed to read on.
     pub fn needs_from(&self) -> Place {
         self.undecided_from().min(self.at).min(self.last.unwrap_or(self.at))
+    }
+
+    /// Whether what it holds ends a line, and is next to nothing of a value that the next line may go on with:
+    /// little has matched, or a whole value, which is masked. Spelled forms take a line break for a byte of the
+    /// value, and never let one pass.
+    pub fn lets_line_pass(&self, patterns: &Patterns) -> bool {
+        let next_to_nothing = |lane: &Lane| {
+            let whole = patterns.pattern(lane.pattern).core.len();
+            lane.matched <= OF_A_PASSED_LINE || lane.matched >= whole
+        };
+        self.broken && self.lanes.iter().all(next_to_nothing)
     }
 
     /// Reads what is left of a text that goes no further now: a cut-off unit stands for itself. The reader

@@ -15,10 +15,28 @@ fn redact<'a>(values: &[&[u8]], chunks: impl IntoIterator<Item = &'a [u8]>) -> V
     let mut redactor = redactor(values);
     let mut out = Vec::new();
     for chunk in chunks {
+        let (before, most) = (out.len(), redactor.most_shown(chunk.len()));
         redactor.push(chunk, &mut out);
+        assert!(out.len() <= before + most);
+    }
+    let most = out.len() + redactor.most_shown(0);
+    redactor.flush(&mut out);
+    assert!(out.len() <= most);
+    assert_eq!(redactor.held(), 0);
+    out
+}
+
+/// As the relay does it with what is read at once.
+fn redact_lines<'a>(values: &[&[u8]], chunks: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
+    let mut redactor = redactor(values);
+    let mut out = Vec::new();
+    for chunk in chunks {
+        let most = out.len() + redactor.most_shown(chunk.len());
+        redactor.push(chunk, &mut out);
+        redactor.pass_line(&mut out);
+        assert!(out.len() <= most);
     }
     redactor.flush(&mut out);
-    assert_eq!(redactor.held(), 0);
     out
 }
 
@@ -329,6 +347,96 @@ fn a_flush_shows_what_is_held_and_the_rest_is_still_found() {
     assert_eq!((redactor.held(), out.len()), (5, 6));
     redactor.push(b"_", &mut out);
     assert_eq!(show(&out), show(&[&KEY[..11], b"_"].concat()));
+}
+
+#[test]
+fn a_complete_line_passes_at_once() {
+    #[track_caller]
+    fn check(value: &[u8], line: &str, held: usize) {
+        let mut redactor = redactor(&[value]);
+        let mut out = Vec::new();
+        redactor.push(line.as_bytes(), &mut out);
+        redactor.pass_line(&mut out);
+        assert_eq!(redactor.held(), held, "{line:?}");
+    }
+    // Each of them is held without that, as the other half of these lines is.
+    for line in ["err B", "err 5", "err 54", "err 546", "err VG", "err xUb"] {
+        check(b"Tok3n-of-9", &format!("{line}\n"), 0);
+        check(b"Tok3n-of-9", &format!("{line}\r\n"), 0);
+        check(b"Tok3n-of-9", line, line.len() - 4);
+    }
+    // A whole value is masked; the line break behind it is its line's.
+    for whole in ["Tok3n-of-9", "Tok3n-of", "Tok3n-of-"] {
+        for text in [hex(whole.as_bytes()), STANDARD.encode(whole), URL_SAFE_NO_PAD.encode(whole)] {
+            check(whole.as_bytes(), &format!("err {text}\n"), 0);
+            check(format!("{whole}\n").as_bytes(), &format!("err {text}\n"), 0);
+        }
+    }
+    // What is more than next to nothing waits, and so does any beginning of the plain value.
+    check(b"Tok3n-of-9", "err 546f\n", 5);
+    check(b"Tok3n-of-9", "err VG9\n", 4);
+    check(b"Tok3n-of-9", "err FRv\n", 4);
+    check(b"\nok3n-of-9", "err\n", 1);
+    check(b"T\nk3n-of-9", "err T\n", 2);
+    check(b"T\n\n3n-of-9", "err %54%0a\n", 7);
+    check(b"T\nk3n-of-9", "err T\r\n", 3);
+}
+
+/// However the lines of an encoded value are flushed, no more than three characters of it are shown.
+#[test]
+fn a_value_whose_lines_are_flushed_is_masked_but_for_three_characters() {
+    const MOST: usize = 3;
+    #[track_caller]
+    fn check(value: &[u8], before: &str, digits: &str, breaks: &[usize], line_break: &str) {
+        let mut lines: Vec<String> = Vec::new();
+        let mut from = 0;
+        for &at in breaks {
+            lines.push(format!("{}{line_break}", &digits[from..at]));
+            from = at;
+        }
+        lines.push(format!("{}.\n", &digits[from..]));
+        lines[0].insert_str(0, before);
+        let out = show(&redact_lines(&[value], lines.iter().map(String::as_bytes)));
+        let text = show(lines.concat().as_bytes());
+        let (head, tail) = out.split_once("***").unwrap_or_else(|| panic!("unmasked: {out}"));
+        assert_eq!(tail, ".\\n", "{text}");
+        let shown = head.strip_prefix(before).unwrap_or_else(|| panic!("{out} {text}"));
+        assert!(text.starts_with(head), "{out} {text}");
+        let shown = shown.replace(&show(line_break.as_bytes()), "");
+        assert!(shown.len() <= MOST, "{shown}: {out} {text}");
+        // Without a line break so early nothing of it is.
+        assert!(shown.is_empty() || breaks[0] <= MOST, "{shown}: {out} {text}");
+    }
+    let mut texts = vec![(String::new(), hex(KEY)), (String::new(), hex(KEY).to_uppercase())];
+    for engine in [&STANDARD, &URL_SAFE, &URL_SAFE_NO_PAD] {
+        for neighbours in 0..3 {
+            let text = engine.encode([&b"\xD7:"[..neighbours], KEY].concat());
+            let (from, _) = base64_mask(neighbours, KEY.len(), &text);
+            texts.push((text[..from].to_owned(), text[from..].to_owned()));
+        }
+    }
+    for (before, digits) in texts {
+        let end = digits.trim_end_matches('=').len();
+        for line_break in ["\n", "\r\n"] {
+            for first in 1..end {
+                check(KEY, &before, &digits, &[first], line_break);
+                for second in first + 1..end {
+                    check(KEY, &before, &digits, &[first, second], line_break);
+                }
+            }
+            for width in 1..end {
+                let breaks: Vec<_> = (width..end).step_by(width).collect();
+                check(KEY, &before, &digits, &breaks, line_break);
+            }
+        }
+    }
+    // Nothing of a value that has lines itself.
+    let key = b"-\n-----BEGIN KEY-----\nMIIB\nabc\n-----END KEY-----\n";
+    let json = serde_json::to_string(std::str::from_utf8(key).unwrap()).unwrap();
+    for text in [&key[..key.len() - 1], json.trim_matches('"').trim_end_matches("\\n").as_bytes()] {
+        let lines = text.split_inclusive(|byte| *byte == b'\n');
+        assert_eq!(show(&redact_lines(&[key], lines)), "***");
+    }
 }
 
 #[test]
@@ -644,7 +752,8 @@ proptest! {
         let encoded = encode(&value, how, &dice);
         let text = [&text, &encoded[..encoded.len() / 2], b"\x0B", &after].concat();
         let values: [&[u8]; 1] = [&value];
-        prop_assert_eq!(redact(&values, cut(&text, &sizes)), text);
+        prop_assert_eq!(&redact(&values, cut(&text, &sizes)), &text);
+        prop_assert_eq!(&redact_lines(&values, cut(&text, &sizes)), &text);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 
 use super::frames::{self, FrameError, Kind};
+use super::queue::Queue;
 use super::room::Room;
 
 /// Bytes that wait for a slow client, before the command has to.
@@ -56,8 +57,7 @@ pub struct Connection {
     room: Room,
     /// Read ahead, and not yet looked at: the socket wakes nobody for it.
     is_unheard: bool,
-    unsent: Vec<u8>,
-    sent: usize,
+    unsent: Queue,
 }
 
 impl Connection {
@@ -69,18 +69,22 @@ impl Connection {
             received: Vec::new(),
             room: Room::default(),
             is_unheard: false,
-            unsent: Vec::new(),
-            sent: 0,
+            unsent: Queue::default(),
         }
     }
 
     /// Sends what is no frame, before the first of them.
     pub fn greet(&mut self, words: &[u8]) {
-        self.unsent.extend_from_slice(words);
+        self.unsent.push(words);
         // A client that is gone is seen by who waits for it.
         match self.flush() {
             Ok(()) | Err(_) => {}
         }
+    }
+
+    /// What is sent from now on may hold values.
+    pub fn expect_values(&mut self) {
+        self.unsent.expect_values();
     }
 
     /// Nobody else reads from the socket any more. `read_ahead`: what was.
@@ -138,7 +142,7 @@ impl Connection {
 
     /// Whether so much is unsent that nothing more should be read from the command.
     pub fn is_full(&self) -> bool {
-        self.unsent.len() - self.sent >= MOST_UNSENT
+        self.unsent.rest().len() >= MOST_UNSENT
     }
 
     pub fn has_unsent(&self) -> bool {
@@ -147,24 +151,22 @@ impl Connection {
 
     /// Sends a frame, now or when the client takes it.
     pub fn push(&mut self, kind: Kind, payload: &[u8]) -> Result<(), ConnectionError> {
-        frames::push(kind, payload, &mut self.unsent);
+        frames::push(kind, payload, self.unsent.room_for(frames::room(payload.len())));
         self.flush()
     }
 
     /// Sends what can be sent without waiting.
     pub fn flush(&mut self) -> Result<(), ConnectionError> {
-        while self.sent < self.unsent.len() {
+        while !self.unsent.is_empty() {
             let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-            match send(&self.socket, &self.unsent[self.sent..], flags) {
-                Ok(count) => self.sent += count,
+            match send(&self.socket, self.unsent.rest(), flags) {
+                Ok(count) => self.unsent.take(count),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return Ok(()),
                 Err(Errno::PIPE | Errno::CONNRESET) => return Err(ConnectionError::Gone),
                 Err(e) => return Err(ConnectionError::Socket(e.into())),
             }
         }
-        self.unsent.clear();
-        self.sent = 0;
         Ok(())
     }
 

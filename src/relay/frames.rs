@@ -68,6 +68,11 @@ pub fn header(kind: Kind, length: usize) -> [u8; HEADER] {
     [kind as u8, 0, 0, 0, a, b, c, d]
 }
 
+/// The most bytes that [`push`] appends for so many of payload.
+pub fn room(payload: usize) -> usize {
+    payload + HEADER * (payload / MAX_PAYLOAD + 1)
+}
+
 /// Appends `payload` as one frame, or as several where it is longer than one may be.
 pub fn push(kind: Kind, payload: &[u8], out: &mut Vec<u8>) {
     let is_json = matches!(kind, Kind::Started | Kind::Exit | Kind::Error);
@@ -114,6 +119,7 @@ mod tests {
                 let payload = vec![7; size];
                 let mut bytes = Vec::new();
                 push(kind, &payload, &mut bytes);
+                assert!(bytes.len() <= room(size));
                 let (mut got, mut at) = (Vec::new(), 0);
                 while at < bytes.len() {
                     let (k, p, taken) = take(&bytes[at..]).unwrap().unwrap();

@@ -4,6 +4,7 @@
 //! - [`input`]: from our standard input to the command
 //! - [`connection`], [`frames`]: the stream of an exec of the broker
 //! - [`terminal`]: our own terminal in raw mode, and its size
+//! - `queue`: bytes that wait to be written, and are wiped where they may hold a value
 //! - `room`: how much a read is given
 #![forbid(unsafe_code)]
 
@@ -15,5 +16,6 @@ pub mod connection;
 pub mod frames;
 pub mod input;
 pub mod output;
+mod queue;
 mod room;
 pub mod terminal;

@@ -1,5 +1,6 @@
 //! One stream from the command to the outside. Reads only when everything before has been written, so
-//! that a slow reader slows the command and never us; masks what leased values it knows.
+//! that a slow reader slows the command and never us; masks what leased values it knows, and wipes what it
+//! read wherever that may hold one.
 #![forbid(unsafe_code)]
 
 use std::cell::RefCell;
@@ -16,6 +17,7 @@ use zeroize::Zeroize;
 
 use super::connection::{Connection, ConnectionError};
 use super::frames::Kind;
+use super::queue::Queue;
 use super::room::{self, Room};
 use crate::redact::{Masks, Redactor};
 
@@ -44,8 +46,8 @@ enum Sink<'a> {
 pub struct Output<'a> {
     from: Option<OwnedFd>,
     to: Sink<'a>,
-    pending: Vec<u8>,
-    written: usize,
+    pending: Queue,
+    /// Of a command that has values.
     masks: Option<Rc<Masks>>,
     /// Once something was read that it is to look at.
     redactor: Option<Redactor>,
@@ -54,8 +56,6 @@ pub struct Output<'a> {
     buffer: Vec<u8>,
     room: Room,
     reader_gone: bool,
-    /// What comes may hold a value, masked or not.
-    holds_values: bool,
     has_spoken: bool,
     /// Once every process of the exec is dead: the most that can still lie in the pipe.
     left: Option<usize>,
@@ -78,8 +78,7 @@ impl<'a> Output<'a> {
         Self {
             from: Some(from),
             to,
-            pending: Vec::new(),
-            written: 0,
+            pending: Queue::default(),
             masks: None,
             redactor: None,
             masked_before: 0,
@@ -87,7 +86,6 @@ impl<'a> Output<'a> {
             buffer: Vec::new(),
             room: Room::default(),
             reader_gone: false,
-            holds_values: false,
             has_spoken: false,
             left: None,
         }
@@ -98,15 +96,15 @@ impl<'a> Output<'a> {
         matches!(&self.to, Sink::Frames { kind, .. } if *kind == asked)
     }
 
-    /// The command has values: of what it says nothing is left in its pipe, where that can be.
-    pub fn expect_values(&mut self) {
-        self.holds_values = true;
-    }
-
-    /// Masks these values from now on. What was held for the old ones goes out.
+    /// The command has these values: from now on they are masked where they may be, and of what it says nothing is
+    /// left in our memory, nor in its pipe, where that can be. What was held for the old ones goes out.
     pub fn mask(&mut self, masks: &Rc<Masks>) {
+        self.pending.expect_values();
+        if let Sink::Frames { connection, .. } = &self.to {
+            connection.borrow_mut().expect_values();
+        }
         if let Some(mut old) = self.redactor.take() {
-            old.flush(&mut self.pending);
+            old.flush(self.pending.room_for(old.most_shown(0)));
             self.masked_before += old.masked();
         }
         self.masks = Some(Rc::clone(masks));
@@ -148,7 +146,6 @@ impl<'a> Output<'a> {
         self.close();
         self.held_since = None;
         self.pending.clear();
-        self.written = 0;
     }
 
     fn has_last_words(&self) -> bool {
@@ -215,11 +212,16 @@ impl<'a> Output<'a> {
                 let chunk = &mut self.buffer[..n];
                 self.left = self.left.map(|left| left.saturating_sub(n));
                 match &mut self.redactor {
-                    None => self.pending.extend_from_slice(chunk),
+                    None => self.pending.push(chunk),
                     Some(redactor) => {
-                        redactor.push(chunk, &mut self.pending);
-                        chunk.zeroize();
+                        let shown = self.pending.room_for(redactor.most_shown(n));
+                        redactor.push(chunk, shown);
+                        redactor.pass_line(shown);
                     }
+                }
+                // Masked or not, what comes may hold a value.
+                if self.masks.is_some() {
+                    chunk.zeroize();
                 }
                 // From the last bytes on: with those of an earlier tail, one that has just come would be shown.
                 let holds = self.redactor.as_ref().is_some_and(|r| r.held() > 0);
@@ -241,7 +243,7 @@ impl<'a> Output<'a> {
     /// Nothing more is read.
     fn close(&mut self) {
         if let Some(from) = self.from.take()
-            && self.holds_values
+            && self.masks.is_some()
             && self.has_spoken
         {
             overwrite(&from);
@@ -251,7 +253,7 @@ impl<'a> Output<'a> {
     fn flush(&mut self) -> io::Result<()> {
         self.held_since = None;
         if let Some(redactor) = &mut self.redactor {
-            redactor.flush(&mut self.pending);
+            redactor.flush(self.pending.room_for(redactor.most_shown(0)));
         }
         if self.pending.is_empty() { Ok(()) } else { self.write_if_writable() }
     }
@@ -267,7 +269,7 @@ impl<'a> Output<'a> {
     }
 
     fn write(&mut self) -> io::Result<()> {
-        let rest = &self.pending[self.written..];
+        let rest = self.pending.rest();
         let result = match &self.to {
             _ if self.reader_gone => Ok(rest.len()),
             Sink::Descriptor { fd, at_once } => {
@@ -280,19 +282,12 @@ impl<'a> Output<'a> {
             },
         };
         match result {
-            Ok(n) => {
-                self.written += n;
-                if self.written >= self.pending.len() {
-                    self.pending.clear();
-                    self.written = 0;
-                }
-            }
+            Ok(n) => self.pending.take(n),
             Err(Errno::INTR | Errno::AGAIN) => {}
             // Our reader is gone: the command learns it as it would have without us.
             Err(Errno::PIPE) => {
                 self.reader_gone = true;
                 self.pending.clear();
-                self.written = 0;
                 self.close();
                 self.held_since = None;
             }
@@ -319,81 +314,5 @@ fn overwrite(pipe: &OwnedFd) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::secret::Secret;
-    use std::io::{Read, Write};
-
-    fn masks(values: &[&[u8]]) -> Rc<Masks> {
-        let copy = |value: &&[u8]| Rc::new(Secret::copy_of(value).unwrap());
-        Rc::new(Masks::new(values.iter().map(copy).collect()))
-    }
-
-    fn relay(chunks: &[&[u8]], values: &[&[u8]]) -> (Vec<u8>, u64) {
-        let (from, mut writer) = io::pipe().unwrap();
-        let (mut reader, to) = io::pipe().unwrap();
-        let masked = {
-            let mut output = Output::new(from.into(), to.as_fd()).unwrap();
-            output.mask(&masks(values));
-            for chunk in chunks {
-                writer.write_all(chunk).unwrap();
-                output.ready().unwrap();
-            }
-            drop(writer);
-            while !output.is_done() {
-                output.ready().unwrap();
-            }
-            output.masked()
-        };
-        drop(to);
-        let mut got = Vec::new();
-        reader.read_to_end(&mut got).unwrap();
-        (got, masked)
-    }
-
-    #[test]
-    fn bytes_pass_and_values_do_not() {
-        assert_eq!(relay(&[b"a\0b\xff", b"c"], &[]).0, b"a\0b\xffc");
-        let (got, masked) = relay(&[b"x hunter2", b"hunter2 y"], &[b"hunter2hunter2"]);
-        assert_eq!((&got[..], masked), (&b"x *** y"[..], 1));
-    }
-
-    #[test]
-    fn a_pipe_that_a_value_went_through_is_written_over() {
-        #[track_caller]
-        fn check(said: &[u8], left: usize) {
-            let (from, mut writer) = io::pipe().unwrap();
-            let mut after = from.try_clone().unwrap();
-            let (_reader, to) = io::pipe().unwrap();
-            let mut output = Output::new(from.into(), to.as_fd()).unwrap();
-            output.mask(&masks(&[b"hunter2hunter2"]));
-            if left > 0 {
-                output.expect_values();
-            }
-            writer.write_all(said).unwrap();
-            output.ready().unwrap();
-            assert!(output.buffer.iter().all(|&b| b == 0));
-            drop(writer);
-            while !output.is_done() {
-                output.ready().unwrap();
-            }
-            let mut pages = Vec::new();
-            after.read_to_end(&mut pages).unwrap();
-            assert_eq!(pages, vec![0; left]);
-        }
-        check(b"x hunter2hunter2 y", KEPT_BY_A_PIPE);
-        check(b"hidden by other means", KEPT_BY_A_PIPE);
-        check(b"no lease", 0);
-    }
-
-    #[test]
-    fn a_reader_that_is_gone_ends_the_stream() {
-        let (from, mut writer) = io::pipe().unwrap();
-        let (reader, to) = io::pipe().unwrap();
-        drop(reader);
-        let mut output = Output::new(from.into(), to.as_fd()).unwrap();
-        writer.write_all(b"x").unwrap();
-        output.ready().unwrap();
-        assert!(output.is_done());
-    }
-}
+#[path = "output_tests.rs"]
+mod tests;

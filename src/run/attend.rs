@@ -147,9 +147,6 @@ fn attendant<'a>(
             outputs.push(output(caller, err, Kind::Stderr)?);
         }
     }
-    if !leased.is_empty() {
-        outputs.iter_mut().for_each(Output::expect_values);
-    }
     let listener = |of: fn(&Delivery) -> Option<&OwnedFd>| {
         let listener = deliveries.iter().find_map(of).map(OwnedFd::try_clone).transpose();
         listener.map(|fd| fd.map(UnixListener::from)).map_err(RunError::Relay)
