@@ -5,6 +5,7 @@
 mod support;
 
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::process::Command;
 
@@ -137,12 +138,18 @@ fn a_read_only_root() {
 #[test]
 fn a_workspace_with_spaces_and_odd_bytes() {
     for world in World::each() {
-        let dir = world.path("od d \"dir'\nwith\tall");
-        fs::create_dir(&dir).unwrap();
-        chown(&dir, Some(ORDINARY), Some(ORDINARY)).unwrap();
-        let mut run = world.sublet();
-        run.current_dir(&dir).args(["run", "--", "sh", "-c", "touch made; ls"]);
-        finish(run, b"", None).ok().prints("made\n");
+        for name in [&b"od d \"dir'\nwith\tall"[..], b"no \xff UTF-8"] {
+            let dir = world.path("").join(std::ffi::OsStr::from_bytes(name));
+            fs::create_dir(&dir).unwrap();
+            chown(&dir, Some(ORDINARY), Some(ORDINARY)).unwrap();
+            let mut run = world.sublet();
+            let script = "touch made; ls";
+            run.current_dir(&dir).args(["run", "--report", "../r.json", "--", "sh", "-c", script]);
+            let outcome = finish(run, b"", Some(&world.path("r.json"))).ok();
+            let shown = dir.display().to_string();
+            assert_eq!(outcome.report()["workspace"], shown.as_str());
+            outcome.prints("made\n");
+        }
     }
 }
 

@@ -1,5 +1,5 @@
-//! Paths in messages: any bytes, as the kernel has them, and not only UTF-8 as serde's own form. In postcard both look
-//! the same.
+//! Paths in messages and reports. In messages any bytes, as the kernel has them, and not only UTF-8 as in serde's own
+//! form; in postcard both look the same.
 #![forbid(unsafe_code)]
 
 use std::ffi::OsString;
@@ -30,7 +30,12 @@ pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf
     deserializer.deserialize_bytes(Bytes)
 }
 
-/// The same of a path that need not be given.
+/// For people and their JSON: bytes that are no UTF-8 are replaced.
+pub fn words<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
+}
+
+/// As messages have a path that need not be given.
 pub mod option {
     use std::path::PathBuf;
 

@@ -129,6 +129,7 @@ pub struct Report {
     pub run_id: RunId,
     pub exec_id: ExecId,
     pub profile: String,
+    #[serde(serialize_with = "crate::model::path_bytes::words")]
     pub workspace: PathBuf,
     pub command: Vec<String>,
     pub leases: Vec<serde_json::Value>,

@@ -31,6 +31,7 @@ pub struct LeaseVerdict {
 #[derive(Debug, Serialize)]
 pub struct Explained {
     pub profile: String,
+    #[serde(serialize_with = "crate::model::path_bytes::words")]
     pub workspace: std::path::PathBuf,
     pub leases: Vec<LeaseVerdict>,
     pub sandbox: Explanation,
