@@ -95,7 +95,40 @@ impl Empty {
     ///
     /// `F_SEAL_WRITE` would forbid the wipe: with `F_SEAL_FUTURE_WRITE` only mappings that exist
     /// already can write (fcntl(2), Linux 5.1).
+    ///
+    /// # Errors
+    /// Then what was written is wiped.
     pub fn close(self, size: usize) -> Result<(Filled, Option<OwnedFd>), ContainerError> {
+        let mut filled = self.take_over(size).inspect_err(|_| self.wipe())?;
+        match self.kind {
+            Kind::TmpfsFile => Ok((filled, None)),
+            Kind::Memfd => match seal(self.fd) {
+                Ok(reader) => Ok((filled, Some(reader))),
+                Err(e) => {
+                    filled.wipe();
+                    Err(e)
+                }
+            },
+        }
+    }
+
+    /// Zeroes what was written so far: whoever was to fill it, and to say so, is gone or has said something else.
+    pub fn wipe(&self) {
+        const ZEROES: [u8; 4096] = [0; 4096];
+        let wiped = rustix::fs::fstat(&self.fd).and_then(|found| {
+            let size = found.st_size.unsigned_abs();
+            (0..size).step_by(ZEROES.len()).try_for_each(|at| {
+                let left = usize::try_from(size - at).unwrap_or(usize::MAX).min(ZEROES.len());
+                rustix::io::pwrite(&self.fd, &ZEROES[..left], at).map(drop)
+            })
+        });
+        // What cannot be written over is cut off: a page that nobody has is the kernel's to hand on empty.
+        if let Err(why) = wiped.or_else(|_| rustix::fs::ftruncate(&self.fd, 0)) {
+            eprintln!("sublet: an unfinished delivery could not be wiped: {why}");
+        }
+    }
+
+    fn take_over(&self, size: usize) -> Result<Filled, ContainerError> {
         let found = rustix::fs::fstat(&self.fd)
             .map_err(|e| ContainerError::Reopen(e.into()))?
             .st_size
@@ -110,11 +143,7 @@ impl Empty {
                     .map_err(|source| ContainerError::Lock { bytes, source })?,
             ),
         };
-        let filled = Filled { mapping, wiped: false };
-        match self.kind {
-            Kind::TmpfsFile => Ok((filled, None)),
-            Kind::Memfd => Ok((filled, Some(seal(self.fd)?))),
-        }
+        Ok(Filled { mapping, wiped: false })
     }
 }
 

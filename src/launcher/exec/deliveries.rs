@@ -53,21 +53,29 @@ struct Versions {
 }
 
 impl Versions {
-    fn wipe_previous(&mut self) {
+    /// Those beside the one that stands there.
+    fn wipe_others(&mut self) {
         if let Some(previous) = &mut self.previous {
             previous.wipe();
+        }
+        if let Some(next) = &self.next {
+            next.wipe();
         }
     }
 }
 
 impl Delivery {
-    /// Its value, if it has one that is not wiped.
+    /// Its value, if it has one that is not wiped, or has begun to get one.
     fn wipe(&mut self) {
-        if let Delivery::Filled { filled, token, .. } = self {
-            filled.wipe();
-            if let Some(token) = token {
-                token.wipe_previous();
+        match self {
+            Delivery::Empty(empty, _) => empty.wipe(),
+            Delivery::Filled { filled, token, .. } => {
+                filled.wipe();
+                if let Some(token) = token {
+                    token.wipe_others();
+                }
             }
+            Delivery::Socket { .. } | Delivery::Gone => {}
         }
     }
 
