@@ -48,6 +48,10 @@ fn runs_start_are_listed_and_end() {
     assert_eq!(again["reason"], "conflict", "{again}");
     assert!(again["message"].as_str().unwrap().contains("ended"), "{again}");
     assert!(again["hint"].as_str().unwrap().contains("used once"), "{again}");
+    let nope = ["--agent", "bot", "--principal", "alice", "--profile", "nope", "--workspace"];
+    let nope = [&["--json", "runs", "start"], &nope[..], &[world.workspace.to_str().unwrap()]];
+    let nope = error_of(&broker.call(&nope.concat()).exits(2).stderr);
+    assert!(nope["message"].as_str().unwrap().contains("git-push, leasing, strict"), "{nope}");
     let unknown = broker.call(&["--json", "runs", "end", "nobody-1"]).exits(2);
     assert_eq!(error_of(&unknown.stderr)["reason"], "not_found");
 }
