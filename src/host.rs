@@ -255,9 +255,7 @@ impl Host {
             ProfileRef::Name(name) => (name.clone(), self.profile_text(name)?),
             ProfileRef::File(path) => (path.display().to_string(), self.read_profile(path)?),
         };
-        let load = |wanted: &str| {
-            if wanted == name { profile::load_builtin(wanted) } else { self.profile_text(wanted) }
-        };
+        let load = |wanted: &str| self.profile_text(wanted);
         if let Some(profile) = self.known.profile(which, &text, load) {
             return Ok(profile);
         }
@@ -344,7 +342,10 @@ impl Host {
                 }
             }
         }
-        profile::load_builtin(name)
+        profile::load_builtin(name).map_err(|_| {
+            let names: Vec<_> = self.profile_names().into_iter().map(|(name, _)| name).collect();
+            LoadError::Unknown { name: name.to_owned(), known: names.join(", ") }
+        })
     }
 }
 

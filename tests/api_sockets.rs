@@ -105,6 +105,111 @@ fn a_runs_socket_has_no_control() {
 }
 
 #[test]
+fn what_no_route_knows_is_refused() {
+    let world = World::host();
+    let profile = leasing_host(&world, VALUE, "renewable = true");
+    let broker = serve(&world);
+    let (run, other) = (broker.start_run(&profile), broker.start_run(&profile));
+    let lease = ask(&run.socket, "POST", "/v1/leases", Some(&want())).ok(201);
+    let lease = lease["lease_id"].as_str().unwrap();
+
+    // A key on every route that is served. No handler comes to its work: an id need not exist.
+    let id = "lse_00000000000000000000000000000000";
+    for (method, path, on) in sublet::api::server::routes::all() {
+        let path = path.replace("{run_id}", "r").replace("{lease_id}", id).replace("{exec_id}", id);
+        let sockets = [(on.agent(), &run.socket), (on.control(), &broker.control)];
+        for socket in sockets.into_iter().filter_map(|(serves, socket)| serves.then_some(socket)) {
+            for query in ["x=1", "x", "since=0&x=%20"] {
+                let asked = format!("{path}?{query}");
+                ask(socket, method.as_str(), &asked, None).fails(400, "malformed");
+            }
+        }
+    }
+    assert_eq!(ask(&run.socket, "GET", "/v1/health?", None).ok(200), json!({"status": "ok"}));
+
+    // A body that is no object, with the members in the order that they have here.
+    for (socket, path, body) in [
+        (&run.socket, "/v1/leases", json!(["test.use", "svc.test", null, null, null, null])),
+        (&run.socket, "/v1/leases:batch", json!([[want()], null])),
+        (
+            &run.socket,
+            "/v1/leases:batch",
+            json!({"leases": [["test.use", "svc.test", null, null, null, null]]}),
+        ),
+        (&run.socket, "/v1/execs", json!([[], ["true"], {}, null, null, null, null, null, null])),
+        (&run.socket, "/v1/execs", json!({"command": ["true"], "terminal": [24, 80]})),
+        (&broker.control, "/v1/runs", json!(["a", "b", "default", world.workspace, null])),
+        (&broker.control, &*format!("/v1/leases/{lease}/renew"), json!([null])),
+        (&broker.control, &*format!("/v1/leases/{lease}/revoke"), json!([null])),
+        (&broker.control, "/v1/revocations", json!([null, null, true, null])),
+    ] {
+        ask(socket, "POST", path, Some(&body)).fails(400, "malformed");
+    }
+    assert_eq!(
+        ask(&run.socket, "GET", &format!("/v1/leases/{lease}"), None).ok(200)["state"],
+        "granted"
+    );
+
+    let named = |query: &str| {
+        let listed = ask(&broker.control, "GET", &format!("/v1/runs{query}"), None).ok(200);
+        let runs = listed["runs"].as_array().unwrap().iter();
+        runs.map(|run| run["run_id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(named(""), [run.id.as_str(), other.id.as_str()]);
+    assert_eq!(named(&format!("?run_id={}", other.id)), [other.id.as_str()]);
+    assert!(named("?run_id=nobody").is_empty());
+}
+
+#[test]
+fn a_client_that_has_said_all_is_answered_and_is_noticed_when_it_leaves() {
+    let world = World::host();
+    let profile = leasing_host(&world, VALUE, "");
+    let broker = serve(&world);
+    let run = broker.start_run(&profile);
+    let half = |socket: &Path, path: &str, body: Option<&Value>| {
+        let body = body.map_or_else(String::new, Value::to_string);
+        let method = if body.is_empty() { "GET" } else { "POST" };
+        let mut stream = UnixStream::connect(socket).unwrap();
+        let length = body.len();
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}"
+        )
+        .unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        stream
+    };
+    let answered = |mut stream: UnixStream| {
+        let mut all = String::new();
+        stream.read_to_string(&mut all).unwrap();
+        assert!(all.starts_with("HTTP/1.1 200 OK"), "{all}");
+        all
+    };
+    answered(half(&broker.control, "/v1/health", None));
+    let slow = json!({"command": ["sh", "-c", "sleep 1; echo done"]});
+    assert!(answered(half(&run.socket, "/v1/execs", Some(&slow))).contains("done"));
+
+    // Gone for good, its exec is.
+    let endless = json!({"command": ["sh", "-c", "touch began; sleep 60"]});
+    let leaving = half(&run.socket, "/v1/execs", Some(&endless));
+    let began = Instant::now();
+    while !world.workspace.join("began").exists() {
+        assert!(began.elapsed() < Duration::from_secs(20), "it does not begin");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    drop(leaving);
+    let is_over = || {
+        let execs = ask(&run.socket, "GET", "/v1/execs", None).ok(200);
+        execs["execs"].as_array().unwrap().iter().all(|exec| exec["state"] != "running")
+    };
+    let left = Instant::now();
+    while !is_over() {
+        assert!(left.elapsed() < Duration::from_secs(10), "its exec lives on");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
 fn a_stranger_on_a_runs_socket_is_turned_away() {
     support::needs("curl", "curl");
     let world = World::host();

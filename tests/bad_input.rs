@@ -522,6 +522,32 @@ fn a_report_that_cannot_be_written_is_said_before_anything_runs() {
 }
 
 #[test]
+fn a_bound_on_files_is_an_error_of_ours_and_the_end_of_the_command() {
+    let world = World::host();
+    let profile = world.leasing(VALUE);
+    let under = |blocks: u32, args: &[&str]| {
+        let plain = world.sublet();
+        let mut bounded = std::process::Command::new("sh");
+        world.dress(&mut bounded);
+        bounded.args(["-c", &format!("ulimit -f {blocks}; exec \"$@\""), "sh"]);
+        bounded.arg(plain.get_program()).args(plain.get_args()).args(args);
+        finish(bounded, b"", None)
+    };
+    // RLIMIT_FSIZE in blocks of 512 bytes. Not SIGXFSZ: the trail cannot be written, and that is told.
+    let leased = ["--json", "run", "--profile", &profile, "--lease", "test.use@svc.test", "--"];
+    for blocks in [8, 20] {
+        let outcome = under(blocks, &[&leased[..], &["touch", "ran"]].concat()).exits(125);
+        assert!(outcome.err().contains("\"audit_unavailable\""), "{outcome}");
+        did_not_run(&world);
+    }
+    under(1 << 16, &[&leased[..], &["touch", "ran"]].concat()).ok();
+    assert!(world.workspace.join("ran").exists());
+    // The command has the signal's default action, whatever we do with it.
+    let writes = ["run", "--", "sh", "-c", "head -c 64M /dev/zero > large; echo $?"];
+    under(1 << 16, &writes).ok().prints(&format!("{}\n", 128 + libc::SIGXFSZ));
+}
+
+#[test]
 fn the_report_of_a_failure_says_that_it_is_one() {
     // Exit status 125 may be the command's own: the report removes the ambiguity.
     let world = World::host();

@@ -411,6 +411,8 @@ fn what_is_not_used_expires_and_no_sweeper_is_needed_for_it() {
         assert!(late >= 0, "told before its time");
         lates.push(late);
         assert_eq!(state(&run, &id), "expired");
+        // After the sweeper it is told as before it.
+        denied(&exec(&run, &[&id], &["touch", "ran"]), "lease_expired");
     }
     assert!(before_the_sweeper > 0, "the sweeper was always first");
     lates.sort();

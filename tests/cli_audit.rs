@@ -52,13 +52,31 @@ fn filters_take_what_fits() {
 }
 
 #[test]
-fn a_trail_that_is_not_there_is_empty_and_is_not_made() {
+fn a_trail_that_is_not_there_is_told_and_is_not_made() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("state");
+    let lease = "lse_00000000000000000000000000000000";
+    let actions = [&["list"][..], &["verify"], &["tail"], &["export"], &["show", lease]];
+    // No directory, and one in which nothing is.
+    for _ in 0..2 {
+        for action in actions {
+            let output = audit(&state, &[action, &["--json"]].concat());
+            assert_eq!(output.status.code(), Some(2), "{action:?}: {}", stderr(&output));
+            assert_eq!(json(&stderr(&output))["error"]["reason"], "state_not_found", "{action:?}");
+            assert_eq!(stdout(&output), "", "{action:?}");
+        }
+        assert!(!state.join("db").exists());
+        std::fs::create_dir_all(&state).unwrap();
+    }
+    // What is known of it shows that it was removed.
+    let head = format!("1:{}", "0".repeat(64));
+    let cut = audit(&state, &["verify", "--head", &head]);
+    assert_eq!(cut.status.code(), Some(1), "{}", stderr(&cut));
+
+    drop(sublet::store::Store::open(&state).unwrap());
     assert_eq!(audit(&state, &["list"]).status.code(), Some(0));
-    assert_eq!(audit(&state, &["verify"]).status.code(), Some(0));
-    assert!(!state.exists());
-    let unknown = audit(&state, &["show", "lse_00000000000000000000000000000000"]);
+    assert!(stdout(&audit(&state, &["verify"])).contains("whole: 0 events"));
+    let unknown = audit(&state, &["show", lease]);
     assert_eq!(unknown.status.code(), Some(1));
     assert!(stderr(&unknown).contains("lease.granted"), "{}", stderr(&unknown));
     assert_eq!(audit(&state, &["show", "lse_x"]).status.code(), Some(2));

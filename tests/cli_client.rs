@@ -42,6 +42,16 @@ fn runs_start_are_listed_and_end() {
     assert_eq!(ended["state"], "ended");
     assert!(!run.socket.exists());
     run.exec(&["--", "true"]).exits(125);
+    let again = ["--agent", "bot", "--principal", "alice", "--run", &run.id, "--workspace"];
+    let again = [&["--json", "runs", "start"], &again[..], &[world.workspace.to_str().unwrap()]];
+    let again = error_of(&broker.call(&again.concat()).exits(2).stderr);
+    assert_eq!(again["reason"], "conflict", "{again}");
+    assert!(again["message"].as_str().unwrap().contains("ended"), "{again}");
+    assert!(again["hint"].as_str().unwrap().contains("used once"), "{again}");
+    let nope = ["--agent", "bot", "--principal", "alice", "--profile", "nope", "--workspace"];
+    let nope = [&["--json", "runs", "start"], &nope[..], &[world.workspace.to_str().unwrap()]];
+    let nope = error_of(&broker.call(&nope.concat()).exits(2).stderr);
+    assert!(nope["message"].as_str().unwrap().contains("git-push, leasing, strict"), "{nope}");
     let unknown = broker.call(&["--json", "runs", "end", "nobody-1"]).exits(2);
     assert_eq!(error_of(&unknown.stderr)["reason"], "not_found");
 }
@@ -166,7 +176,16 @@ fn what_is_revoked_ends() {
         let revoked = broker.call(&[&["--json", "lease", "revoke"], which].concat()).ok();
         let ids: Vec<Value> = revoked.json_lines().iter().map(|l| l["lease_id"].clone()).collect();
         assert_eq!(ids, [lease.as_str()], "{which:?}: {revoked}");
+        broker.call(&[&["lease", "revoke"], which].concat()).ok().says("leases revoked: 0");
     }
+    for which in [["--run", "mistyped"], ["--principal", "mistyped"]] {
+        let args = [&["lease", "revoke"][..], &which].concat();
+        assert_eq!(String::from_utf8_lossy(&broker.call(&args).ok().stdout), "leases revoked: 0\n");
+        assert!(broker.call(&[&["--json"], &args[..]].concat()).ok().json_lines().is_empty());
+    }
+    let lease = run.lease("");
+    let one = broker.call(&["lease", "revoke", "--run", &run.id]).ok();
+    one.says(&lease).says("leases revoked: 1");
 }
 
 #[test]

@@ -82,6 +82,37 @@ fn a_profile_that_is_not_there_comes_with_those_that_are() {
     let output = sublet().args(["profile", "show", "nonesuch"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("git-push"), "{}", stderr(&output));
+
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("sublet.toml");
+    std::fs::write(&config, "").unwrap();
+    std::fs::create_dir(dir.path().join("profiles")).unwrap();
+    std::fs::write(dir.path().join("profiles/weather.toml"), "extends = \"default\"").unwrap();
+    let output =
+        sublet().args(["profile", "show", "nope", "--config"]).arg(&config).output().unwrap();
+    assert!(stderr(&output).contains("strict, weather"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_sites_default_begins_with_the_built_in_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("sublet.toml");
+    std::fs::write(&config, "").unwrap();
+    std::fs::create_dir(dir.path().join("profiles")).unwrap();
+    let ours = "extends = \"default\"\n[limits]\nmemory = \"321M\"\n";
+    std::fs::write(dir.path().join("profiles/default.toml"), ours).unwrap();
+    // By its name, and below a built-in one that extends it.
+    for name in ["default", "git-push"] {
+        let output = sublet()
+            .args(["profile", "show", name, "--json", "--config"])
+            .arg(&config)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let shown = json(&stdout(&output));
+        assert_eq!(shown["limits"]["memory"], "321M", "{name}: {shown}");
+        assert_ne!(shown["filesystem"]["read_only"], serde_json::json!([]), "{name}: {shown}");
+    }
 }
 
 #[test]

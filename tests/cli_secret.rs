@@ -50,7 +50,7 @@ fn a_value_is_set_rotated_listed_and_removed_and_never_shown() {
     let listed = json(&ok(&["list", "--json"], b""));
     assert_eq!((&listed["name"], &listed["version"]), (&"bot".into(), &2.into()));
     ok(&["rm", "bot"], b"");
-    assert!(ok(&["list"], b"").contains("no secret is kept"));
+    assert!(ok(&["list"], b"").contains(&format!("no secret is kept in {}", state.display())));
     assert!(!said.contains("hunter2"), "{said}");
 
     let events = trail(&state);
@@ -58,6 +58,35 @@ fn a_value_is_set_rotated_listed_and_removed_and_never_shown() {
     assert_eq!(types, ["secret.set", "secret.rotated", "secret.removed"]);
     assert!(events.iter().all(|event| event["detail"]["secret"] == "bot"));
     assert!(events.iter().all(|event| event["principal"].is_string()));
+}
+
+#[test]
+fn a_value_that_is_typed_as_an_argument_is_not_said_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    for action in ["set", "rotate"] {
+        for more in [
+            &["hunter2hunter2"][..],
+            &["hunter2hunter2", "--json"],
+            &["--json", "--", "-hunter2"],
+            &["--hunter2"],
+            &["--trim=hunter2"],
+            &["-----hunter2 KEY-----"],
+        ] {
+            let output = secret(&state, &[&[action, "foo"], more].concat(), b"piped");
+            let said = stderr(&output);
+            assert_eq!(output.status.code(), Some(2), "{more:?}: {said}");
+            assert!(!(stdout(&output) + &said).contains("hunter2"), "{more:?}: {said}");
+            assert!(said.contains("pipe the value in"), "{more:?}: {said}");
+            if more.contains(&"--json") {
+                assert_eq!(json(&said)["error"]["reason"], "bad_usage");
+            }
+        }
+    }
+    assert!(!state.exists());
+    // What is no value is named as elsewhere.
+    let other = sublet().args(["secret", "list", "surplus"]).output().unwrap();
+    assert!(stderr(&other).contains("surplus"), "{}", stderr(&other));
 }
 
 #[test]

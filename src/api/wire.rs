@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::api::object;
 use crate::model::exec::ExecState;
 use crate::model::id::{ExecId, LeaseId, RunId};
 use crate::model::lease::LeaseState;
@@ -52,6 +53,7 @@ impl LeaseBody {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BatchBody {
+    #[serde(deserialize_with = "object::list")]
     pub leases: Vec<LeaseBody>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
@@ -68,7 +70,7 @@ pub struct ExecBody {
     pub environment: BTreeMap<VariableName, String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Span>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "object::maybe")]
     pub terminal: Option<TerminalBody>,
     /// Narrows the profile's network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -344,6 +346,10 @@ mod tests {
         check::<LeaseBody>(r#"{"capability":"a.b","audience":"c.d","run_id":"x"}"#, false);
         check::<LeaseBody>(r#"{"capability":"a.b"}"#, false);
         check::<ExecBody>(r#"{"command":["true"],"terminal":{"rows":24,"columns":80}}"#, true);
+        check::<ExecBody>(r#"{"command":["true"],"terminal":[24,80]}"#, false);
+        check::<ExecBody>(r#"{"command":["true"],"terminal":null}"#, true);
+        check::<BatchBody>(r#"{"leases":[{"capability":"a.b","audience":"c.d"}]}"#, true);
+        check::<BatchBody>(r#"{"leases":[["a.b","c.d",null,null,null,null]]}"#, false);
         check::<ExecBody>(r#"{"command":["true"],"network":"none"}"#, true);
         check::<ExecBody>(r#"{"command":["true"],"network":"host"}"#, false);
         check::<ExecBody>(r#"{"command":["true"],"lease_ids":["x"]}"#, false);

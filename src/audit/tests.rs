@@ -126,7 +126,12 @@ fn the_end_is_held_against_the_heads_that_are_known() {
     check(cut, Some(kept(10, 8, BOOT)), None, truncated(8, 10, launcher));
     check(&whole[..5], Some(kept(10, 8, "other")), None, truncated(5, 8, launcher));
     check(cut, None, Some(head_of(&whole, 9)), truncated(8, 9, HeadOf::Caller));
-    check(&[], Some(kept(10, 8, BOOT)), None, truncated(0, 8, launcher));
+    // As far as is sure, whichever of the heads says it.
+    check(&[], Some(kept(10, 8, BOOT)), None, truncated(0, 10, launcher));
+    check(&whole[..4], Some(kept(10, 6, BOOT)), None, truncated(4, 10, launcher));
+    check(&whole[..4], Some(kept(10, 6, "other")), None, truncated(4, 6, launcher));
+    let given = Some(head_of(&whole, 9));
+    check(&whole[..4], Some(kept(10, 6, "other")), given, truncated(4, 9, HeadOf::Caller));
 
     // A whole new trail, in itself without a fault.
     let other: Vec<_> = sealed((0..12).map(|_| draft(EventType::RunEnded)).collect())

@@ -304,7 +304,8 @@ impl<'k> Walk<'k> {
                     continue;
                 }
                 What::Hash { of, .. } => {
-                    Some(Finding::Truncated { last: end, kept: *seq, of: *of })
+                    let (kept, of) = self.furthest().unwrap_or((*seq, *of));
+                    Some(Finding::Truncated { last: end, kept, of })
                 }
             };
             self.report.lost_with_power = 0;
@@ -313,6 +314,19 @@ impl<'k> Walk<'k> {
         let from = self.report.from;
         self.report.finding = self.out_of_reach.map(|seq| Finding::OutOfReach { seq, from });
         self.report
+    }
+}
+
+impl Walk<'_> {
+    /// The last event that must have been there, and whose head shows it.
+    fn furthest(&self) -> Option<(u64, HeadOf)> {
+        let ahead = self.known.marks.get(self.passed..)?.iter();
+        let sure = ahead.filter_map(|Mark { seq, what }| match what {
+            What::Hash { of, may_be_lost: false, .. } => Some((*seq, *of)),
+            What::Hash { .. } | What::Forged(_) => None,
+        });
+        // Of several that are as far, the first.
+        sure.reduce(|best, next| if next.0 > best.0 { next } else { best })
     }
 }
 

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use crate::audit::key::SigningKeyError;
 use crate::envelope::InvalidText;
 use crate::host::HostError;
+use crate::model::id::RunId;
 use crate::model::verdict::DenyReason;
 use crate::run::RunError;
 use crate::store::StoreError;
@@ -18,6 +19,8 @@ pub enum BrokerError {
     NotFound { what: String },
     #[error("{message}")]
     Conflict { message: String },
+    #[error("there is a run {run_id} already{}", if *.has_ended { ", which has ended" } else { "" })]
+    RunExists { run_id: RunId, has_ended: bool },
     #[error("{message}")]
     Malformed { message: String },
     #[error("the broker is shutting down and grants nothing any more")]
@@ -65,7 +68,7 @@ impl BrokerError {
     pub fn reason(&self) -> &'static str {
         match self {
             BrokerError::NotFound { .. } => "not_found",
-            BrokerError::Conflict { .. } => "conflict",
+            BrokerError::Conflict { .. } | BrokerError::RunExists { .. } => "conflict",
             BrokerError::Malformed { .. } => "malformed",
             BrokerError::Draining => "draining",
             BrokerError::TooManyExecs { .. } => "too_many_execs",
@@ -114,6 +117,10 @@ impl BrokerError {
             }
             BrokerError::Projection { .. } => {
                 "only `sublet hook createRuntime` makes that directory, when a container begins"
+                    .to_owned()
+            }
+            BrokerError::RunExists { .. } => {
+                "an id is used once, and stays taken when its run has ended: choose another, or none for a new one"
                     .to_owned()
             }
             BrokerError::Envelope(_) => {

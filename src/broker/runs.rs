@@ -67,17 +67,15 @@ impl Broker {
             started_at: now.wall,
         };
         let who = self.who(&run, &now);
-        let is_new = self.transaction(Durability::Durable, |tx| {
-            let is_new = tx.run(&run.run_id)?.is_none();
-            if is_new {
+        let before = self.transaction(Durability::Durable, |tx| {
+            let before = tx.run(&run.run_id)?;
+            if before.is_none() {
                 entries::start_run(tx, who)?;
             }
-            Ok(is_new)
+            Ok(before)
         })?;
-        if !is_new {
-            return Err(BrokerError::Conflict {
-                message: format!("there is a run {} already", run.run_id),
-            });
+        if let Some(Run { run_id, state, .. }) = before {
+            return Err(BrokerError::RunExists { run_id, has_ended: state == RunState::Ended });
         }
         if let Err(e) = self.admit(run.clone(), Some(ask.uid)) {
             // Nobody could ever speak for it.

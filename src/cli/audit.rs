@@ -152,8 +152,8 @@ impl Since {
 pub fn execute(globals: &Globals, args: &AuditArgs) -> Answer {
     let state = || load::host_of_state(globals);
     match &args.action {
-        Action::List(args) => list(globals, reader(&state()?)?.as_ref(), args),
-        Action::Show(args) => show(globals, reader(&state()?)?.as_ref(), &args.lease),
+        Action::List(args) => list(globals, &recorded(&state()?)?, args),
+        Action::Show(args) => show(globals, &recorded(&state()?)?, &args.lease),
         Action::Tail(args) => tail::execute(globals, &state()?, args),
         Action::Checkpoint(args) => checkpoint::execute(globals, &state()?, args),
         Action::Key(args) => checkpoint::key(globals, &state()?, args),
@@ -162,6 +162,11 @@ pub fn execute(globals: &Globals, args: &AuditArgs) -> Answer {
         Action::Rotate(args) => rotate::execute(globals, args),
         Action::Export(args) => export::execute(globals, args),
     }
+}
+
+/// The trail. That there is none is no trail without events: the state may be another's than was meant.
+fn recorded(host: &Host) -> Result<Reader, Failure> {
+    Reader::open(&host.state_dir).map_err(|e| Failure::from(&e))
 }
 
 /// The trail, if there is one.
@@ -195,7 +200,7 @@ pub(super) fn hostname() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-fn list(globals: &Globals, reader: Option<&Reader>, args: &ListArgs) -> Answer {
+fn list(globals: &Globals, reader: &Reader, args: &ListArgs) -> Answer {
     let filter = Filter {
         run: args.run.clone(),
         lease: args.lease.clone(),
@@ -204,7 +209,6 @@ fn list(globals: &Globals, reader: Option<&Reader>, args: &ListArgs) -> Answer {
         since: args.since.map(Since::time),
     };
     let mut output = Output::new(globals.json);
-    let Some(reader) = reader else { return Ok(YES) };
     // The store's own error cannot carry a failure to write, so what is read and what was told are apart.
     let told = reader
         .read(|view| {
@@ -236,13 +240,10 @@ fn list(globals: &Globals, reader: Option<&Reader>, args: &ListArgs) -> Answer {
     Ok(YES)
 }
 
-fn show(globals: &Globals, reader: Option<&Reader>, lease: &LeaseId) -> Answer {
-    let life = match reader {
-        None => Vec::new(),
-        Some(reader) => reader
-            .read(|view| Ok(audit::show(|| view.events(), lease).map_err(|e| unreadable(&e))))
-            .map_err(|e| Failure::from(&e))??,
-    };
+fn show(globals: &Globals, reader: &Reader, lease: &LeaseId) -> Answer {
+    let life = reader
+        .read(|view| Ok(audit::show(|| view.events(), lease).map_err(|e| unreadable(&e))))
+        .map_err(|e| Failure::from(&e))??;
     if life.is_empty() {
         return Err(Failure::new(
             "audit",

@@ -85,7 +85,8 @@ Examples:
   sublet lease revoke --all
 
 Exit status:
-  0    revoked: what was delivered is wiped; those that were open are printed
+  0    revoked: what was delivered is wiped; those that were open are printed, and without a lease's ID
+       how many they were, be it none
   1    there is no such lease
   2    no broker answers";
 
@@ -218,8 +219,11 @@ pub fn execute(globals: &Globals, args: &LeaseArgs) -> Answer {
         }
         Action::Revoke(args) => {
             let client = socket::of_the_host(globals, args.socket.as_deref())?;
-            for lease in &revoke(&client, args)? {
-                tell(&mut output, lease)?;
+            let revoked = revoke(&client, args)?;
+            revoked.iter().try_for_each(|lease| tell(&mut output, lease))?;
+            // A run or principal that was mistyped has none. In JSON the lines are counted.
+            if args.lease.is_none() && !output.json {
+                output.line(format_args!("leases revoked: {}", revoked.len()))?;
             }
         }
     }

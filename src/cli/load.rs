@@ -156,7 +156,13 @@ impl From<&StoreError> for Failure {
         };
         // The store's messages say what to do in the same breath.
         let text = error.to_string();
-        let (message, hint) = text.split_once("; ").unwrap_or((&text, ""));
+        let without = match error {
+            StoreError::NotFound { .. } => {
+                "look at --state-dir and at [state] dir of the configuration: the first run makes it"
+            }
+            _ => "",
+        };
+        let (message, hint) = text.split_once("; ").unwrap_or((&text, without));
         Failure::new("state", reason, message).because_of_source(error).hint(hint)
     }
 }

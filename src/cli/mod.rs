@@ -255,6 +255,17 @@ fn usage(error: &clap::Error, args: &[OsString]) -> u8 {
             Err(e) => Failure::stdout(&e).report(false),
         };
     }
+    if takes_a_value(args) && names_what_was_typed(error) {
+        // Not a word of it: it may be the value.
+        let json = args.iter().any(|a| *a == "--json");
+        return Failure::new("usage", "bad_usage", "a value is not taken from the command line")
+            .why("there is an argument behind the secret's name, or a flag that is none of this command")
+            .hint(
+                "pipe the value in, or let yourself be asked for it: printf %s \"$TOKEN\" | sublet secret set \
+                 NAME. One that was typed here is in the shell's history by now",
+            )
+            .report(json);
+    }
     let beside = names_a_command_to_run(args);
     let status = if beside.is_some() { NOT_RUN } else { TROUBLE };
     let ours: Vec<&OsString> = args.iter().take_while(|a| *a != "--").collect();
@@ -282,6 +293,18 @@ fn usage(error: &clap::Error, args: &[OsString]) -> u8 {
         drop(writeln!(std::io::stderr(), "{hint}"));
     }
     status
+}
+
+/// Whether clap's text holds an argument that it has no place for.
+fn names_what_was_typed(error: &clap::Error) -> bool {
+    use clap::error::ErrorKind::{InvalidSubcommand, TooManyValues, UnknownArgument};
+    matches!(error.kind(), UnknownArgument | TooManyValues | InvalidSubcommand)
+}
+
+/// `secret set` and `secret rotate`, where one may think that the value is typed.
+fn takes_a_value(args: &[OsString]) -> bool {
+    let mut words = args.iter().skip_while(|word| *word != "secret").skip(1);
+    first_word(args) == Some("secret") && words.any(|word| word == "set" || word == "rotate")
 }
 
 fn names_a_command_to_run(args: &[OsString]) -> Option<&'static str> {

@@ -265,7 +265,11 @@ fn list(globals: &Globals, host: &Host) -> Answer {
         ]);
     }
     if !globals.json && rows.is_empty() {
-        output.line("no secret is kept; keep one with: sublet secret set NAME")?;
+        // Where, so that a state that was not meant shows.
+        let state = host.state_dir.display();
+        output.line(format_args!(
+            "no secret is kept in {state}; keep one with: sublet secret set NAME"
+        ))?;
     } else if !globals.json {
         output.table(&["NAME", "VERSION", "SET", "CONFIGURED"], &rows)?;
     }

@@ -108,15 +108,23 @@ impl Lease {
     pub fn consume(&mut self, now: &Moment) -> Result<(), UseError> {
         let record = &mut self.record;
         let lease_id = || record.lease_id.clone();
+        let is_of_this_boot = record.boot_id == now.boot_id;
+        let has_expired = || {
+            let late = now.boot.saturating_sub(record.expires_boot);
+            Err(UseError::Expired { lease_id: lease_id(), late })
+        };
+        // The same words whether or not the sweeper was here before.
+        if record.state == LeaseState::Expired && is_of_this_boot {
+            return has_expired();
+        }
         if !record.state.is_open() {
             return Err(UseError::WrongState { lease_id: lease_id(), state: record.state });
         }
-        if record.boot_id != now.boot_id {
+        if !is_of_this_boot {
             return Err(UseError::OtherBoot { lease_id: lease_id() });
         }
         if is_expired(record, now) {
-            let late = now.boot.saturating_sub(record.expires_boot);
-            return Err(UseError::Expired { lease_id: lease_id(), late });
+            return has_expired();
         }
         let Some(left) = record.uses_left.checked_sub(1) else {
             return Err(UseError::Exhausted { lease_id: lease_id(), uses: record.uses });

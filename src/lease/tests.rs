@@ -70,6 +70,11 @@ fn expiry_is_boottime_whatever_the_wall_clock_says() {
         let mut lease = granted(",ttl=60s");
         let now = at(boot, wall);
         assert_eq!(is_expired(lease.record(), &now), !usable);
+        // Whether or not the sweeper was there before.
+        let mut swept = lease.clone();
+        if swept.expire(&now).is_ok() {
+            assert_eq!(swept.consume(&now), lease.consume(&now));
+        }
         match lease.consume(&now) {
             Ok(()) => assert!(usable),
             Err(UseError::Expired { late, .. }) => {

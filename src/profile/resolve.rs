@@ -11,6 +11,7 @@ use toml::Spanned;
 use crate::config::place::Located;
 use crate::model::moment::Size;
 use crate::model::name::VariableName;
+use crate::profile::builtin;
 use crate::profile::capability::Capability;
 use crate::profile::kinds::{
     Enforcement, Environment, Filesystem, Landlock, Limits, Network, NetworkMode, Profile, Seccomp,
@@ -47,7 +48,8 @@ pub enum ProfileError {
 }
 
 /// Parses `text`, loads what it extends, and merges: tables key by key; scalars and lists replace; a
-/// capability of the same name replaces. `name` is how messages and denials call the profile.
+/// capability of the same name replaces. One that extends its own name extends the built-in one, which `load`
+/// is not asked for. `name` is how messages and denials call the profile.
 ///
 /// # Errors
 /// Whatever is wrong in any of the texts, with file, line and column; a cycle or more than
@@ -66,7 +68,10 @@ pub fn resolve(
             let names: Vec<_> = layers.iter().map(|l| l.origin.as_str()).collect();
             format!("{} → {parent}", names.join(" → "))
         };
-        if layers.iter().any(|l| l.origin == parent) {
+        let before = layers.iter().filter(|l| l.origin == parent).count();
+        // A profile that takes a built-in one's place may begin with it, wherever in the chain it stands.
+        let own = if before == 1 && layer.origin == parent { builtin(&parent) } else { None };
+        if before > 0 && own.is_none() {
             let at =
                 layer.error(extends.span(), format!("`extends` goes in a circle: {}", chain()));
             return Err(ProfileError::Chain { at });
@@ -75,7 +80,8 @@ pub fn resolve(
             let message = format!("`extends` goes deeper than {MAX_DEPTH} profiles: {}", chain());
             return Err(ProfileError::Chain { at: layer.error(extends.span(), message) });
         }
-        let text = load(&parent).map_err(|source| ProfileError::Extends {
+        let text = own.map_or_else(|| load(&parent), |text| Ok(text.to_owned()));
+        let text = text.map_err(|source| ProfileError::Extends {
             at: layer.error(extends.span(), "the extended profile could not be loaded"),
             name: parent.clone(),
             source,

@@ -125,12 +125,44 @@ fn a_capability_of_the_same_name_replaces_whole() {
 }
 
 #[test]
+fn what_takes_a_built_in_ones_place_may_begin_with_it() {
+    for name in builtin_names() {
+        let ours = "extends = \"NAME\"\ndescription = \"ours\"".replace("NAME", name);
+        // By its own name, and as what another extends.
+        let site = |wanted: &str| match wanted == name {
+            true => Ok(ours.clone()),
+            false => load_builtin(wanted),
+        };
+        let plain = resolve(name, builtin(name).unwrap(), &mut load_builtin).unwrap();
+        let own = resolve(name, &ours, &mut |wanted| site(wanted));
+        let above = resolve("top", &format!("extends = \"{name}\""), &mut |wanted| site(wanted));
+        for found in [own, above] {
+            let found = found.unwrap_or_else(|e| panic!("{e}"));
+            assert_eq!(found.description.as_deref(), Some("ours"));
+            assert_eq!(
+                (found.filesystem, found.limits),
+                (plain.filesystem.clone(), plain.limits.clone())
+            );
+        }
+    }
+}
+
+#[test]
 fn circles_and_depth_are_named() {
     let e =
         among(&[("top", "extends = \"a\""), ("a", "extends = \"b\""), ("b", "extends = \"a\"")]);
     let e = e.unwrap_err().to_string();
     assert!(e.starts_with("b:1:11:") && e.contains("top → a → b → a"), "{e}");
     assert!(among(&[("top", "extends = \"top\"")]).is_err());
+    // Their own names lead to the built-in ones, and no further.
+    let e = among(&[("top", "extends = \"build\""), ("build", "extends = \"top\"")]);
+    assert!(e.unwrap_err().to_string().contains("top → build → top"));
+    let e = among(&[
+        ("top", "extends = \"git-push\""),
+        ("git-push", "extends = \"git-push\""),
+        ("default", "extends = \"git-push\""),
+    ]);
+    assert!(e.unwrap_err().to_string().contains("git-push → git-push → default → git-push"));
 
     let chain = |n: usize| {
         resolve("0", "extends = \"1\"", &mut |name| {

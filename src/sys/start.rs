@@ -28,7 +28,7 @@ pub use program_of as program;
 /// Runs a program, as the first thing of its process.
 pub fn begin(main: fn() -> u8) -> i32 {
     open_closed_streams();
-    ignore_sigpipe();
+    ignore_signals_of_writes();
     let status = catch_unwind(main).map_or(PANICKED, i32::from);
     // Writes out what std holds back.
     std::process::exit(status)
@@ -50,8 +50,11 @@ fn open_closed_streams() {
     }
 }
 
-/// As std does: a write to a closed pipe is an error, not the end.
-fn ignore_sigpipe() {
-    // SAFETY: signal with SIG_IGN installs no function that could run. It fails for no signal that exists.
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+/// A write to a closed pipe is an error, as std has it, and so is one past RLIMIT_FSIZE: neither is the end. What is
+/// started gets the default actions again (`process::reset_signals`). setrlimit(2).
+fn ignore_signals_of_writes() {
+    for signal in [libc::SIGPIPE, libc::SIGXFSZ] {
+        // SAFETY: signal with SIG_IGN installs no function that could run. It fails for no signal that exists.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
 }

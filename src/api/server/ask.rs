@@ -17,12 +17,14 @@ use axum::extract::{FromRequest, FromRequestParts, Path};
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Request, Response, StatusCode};
-use serde::Serialize;
+use axum::middleware::Next;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tracing::Span;
 
+use crate::api::object::Object;
 use crate::api::server::bounds::Bounds;
 use crate::api::server::connection::{Asker, told};
 use crate::api::server::refusal::{JSON, Refusal};
@@ -69,7 +71,7 @@ impl Asker {
         T: DeserializeOwned + Send + 'static,
     {
         let is_large = bytes.len() > LARGE;
-        let parse = move || serde_json::from_slice(&bytes);
+        let parse = move || serde_json::from_slice(&bytes).map(|Object(body)| body);
         let parsed = if is_large { within(&self.caller.door.large, parse).await? } else { parse() };
         // serde_json's text ends with line and column.
         parsed.map_err(|e| Refusal::malformed(format!("body: {e}")))
@@ -163,6 +165,20 @@ impl<S: Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
     }
 }
 
+/// Every route but those that take a query of their own.
+pub(super) async fn without_query(
+    _: Query<NoKeys>,
+    request: Request<Body>,
+    next: Next,
+) -> Response<Body> {
+    next.run(request).await
+}
+
+/// A query without a key.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NoKeys {}
+
 /// The innermost: what is around it names axum's own parts.
 fn cause<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
     error.source().map_or(error, cause)
@@ -207,9 +223,11 @@ async fn read(request: Request<Body>) -> Result<(Asker, Vec<u8>), Refusal> {
     if announced.is_some_and(|n: u64| n > bounds.body as u64) {
         return Err(Refusal::too_large("the body", bounds.body));
     }
+    let due = asker.line.body_due();
     let bytes = timeout(bounds.body_time, collected(body, bounds.body))
         .await
         .map_err(|_| Refusal::too_slow("the body"))??;
+    drop(due);
     Ok((asker, bytes))
 }
 

@@ -6,9 +6,11 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::http::Method;
+use axum::middleware::from_fn;
 use axum::routing::{MethodRouter, delete, get, post};
 use tokio::sync::watch;
 
+use crate::api::server::ask::without_query;
 use crate::api::server::refusal::Refusal;
 use crate::api::server::{events, execs, leases, runs, service};
 use crate::broker::Broker;
@@ -44,18 +46,21 @@ type Row = (Method, &'static str, On, MethodRouter<Shared>);
 
 fn table() -> Vec<Row> {
     use On::{Agent, Both, Control};
-    let get_on = |path, on, handler| (Method::GET, path, on, handler);
-    let post_on = |path, on, handler| (Method::POST, path, on, handler);
+    // A key that a path does not know is an error: most know none.
+    let plain = |handler: MethodRouter<Shared>| handler.route_layer(from_fn(without_query));
+    let get_on = |path, on, handler| (Method::GET, path, on, plain(handler));
+    let post_on = |path, on, handler| (Method::POST, path, on, plain(handler));
+    let asked_on = |path, on, handler| (Method::GET, path, on, handler);
     vec![
         get_on("/v1/run", Agent, get(runs::own)),
         post_on("/v1/runs", Control, post(runs::start)),
-        get_on("/v1/runs", Control, get(runs::list)),
+        asked_on("/v1/runs", Control, get(runs::list)),
         get_on("/v1/runs/{run_id}", Control, get(runs::show)),
-        (Method::DELETE, "/v1/runs/{run_id}", Control, delete(runs::end)),
+        (Method::DELETE, "/v1/runs/{run_id}", Control, plain(delete(runs::end))),
         post_on("/v1/runs/{run_id}/identity", Control, post(runs::project)),
         post_on("/v1/leases", Agent, post(leases::request)),
         post_on("/v1/leases:batch", Agent, post(leases::request_batch)),
-        get_on("/v1/leases", Both, get(leases::list)),
+        asked_on("/v1/leases", Both, get(leases::list)),
         get_on("/v1/leases/{lease_id}", Both, get(leases::show)),
         get_on("/v1/leases/{lease_id}/envelope", Both, get(leases::envelope)),
         post_on("/v1/leases/{lease_id}/renew", Control, post(leases::renew)),
@@ -63,10 +68,10 @@ fn table() -> Vec<Row> {
         post_on("/v1/revocations", Control, post(leases::revoke_many)),
         get_on("/v1/revocations/{lease_id}", Both, get(leases::revocation)),
         post_on("/v1/execs", Agent, post(execs::start)),
-        get_on("/v1/execs", Both, get(execs::list)),
+        asked_on("/v1/execs", Both, get(execs::list)),
         get_on("/v1/execs/{exec_id}", Both, get(execs::show)),
         get_on("/v1/guard", Control, get(service::guard)),
-        get_on("/v1/events", Control, get(events::stream)),
+        asked_on("/v1/events", Control, get(events::stream)),
         get_on("/v1/jwks.json", Both, get(service::jwks)),
         get_on("/v1/openapi.json", Both, get(service::openapi)),
         get_on("/v1/health", Both, get(service::health)),

@@ -5,12 +5,13 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Serialize;
 
-use crate::api::server::ask::{Answer, Id, Json};
+use crate::api::server::ask::{Answer, Id, Json, Query};
 use crate::api::server::connection::Asker;
+use crate::api::server::leases::Narrowed;
 use crate::api::server::refusal::Refusal;
 use crate::api::server::routes::Shared;
 use crate::api::wire::RunBody;
-use crate::broker::{ProjectedView, RunAsk, RunView, Scope};
+use crate::broker::{BrokerError, ProjectedView, RunAsk, RunView, Scope};
 use crate::model::id::RunId;
 
 #[derive(Serialize)]
@@ -47,8 +48,24 @@ pub(super) async fn start(
     asker.reply(StatusCode::CREATED, move || app.broker.start_run(ask)).await
 }
 
-pub(super) async fn list(State(app): State<Shared>, asker: Asker) -> Answer {
-    asker.reply(StatusCode::OK, move || app.broker.runs().map(|runs| Runs { runs })).await
+pub(super) async fn list(
+    State(app): State<Shared>,
+    asker: Asker,
+    Query(narrowed): Query<Narrowed>,
+) -> Answer {
+    let scope = narrowed.scope(&asker)?;
+    let work = move || {
+        let runs = match scope {
+            Scope::Host => app.broker.runs()?,
+            Scope::Run(run) => match app.broker.run(&run) {
+                // A list of those that are so called.
+                Err(BrokerError::NotFound { .. }) => Vec::new(),
+                found => vec![found?],
+            },
+        };
+        Ok(Runs { runs })
+    };
+    asker.reply(StatusCode::OK, work).await
 }
 
 pub(super) async fn show(State(app): State<Shared>, asker: Asker, Id(run): Id<RunId>) -> Answer {

@@ -1,14 +1,15 @@
 //! A connection's socket: HTTP speaks on it, until an exec takes it over for its frames.
 #![forbid(unsafe_code)]
 
-use std::io;
+use std::io::{self, ErrorKind::WouldBlock};
 use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{Shutdown, shutdown};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::UnixStream;
 
 /// The runtime watches it for as long as this lives.
@@ -33,6 +34,40 @@ impl Copied {
         let stream = self.0.upgrade().ok_or(io::ErrorKind::NotConnected)?;
         stream.as_fd().try_clone_to_owned().map(Into::into)
     }
+
+    /// In a runtime.
+    pub(super) fn gone(&self) -> io::Result<Gone> {
+        UnixStream::from_std(self.copy()?).map(Gone)
+    }
+}
+
+/// Whether the other side has closed both directions. That it has closed its own the runtime tells for ever
+/// after, and nothing that comes later; so this is a descriptor, and a registration, apart.
+pub(super) struct Gone(UnixStream);
+
+impl Gone {
+    /// Ready when it has, or when that cannot be told.
+    pub(super) fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let is_woken = ready!(self.0.poll_write_ready(cx)).is_ok();
+            if !is_woken || has_hung_up(&self.0) {
+                return Poll::Ready(());
+            }
+            // Until it is woken again: this descriptor is not written to.
+            let waits = self.0.try_io(Interest::WRITABLE, || Err::<(), _>(WouldBlock.into()));
+            if waits.is_err_and(|e| e.kind() != WouldBlock) {
+                return Poll::Ready(());
+            }
+        }
+    }
+}
+
+fn has_hung_up(socket: &UnixStream) -> bool {
+    let mut asked = PollFd::new(socket, PollFlags::empty());
+    // These two are told unasked.
+    let told = PollFlags::HUP | PollFlags::ERR;
+    let polled = poll(std::slice::from_mut(&mut asked), Some(&Timespec::default()));
+    polled.is_err() || asked.revents().intersects(told)
 }
 
 impl AsyncRead for Socket {

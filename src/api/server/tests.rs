@@ -241,9 +241,9 @@ async fn a_long_answer_is_not_taken_for_idleness() {
 async fn bodies_are_bounded() {
     let place = place(small(), simple());
     check(&place.say(post_of("/echo", "{\"a\":1}")).await, 200, "");
-    let fits = format!("\"{}\"", "x".repeat(1_000));
+    let fits = text_of(1_000);
     check(&place.say(post_of("/echo", &fits)).await, 200, "");
-    let large = format!("\"{}\"", "x".repeat(1_100));
+    let large = text_of(1_100);
     check(&place.say(post_of("/echo", &large)).await, 413, "too_large");
     // Announced: not a byte of it is read.
     let announced = "POST /echo HTTP/1.1\r\nContent-Length: 999999999999\r\n\r\n";
@@ -258,16 +258,31 @@ async fn bodies_are_bounded() {
     check(&place.say(slow).await, 408, "too_slow");
     let broken = "POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n";
     check(&place.say(broken).await, 400, "malformed");
-    let deep = format!("{}{}", "[".repeat(500), "]".repeat(500));
+    let lists = |depth| format!("{{\"a\":{}{}}}", "[".repeat(depth), "]".repeat(depth));
+    let deep = lists(500);
     check(&place.say(post_of("/echo", &deep)).await, 400, "malformed");
-    let nested = format!("{}{}", "[".repeat(120), "]".repeat(120));
+    let nested = lists(120);
     check(&place.say(post_of("/echo", &nested)).await, 200, "");
+}
+
+#[tokio::test]
+async fn a_body_is_one_object() {
+    let place = place(small(), simple());
+    check(&place.say(post_of("/echo", " {} ")).await, 200, "");
+    for other in ["[]", "[\"a\"]", "\"a\"", "1", "true", "null", "{}{}", "{} []"] {
+        check(&place.say(post_of("/echo", other)).await, 400, "malformed");
+    }
+}
+
+/// An object that holds a text of this length.
+fn text_of(length: usize) -> String {
+    format!("{{\"a\":\"{}\"}}", "x".repeat(length))
 }
 
 #[tokio::test]
 async fn a_large_body_is_parsed_beside_the_runtime() {
     let place = place(Bounds { body: 1 << 20, ..small() }, simple());
-    let large = format!("\"{}\"", "x".repeat(1 << 19));
+    let large = text_of(1 << 19);
     check(&place.say(post_of("/echo", &large)).await, 200, "");
     check(&place.say(post_of("/echo", &large[1..])).await, 400, "malformed");
 }
@@ -538,9 +553,37 @@ async fn what_a_client_waits_for_ends_with_the_client() {
         std::future::pending().await
     };
     let place = place(small(), Router::new().route("/wait", get(waits)));
-    let mut client = place.connect().await;
-    client.write_all(get_of("/wait").as_bytes()).await.unwrap();
-    assert!(timeout(SOON, ended.recv()).await.is_err(), "it waits");
-    drop(client);
-    assert_eq!(timeout(PATIENCE, ended.recv()).await, Ok(Some(())));
+    for has_said_all in [false, true] {
+        let mut client = place.connect().await;
+        client.write_all(get_of("/wait").as_bytes()).await.unwrap();
+        if has_said_all {
+            client.shutdown().await.unwrap();
+        }
+        assert!(timeout(SOON, ended.recv()).await.is_err(), "it waits");
+        drop(client);
+        assert_eq!(timeout(PATIENCE, ended.recv()).await, Ok(Some(())));
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_has_said_all_is_answered() {
+    let place = place(Bounds { body_time: PATIENCE, ..small() }, simple());
+    let half = async |bytes: &str| {
+        let mut stream = place.connect().await;
+        stream.write_all(bytes.as_bytes()).await.unwrap();
+        stream.shutdown().await.unwrap();
+        rest(stream).await
+    };
+    // One whose connection would be kept, and one that takes a while.
+    check(&half("GET /ok HTTP/1.1\r\n\r\n").await, 200, "");
+    check(&half(&get_of("/slow")).await, 200, "");
+    check(&half(&post_of("/echo", "{}")).await, 200, "");
+    let two = half("GET /slow HTTP/1.1\r\n\r\nGET /ok HTTP/1.1\r\n\r\n").await;
+    assert_eq!(two.matches("HTTP/1.1 200 OK").count(), 2, "{two}");
+    // Its body will not come any more: nothing waits for it.
+    let start = Instant::now();
+    let cut = half("POST /echo HTTP/1.1\r\nContent-Length: 7\r\n\r\n{").await;
+    assert!(start.elapsed() < PATIENCE / 2, "{:?} {cut}", start.elapsed());
+    // What is no whole request has no answer.
+    assert_eq!(half("GET /ok HTTP").await, "");
 }

@@ -50,15 +50,15 @@ pub(super) fn execute(globals: &Globals, args: &ExportArgs) -> Answer {
         Some((path, Place::Taken(_))) => return Err(fresh::exists(path)),
         None => None,
     };
-    let reader = super::reader(&load::host_of_state(globals)?)?;
+    let reader = super::recorded(&load::host_of_state(globals)?)?;
     let Some((path, fresh)) = fresh else {
         let mut output = Output::new(globals.json);
-        write(reader.as_ref(), args, |line| output.bytes(line.as_bytes()))?;
+        write(&reader, args, |line| output.bytes(line.as_bytes()))?;
         output.finish()?;
         return Ok(YES);
     };
     let (count, _) = fresh.fill(|out| {
-        write(reader.as_ref(), args, |line| {
+        write(&reader, args, |line| {
             out.write_all(line.as_bytes()).map_err(|e| fresh::not_written(path).because(&e))
         })
     })?;
@@ -73,11 +73,10 @@ pub(super) fn execute(globals: &Globals, args: &ExportArgs) -> Answer {
 }
 
 fn write(
-    reader: Option<&Reader>,
+    reader: &Reader,
     args: &ExportArgs,
     mut put: impl FnMut(&str) -> Result<(), Failure>,
 ) -> Result<u64, Failure> {
-    let Some(reader) = reader else { return Ok(0) };
     let before = args.since.unwrap_or(0).saturating_sub(1);
     let written = reader.read(|view| {
         let mut count = 0;

@@ -54,7 +54,11 @@ pub(super) fn execute(globals: &Globals, host: &Host, args: &TailArgs) -> Answer
         true => Some(process::signalfd(&[libc::SIGINT, libc::SIGTERM]).map_err(|e| unwatched(&e))?),
         false => None,
     };
-    let mut trail = open(host)?;
+    let mut trail = match args.follow {
+        // It may be made yet.
+        true => open(host)?,
+        false => Some(followed(super::recorded(host)?)?),
+    };
     let mut last = None;
     if let Some(trail) = &trail {
         last = Some(print(globals, &trail.reader, None, args.lines)?);
@@ -83,10 +87,13 @@ pub(super) fn execute(globals: &Globals, host: &Host, args: &TailArgs) -> Answer
 }
 
 fn open(host: &Host) -> Result<Option<Followed>, Failure> {
-    let Some(reader) = super::reader(host)? else { return Ok(None) };
+    super::reader(host)?.map(followed).transpose()
+}
+
+fn followed(reader: Reader) -> Result<Followed, Failure> {
     let file = reader.file_in_place();
     let version = reader.data_version().map_err(|e| Failure::from(&e))?;
-    Ok(Some(Followed { reader, file, version }))
+    Ok(Followed { reader, file, version })
 }
 
 /// Prints what comes after event `last`, or the last `lines`. Returns the last event's number.

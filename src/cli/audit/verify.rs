@@ -96,6 +96,11 @@ pub(super) fn execute(globals: &Globals, args: &VerifyArgs) -> Answer {
         None => {
             let host = load::host_of_state(globals)?;
             let reader = super::reader(&host)?;
+            let is_known = args.head.is_some() || note.is_some() || !archives.is_empty();
+            if reader.is_none() && !is_known && kept_head(&host)?.is_none() {
+                // Nothing tells that there ever was one.
+                return super::recorded(&host).map(|_| NO);
+            }
             let keys = keys(Some(&host), args)?;
             let known = match archives.is_empty() {
                 true => Known::trail(&keys),
