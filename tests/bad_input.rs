@@ -302,6 +302,8 @@ fn reserved_and_refused_names() {
             // For the loader's variables: a place that holds nothing to load.
             passed.env(name, "/nonexistent");
             finish(passed, b"", None).fails_naming(&[name]);
+            // Where the invoker does not have it as well.
+            world.run(&["--pass-env", name, "--", "touch", "ran"]).fails_naming(&[name]);
             let file = world.path("etc/env-file");
             fs::write(&file, format!("FINE=1\n{pair}\n")).unwrap();
             world

@@ -108,6 +108,21 @@ fn what_a_compromised_broker_orders_is_refused() {
     std::os::unix::fs::symlink(&outside, roots.join("link")).unwrap();
     check(&builtin, &roots.join("link"), Some("symbolic link"));
 
+    // Variables that change whom a program is, or what it loads.
+    let setting = |name: &str, value: &str| {
+        let session = door.open().unwrap();
+        let mut prepare = order(&builtin, &inside);
+        prepare.environment.push((name.parse().unwrap(), value.as_bytes().to_vec()));
+        session.order(&Order::Prepare(Box::new(prepare))).unwrap();
+        verdict(&session)
+    };
+    assert_eq!(setting("FREE", "x"), Ok(()));
+    assert_eq!(setting("PATH", "/roots/a"), Ok(()), "passed over");
+    for name in ["LD_PRELOAD", "SUBLET_SOCKET", "AWS_SECRET_ACCESS_KEY", "AZURE_CLIENT_SECRET"] {
+        let said = setting(name, "x").unwrap_err();
+        assert!(said.contains("the broker cannot set") && said.contains(name), "{said}");
+    }
+
     // What belongs to the root session ends any other, and nothing else.
     let session = door.open().unwrap();
     session.order(&Order::KeepHead { head: b"forged".to_vec() }).unwrap();

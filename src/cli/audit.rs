@@ -152,7 +152,10 @@ impl Since {
 pub fn execute(globals: &Globals, args: &AuditArgs) -> Answer {
     let state = || load::host_of_state(globals);
     match &args.action {
-        Action::List(args) => list(globals, &recorded(&state()?)?, args),
+        Action::List(args) => match reader_or_note(&state()?)? {
+            Some(reader) => list(globals, &reader, args),
+            None => Ok(YES),
+        },
         Action::Show(args) => show(globals, &recorded(&state()?)?, &args.lease),
         Action::Tail(args) => tail::execute(globals, &state()?, args),
         Action::Checkpoint(args) => checkpoint::execute(globals, &state()?, args),
@@ -164,9 +167,19 @@ pub fn execute(globals: &Globals, args: &AuditArgs) -> Answer {
     }
 }
 
-/// The trail. That there is none is no trail without events: the state may be another's than was meant.
+/// The trail. That there is none proves nothing: the state may be another's than was meant.
 fn recorded(host: &Host) -> Result<Reader, Failure> {
     Reader::open(&host.state_dir).map_err(|e| Failure::from(&e))
+}
+
+/// The trail, if there is one; to look at one before anything was recorded is no failure.
+fn reader_or_note(host: &Host) -> Result<Option<Reader>, Failure> {
+    let reader = reader(host)?;
+    if reader.is_none() {
+        let message = format!("nothing is recorded in {}", host.state_dir.display());
+        Failure::new("audit", "state_not_found", message).note();
+    }
+    Ok(reader)
 }
 
 /// The trail, if there is one.

@@ -23,7 +23,9 @@ use crate::model::id::RunId;
 use crate::model::moment::Span;
 use crate::model::name::{IdentityName, VariableName};
 use crate::model::user::ContainerUser;
-use crate::policy::environment::{AssignmentPlace, EnvironmentError, Given, Origin, parse_file};
+use crate::policy::environment::{
+    AssignmentPlace, EnvironmentError, Given, Origin, check_class, parse_file,
+};
 use crate::policy::request::InvalidLeaseFlag;
 use crate::policy::{LeaseFlag, Reason};
 use crate::profile;
@@ -177,8 +179,15 @@ impl RunArgs {
             }
         }
         for name in &self.pass_env {
-            if let Some(value) = invoker(name) {
-                given.push(Given { name: name.clone(), value, origin: Origin::Passed });
+            match invoker(name) {
+                Some(value) => {
+                    given.push(Given { name: name.clone(), value, origin: Origin::Passed });
+                }
+                // The same error on every host, whether it has the variable or not.
+                None => {
+                    check_class(name, Origin::Passed, false)
+                        .map_err(|e| Failure::from(&RunError::Environment(e)))?;
+                }
             }
         }
         for (text, number) in self.env.iter().zip(1..) {

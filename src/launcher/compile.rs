@@ -23,6 +23,7 @@ use super::wire::{DeliverySpec, ENDPOINT_PORT, Prepare, Refusal, RefusalKind, Sp
 use crate::delivery::{aws_endpoint, git, ssh};
 use crate::host::{Host, trusted};
 use crate::model::name::Channel;
+use crate::profile::names::{self, NameClass};
 use crate::profile::{AWS_ENDPOINT_TOKEN, AWS_ENDPOINT_URI, NetworkMode, Profile, WorkspaceAccess};
 use crate::sandbox::cgroup::CgroupLimits;
 use crate::sandbox::identity::{Mode, ORDINARY_UID};
@@ -378,7 +379,26 @@ fn environment(prepare: &Prepare, sandbox: &Compiled) -> Result<(Vec<i64>, Vec<C
     for (name, value) in &profile.environment.set {
         set(name.as_str(), value.as_bytes());
     }
+    let has_git = prepare.deliveries.iter().any(|delivery| delivery.git.is_some());
     for (name, value) in &prepare.environment {
+        // The broker's policy refuses them too; a broker that does not is not to be believed.
+        let class = names::class(name.as_str());
+        let is_profiles =
+            || profile.environment.set.iter().any(|(n, v)| n == name && v.as_bytes() == value);
+        let refused = match class {
+            NameClass::Free => false,
+            // The launcher has made them itself.
+            NameClass::OfProfile => continue,
+            NameClass::Git => has_git,
+            NameClass::Loader => !is_profiles(),
+            NameClass::Reserved | NameClass::Refused | NameClass::OnlyByLease => true,
+        };
+        if refused && let Some(why) = names::why(class) {
+            return Err(invalid(
+                format!("the broker cannot set `{name}`, which {why}"),
+                "leave it to the profile and the deliveries",
+            ));
+        }
         set(name.as_str(), value);
     }
 

@@ -128,6 +128,31 @@ impl fmt::Display for AssignmentPlace {
     }
 }
 
+/// Whether `origin` may set `name` in any exec, or in one that goes to git.
+///
+/// # Errors
+/// If the name is reserved, refused, the loader's or the profile's.
+pub fn check_class(
+    name: &VariableName,
+    origin: Origin,
+    goes_to_git: bool,
+) -> Result<(), EnvironmentError> {
+    let class = names::class(name.as_str());
+    let refused = match class {
+        NameClass::Free => false,
+        NameClass::Git => goes_to_git,
+        NameClass::Loader => origin != Origin::Profile,
+        NameClass::Reserved
+        | NameClass::Refused
+        | NameClass::OnlyByLease
+        | NameClass::OfProfile => true,
+    };
+    match names::why(class).filter(|_| refused) {
+        Some(why) => Err(EnvironmentError::Class { name: name.clone(), origin, why }),
+        None => Ok(()),
+    }
+}
+
 /// Whether `origin` may set `name` in this exec.
 ///
 /// # Errors
@@ -138,19 +163,7 @@ pub fn check_name(
     origin: Origin,
     context: &Context<'_>,
 ) -> Result<(), EnvironmentError> {
-    let class = names::class(name.as_str());
-    let refused = match class {
-        NameClass::Free => false,
-        NameClass::Git => context.git.is_some(),
-        NameClass::Loader => origin != Origin::Profile,
-        NameClass::Reserved
-        | NameClass::Refused
-        | NameClass::OnlyByLease
-        | NameClass::OfProfile => true,
-    };
-    if refused && let Some(why) = names::why(class) {
-        return Err(EnvironmentError::Class { name: name.clone(), origin, why });
-    }
+    check_class(name, origin, context.git.is_some())?;
     let profile = context.profile;
     if let Some(by) =
         profile.capabilities.iter().find(|c| c.delivered_variables().any(|v| v == *name))

@@ -15,7 +15,7 @@ pub enum StoreError {
     #[error("refused to keep state in {path}: it {fault}; {mend}")]
     Unsafe { path: PathBuf, fault: String, mend: &'static str },
     #[error(
-        "the database {path} is damaged: {found}; restore it from a backup, or move the whole `db` directory away to start anew (what it recorded is then no longer counted)"
+        "the database {path} is damaged: {found}; restore it from a backup, or move the `db` directory and `trail.head` beside it away, both, to start anew (what it recorded is then no longer counted)"
     )]
     Corrupt { path: PathBuf, found: String, source: Option<rusqlite::Error> },
     #[error(

@@ -57,7 +57,7 @@ pub(super) fn execute(globals: &Globals, host: &Host, args: &TailArgs) -> Answer
     let mut trail = match args.follow {
         // It may be made yet.
         true => open(host)?,
-        false => Some(followed(super::recorded(host)?)?),
+        false => super::reader_or_note(host)?.map(followed).transpose()?,
     };
     let mut last = None;
     if let Some(trail) = &trail {
