@@ -65,16 +65,15 @@ fn link_statically() -> Result<(), Box<dyn Error>> {
     ];
     let dir = PathBuf::from(env::var("OUT_DIR")?).join("archives");
     fs::create_dir_all(&dir)?;
+    // GNU's linker looks into an archive once, where it is named: libc's own needs of libgcc come after it.
+    let needed = ["libgcc_eh.a", "libgcc.a"];
     for (name, archive) in archives {
-        let Some(found) = archive_of_compiler(archive) else { return Ok(()) };
-        let text = match name {
-            "libgcc_s.a" => {
-                let Some(rest) = archive_of_compiler("libgcc.a") else { return Ok(()) };
-                format!("GROUP({} {})\n", found.display(), rest.display())
-            }
-            _ => format!("INPUT({})\n", found.display()),
-        };
-        fs::write(dir.join(name), text)?;
+        let mut group = String::new();
+        for part in [&[archive], needed.as_slice()].concat() {
+            let Some(found) = archive_of_compiler(part) else { return Ok(()) };
+            write!(group, " {}", found.display())?;
+        }
+        fs::write(dir.join(name), format!("GROUP({group})\n"))?;
     }
     for argument in [&format!("-L{}", dir.display()), "-static-pie", "-Wl,-z,pack-relative-relocs"]
     {
