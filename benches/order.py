@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from bisect import bisect_right
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -130,7 +131,7 @@ def ptrace(request, pid, data=None):
 
 
 def trace(program, entries, command):
-    """Which processes, by birth, came to which functions, in the order of their first: {address: {process}}."""
+    """Which processes, by birth, came to which functions, and to how many before: {address: {process: rank}}."""
     image = program.read_bytes()
     entry, = struct.unpack_from("<Q", image, 0x18)
     low, high = entries[0], entries[-1] + 1
@@ -144,7 +145,7 @@ def trace(program, entries, command):
     ptrace(SETOPTIONS, first, OPTIONS)
     ptrace(CONT, first)
     base, clean, seeded = None, None, None
-    born, reached = {first: 0}, {}
+    born, ranks, reached = {first: 0}, Counter(), {}
     registers = (ctypes.c_ulonglong * 27)()
     own = os.stat(program)
 
@@ -190,7 +191,9 @@ def trace(program, entries, command):
             ptrace(GETREGS, pid, ctypes.addressof(registers))
             address = registers[RIP] - 1 - base
             if low <= address < high and seeded[address - low] == 0xCC:
-                reached.setdefault(address, set()).add(born[pid])
+                process = born[pid]
+                reached.setdefault(address, {}).setdefault(process, ranks[process])
+                ranks[process] += 1
                 with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
                     memory.seek(base + address)
                     memory.write(clean[address - low:address - low + 1])
@@ -207,18 +210,21 @@ def order(sections, runs):
     starts = [address for address, *_ in sections]
     rows = {}
     for number, run in enumerate(runs):
-        for when, (address, processes) in enumerate(run.items()):
+        for address, ranks in run.items():
             start, size, name, file = sections[bisect_right(starts, address) - 1]
             wanted = pattern(name, file) if address < start + size else None
             if wanted:
-                seen, run_first, at = rows.setdefault(wanted, (set(), number, when))
-                seen |= processes
+                seen = rows.setdefault(wanted, {})
+                for process, rank in ranks.items():
+                    seen[process] = min(seen.get(process, (number, rank)), (number, rank))
 
     def place(row):
-        seen, run_first, when = row[1]
+        wanted, seen = row
         first, last = min(seen), max(seen)
+        # Of one process: what several do at once comes in another order each time.
+        number, rank = seen[first]
         # What only a lease needs stands before all that the first process has of every start.
-        return first, last if run_first == 0 or first > 0 else -1, run_first, when
+        return first, last if number == 0 or first > 0 else -1, number, rank, wanted
 
     ordered = [wanted for wanted, _ in sorted(rows.items(), key=place)]
     found = sum(size for _, size, name, file in sections if pattern(name, file) in rows)
