@@ -212,7 +212,7 @@ def order(sections, runs):
     for number, run in enumerate(runs):
         for address, ranks in run.items():
             start, size, name, file = sections[bisect_right(starts, address) - 1]
-            wanted = pattern(name, file) if address < start + size else None
+            wanted = pattern(name, file) if start <= address < start + size else None
             if wanted:
                 seen = rows.setdefault(wanted, {})
                 for process, rank in ranks.items():
