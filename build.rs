@@ -1,5 +1,5 @@
 //! Compiles `seccomp/*.json` into BPF, so that starting a sandbox neither parses nor compiles, and has the
-//! program linked without shared libraries.
+//! program linked without shared libraries, its functions in the order of `.cargo/hot.ld`.
 //!
 //! Receives the filter files, writes `$OUT_DIR/filters.rs`: one static array a file, and a table of
 //! (name, text, program). A file that does not compile fails the build with its name and the reason.
@@ -19,6 +19,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=seccomp");
     println!("cargo::rerun-if-changed=src/sandbox/seccomp/compile.rs");
     println!("cargo::rerun-if-changed=src/sandbox/seccomp/program.rs");
+    println!("cargo::rerun-if-env-changed=CC");
     let arch = env::var("CARGO_CFG_TARGET_ARCH")?;
     if arch != "x86_64" {
         // The filters carry x86_64 numbers and argument positions; a wrong filter is worse than none.
@@ -30,7 +31,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?).join("filters.rs");
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
     fs::write(out, table(&root.join("seccomp"))?)?;
-    link_statically()
+    link_statically()?;
+    link_in_order(&root)
 }
 
 /// Links the program as a static PIE: the same address-space randomisation, without the dynamic loader, its
@@ -44,7 +46,6 @@ fn main() -> Result<(), Box<dyn Error>> {
 /// builds: a test turns the clock by a preloaded library.
 fn link_statically() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-env-changed=SUBLET_LINK");
-    println!("cargo::rerun-if-env-changed=CC");
     let is_glibc = env::var("CARGO_CFG_TARGET_ENV")? == "gnu";
     let is_asked_otherwise = env::var("SUBLET_LINK").is_ok_and(|how| how == "dynamic");
     // Then rustc does it all by itself.
@@ -65,16 +66,15 @@ fn link_statically() -> Result<(), Box<dyn Error>> {
     ];
     let dir = PathBuf::from(env::var("OUT_DIR")?).join("archives");
     fs::create_dir_all(&dir)?;
+    // GNU's linker looks into an archive once, where it is named: libc's own needs of libgcc come after it.
+    let needed = ["libgcc_eh.a", "libgcc.a"];
     for (name, archive) in archives {
-        let Some(found) = archive_of_compiler(archive) else { return Ok(()) };
-        let text = match name {
-            "libgcc_s.a" => {
-                let Some(rest) = archive_of_compiler("libgcc.a") else { return Ok(()) };
-                format!("GROUP({} {})\n", found.display(), rest.display())
-            }
-            _ => format!("INPUT({})\n", found.display()),
-        };
-        fs::write(dir.join(name), text)?;
+        let mut group = String::new();
+        for part in [&[archive], needed.as_slice()].concat() {
+            let Some(found) = archive_of_compiler(part) else { return Ok(()) };
+            write!(group, " {}", found.display())?;
+        }
+        fs::write(dir.join(name), format!("GROUP({group})\n"))?;
     }
     for argument in [&format!("-L{}", dir.display()), "-static-pie", "-Wl,-z,pack-relative-relocs"]
     {
@@ -83,13 +83,43 @@ fn link_statically() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+/// Puts the functions that each start runs next to each other (`just order`). Only GNU's linker and LLD are
+/// known to insert a section where the rest of their layout stays; with any other the order is the compiler's,
+/// and all is the same but slower.
+fn link_in_order(root: &Path) -> Result<(), Box<dyn Error>> {
+    // The directory: the file may come and go.
+    println!("cargo::rerun-if-changed=.cargo");
+    println!("cargo::rerun-if-env-changed=RUSTC_LINKER");
+    let order = root.join(".cargo/hot.ld");
+    let is_gnu = env::var("CARGO_CFG_TARGET_ENV")? == "gnu";
+    let is_debug = env::var("PROFILE")? == "debug";
+    let flags = env::var("CARGO_ENCODED_RUSTFLAGS").unwrap_or_default();
+    let is_chosen = env::var_os("RUSTC_LINKER").is_some()
+        || ["fuse-ld", "linker="].iter().any(|flag| flags.contains(flag));
+    if is_gnu && !is_debug && !is_chosen && order.is_file() && is_linker_known() {
+        // `-Wl,` would split a path at its commas.
+        println!("cargo::rustc-link-arg-bins=-T{}", order.display());
+    }
+    Ok(())
+}
+
+/// Whether what links where rustc does not bring its own LLD is one of the two.
+fn is_linker_known() -> bool {
+    let Ok(asked) = compiler().args(["-nostdlib", "-Wl,--version"]).output() else { return false };
+    let name = String::from_utf8_lossy(&asked.stdout);
+    name.starts_with("GNU ld") || name.contains("LLD")
+}
+
 /// Where the C compiler, which links, has this archive.
 fn archive_of_compiler(name: &str) -> Option<PathBuf> {
-    let compiler = env::var("CC").unwrap_or_else(|_| "cc".to_owned());
-    let output = Command::new(compiler).arg(format!("-print-file-name={name}")).output().ok()?;
+    let output = compiler().arg(format!("-print-file-name={name}")).output().ok()?;
     let path = PathBuf::from(String::from_utf8(output.stdout).ok()?.trim());
     // It answers with the bare name where it has none.
     (path.is_absolute() && path.exists()).then_some(path)
+}
+
+fn compiler() -> Command {
+    Command::new(env::var("CC").unwrap_or_else(|_| "cc".to_owned()))
 }
 
 fn table(dir: &Path) -> Result<String, Box<dyn Error>> {

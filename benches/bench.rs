@@ -1,8 +1,8 @@
 //! `just bench [SAMPLES]`: how long one sandboxed `/bin/true` takes, side by side in one run.
 //!
 //! The samples are interleaved, one of each in turn, so that whatever else the machine does falls on all
-//! alike; what counts are the ratios. Run as root on an idle machine. Needs `bwrap` and `gcc`; counts
-//! system calls where `strace` is installed.
+//! alike; what counts are the ratios. Run as root on an idle machine. Needs `bwrap` and `gcc`; counts page
+//! faults, and system calls where `strace` is installed.
 //!
 //! The launcher is measured by itself as well, as `sublet serve` uses it: from the order to prepare an exec
 //! under one memfd lease until nothing of it is left, with the sandbox built for it and with one that stood
@@ -19,6 +19,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{UsageWho, getrusage};
 use sublet::delivery::fill;
 use sublet::host::{Places, ProfileRef, Trust};
 use sublet::launcher::client::Launcher;
@@ -114,14 +115,16 @@ fn main() {
     for (stage, micros) in place.stages(profile) {
         println!("  {stage:<12}{micros:>8}");
     }
-    println!("\nsystem calls, all processes (strace -f -c)");
+    // Neither drifts with what else the machine does.
+    println!("\npage faults (getrusage) and system calls (strace -f -c), all processes");
     for (name, command) in
         [("bwrap", bwrap()), ("sublet run", plain()), ("sublet run, leased", leased())]
     {
-        match system_calls(&command, &place) {
-            Some(count) => println!("  {name:<22}{count:>6}"),
-            None => println!("  {name:<22}     - (needs strace: apt-get install strace)"),
-        }
+        let calls = match system_calls(&command, &place) {
+            Some(count) => format!("{count:>6}"),
+            None => "     - (needs strace: apt-get install strace)".to_owned(),
+        };
+        println!("  {name:<22}{:>6}{calls}", page_faults(command));
     }
 }
 
@@ -224,6 +227,14 @@ impl Place {
         medians.sort_by_key(|(_, micros)| std::cmp::Reverse(*micros));
         medians
     }
+}
+
+/// Pages of a command and its children that were mapped when they were touched.
+fn page_faults(command: Command) -> i64 {
+    let so_far = || getrusage(UsageWho::RUSAGE_CHILDREN).unwrap().minor_page_faults();
+    let before = so_far();
+    time(command);
+    so_far() - before
 }
 
 /// Every system call of a command and its children, or `None` without strace.
