@@ -182,11 +182,7 @@ fn perform(
     ledger.tidy();
     mint::look_for_others(ledger, scene);
     let attended = attend::attend(scene, ledger, session, caller, &mut leased, delivered, watch);
-    let mut exited =
-        attended.map_err(|attend::Unattended { error, has_begun }| match has_begun {
-            true => ledger.interrupt(scene, caller, &leased, error),
-            false => ledger.abandon(scene, caller, &leased, error),
-        })?;
+    let mut exited = attended.map_err(|early| ledger.stop(scene, caller, &leased, *early))?;
     exited.note_revoked(|id| caller.is_revoked(id), &leased);
     watch.lap(|t| &mut t.run);
 

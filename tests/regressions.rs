@@ -644,3 +644,30 @@ fn events_of_an_exec_name_its_request_and_its_leases() {
     assert_eq!(&of("exec.scrubbed")[0]["detail"]["request_id"], of_leased);
     assert_eq!(&of("exec.exited")[1]["detail"]["request_id"], of_leased);
 }
+
+/// Its deliveries were filled before it could be tried.
+#[test]
+fn a_leased_exec_that_did_not_start_is_scrubbed_in_the_trail_too() {
+    let bench = Bench::new();
+    bench.store_value();
+    let mut command = bench.run(&["--lease=vault.read@a.internal,channel=file"], "true");
+    let words: Vec<_> = command.get_args().map(|word| word.to_owned()).collect();
+    let program = words.iter().position(|word| word == "/bin/sh").unwrap();
+    command = bench.sublet();
+    let own = command.get_args().count();
+    command.args(&words[own..program]).arg("/no/such/command").stdin(Stdio::null());
+    check(&command.output().unwrap(), 127, "");
+    let listed = bench.sublet().args(["--json", "audit", "list"]).output().unwrap();
+    let events: Vec<serde_json::Value> =
+        stdout(&listed).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of =
+        |kind: &str| events.iter().find(|e| e["type"] == kind).unwrap_or_else(|| panic!("{kind}"));
+    assert_eq!(of("exec.exited")["outcome"], "not_started");
+    let (scrubbed, lease) =
+        (of("exec.scrubbed"), of("lease.granted")["lease_id"].as_str().unwrap());
+    assert_eq!(
+        (&scrubbed["outcome"], &scrubbed["detail"][lease]["wiped"]),
+        (&"wiped".into(), &true.into())
+    );
+    assert_eq!(scrubbed["detail"][lease]["bytes"], VALUE.len());
+}

@@ -13,6 +13,7 @@ use crate::model::moment::{Moment, timestamp_text};
 use crate::model::report::ScrubbedDelivery;
 use crate::model::run::Run;
 use crate::run::Outcome;
+use crate::run::ledger::of_scrubbed;
 use crate::store::{Durability, StoreError, Tx};
 
 /// What an end says, kept until it is recorded.
@@ -138,14 +139,7 @@ fn record(tx: &mut Tx<'_>, end: &LateEnd, hostname: &str, now: &Moment) -> Resul
     if end.lease_ids.is_empty() {
         return Ok(());
     }
-    let all_wiped = end.scrubbed.iter().all(|delivery| delivery.wiped);
-    let mut scrubbed =
-        draft(EventType::ExecScrubbed).outcome(if all_wiped { "wiped" } else { "not_wiped" });
-    for ScrubbedDelivery { lease_id, channel, bytes, wiped } in &end.scrubbed {
-        let what = serde_json::json!({"channel": channel, "bytes": bytes, "wiped": wiped});
-        scrubbed = scrubbed.with(lease_id.as_str(), what);
-    }
-    tx.append(scrubbed)?;
+    tx.append(of_scrubbed(draft(EventType::ExecScrubbed), &end.scrubbed))?;
     for id in &end.lease_ids {
         if let Some(lease) = tx.complete_if_spent(id)? {
             let draft = Draft::new(EventType::LeaseCompleted, now.wall, hostname);

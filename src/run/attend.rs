@@ -37,7 +37,7 @@ use crate::delivery::fill::Held;
 use crate::delivery::ssh;
 use crate::launcher::client::Session;
 use crate::launcher::wire::{Ending, Notice, Order};
-use crate::model::report::Posture;
+use crate::model::report::{Posture, ScrubbedDelivery};
 use crate::model::secret::Secret;
 use crate::relay::frames::Kind;
 use crate::relay::input::Input;
@@ -99,6 +99,8 @@ pub struct Unattended {
     pub error: RunError,
     /// Its command may have been executed.
     pub has_begun: bool,
+    /// What was wiped of it.
+    pub scrubbed: Vec<ScrubbedDelivery>,
 }
 
 /// Stays until the command has ended, its deliveries are wiped and all that was written is passed on.
@@ -110,18 +112,21 @@ pub fn attend(
     leased: &mut [Leased],
     delivered: Delivered,
     watch: &mut Stopwatch,
-) -> Result<Exited, Unattended> {
+) -> Result<Exited, Box<Unattended>> {
     let parent = caller.parent();
     let mut attendant = attendant(scene, ledger, session, caller, leased, delivered)
-        .map_err(|error| Unattended { error, has_begun: true })?;
+        .map_err(|error| Unattended { error, has_begun: true, scrubbed: Vec::new() })
+        .map_err(Box::new)?;
     attendant.mask();
     attendant.stay(parent, watch).map_err(|error| {
+        // The launcher does so too, while it lives.
+        attendant.wipe_all();
         if matches!(error, RunError::LauncherDied) {
-            attendant.outlive_the_launcher();
+            outlive_the_launcher(scene);
         }
         // A command that could not be executed is the launcher's to tell.
         let has_begun = attendant.started || !matches!(error, RunError::Refused(_));
-        Unattended { error, has_begun }
+        Box::new(Unattended { error, has_begun, scrubbed: attendant.scrubbed() })
     })
 }
 
@@ -395,7 +400,7 @@ impl Attendant<'_> {
     }
 
     fn end(&mut self, ending: Ending, deliveries: Vec<(u64, bool)>) {
-        (0..self.deliveries.len()).for_each(|index| self.wipe(index));
+        self.wipe_all();
         self.git = None;
         // Private keys with them.
         self.ssh = None;
@@ -407,10 +412,23 @@ impl Attendant<'_> {
         self.ended = Some((ending, deliveries));
     }
 
-    /// The launcher died: the lifeline kills the tree, our mappings wipe its deliveries.
-    fn outlive_the_launcher(&mut self) {
+    fn wipe_all(&self) {
         (0..self.deliveries.len()).for_each(|index| self.wipe(index));
-        outlive_the_launcher(self.scene);
+    }
+
+    fn scrubbed(&self) -> Vec<ScrubbedDelivery> {
+        let each = self.leased.iter().zip(&self.deliveries);
+        each.map(|(lease, delivery)| ScrubbedDelivery {
+            lease_id: lease.record.lease_id.clone(),
+            channel: lease.record.channel,
+            bytes: match delivery {
+                Delivery::Held(held) => held.len() as u64,
+                Delivery::Git { answers, .. } => answers.iter().map(|held| held.len() as u64).sum(),
+                Delivery::Ssh(_) => 0,
+            },
+            wiped: true,
+        })
+        .collect()
     }
 
     /// Zeroes what a delivery's holders see: of a token, every version that is left.

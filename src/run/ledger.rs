@@ -7,7 +7,7 @@ mod grant;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::attend::Exited;
+use super::attend::{Exited, Unattended};
 use super::caller::Caller;
 use super::entries::{self, Leased, Who};
 use super::error::RunError;
@@ -19,11 +19,12 @@ use crate::identity::IssuerKeys;
 use crate::launcher::client::Session;
 use crate::launcher::wire::Order;
 use crate::lease::Lease;
-use crate::model::event::{EventType, KeptHead};
+use crate::model::event::{Draft, EventType, KeptHead};
 use crate::model::exec::ExecState;
 use crate::model::id::LeaseId;
 use crate::model::lease::LeaseState;
 use crate::model::name::{Channel, SecretName};
+use crate::model::report::ScrubbedDelivery;
 use crate::source::vault::{KeySource, VaultError, VaultKey};
 use crate::store::{
     Durability, Heads, Held, MintRecord, SealedSecret, SharedStore, StoreError, Tx, UseRefused,
@@ -260,9 +261,8 @@ impl Ledger {
         // Nothing that is still to come rests on it. After a power cut in the next moments the exec and its
         // leases are closed as interrupted, as if the cut had come a moment earlier.
         self.transaction(Durability::Relaxed, |tx| {
-            let draft = |kind| {
-                who.draft(kind).of_exec(&scene.exec_id, &ids).of_request(&scene.request_id)
-            };
+            let draft =
+                |kind| who.draft(kind).of_exec(&scene.exec_id, &ids).of_request(&scene.request_id);
             let status = exited.exit_status();
             if !tx.finish_exec(&scene.exec_id, ExecState::Exited, Some(status.into()))? {
                 // Another process took this one for dead, and has told its end.
@@ -278,15 +278,7 @@ impl Ledger {
             if leased.is_empty() {
                 return end_own_run(tx, scene, who);
             }
-            let mut scrubbed = draft(EventType::ExecScrubbed)
-                .outcome(if exited.all_wiped() { "wiped" } else { "not_wiped" });
-            for wiped in exited.scrubbed(leased) {
-                scrubbed = scrubbed.with(
-                    wiped.lease_id.as_str(),
-                    serde_json::json!({"channel": wiped.channel, "bytes": wiped.bytes, "wiped": wiped.wiped}),
-                );
-            }
-            tx.append(scrubbed)?;
+            tx.append(of_scrubbed(draft(EventType::ExecScrubbed), &exited.scrubbed(leased)))?;
             if exited.redacted > 0 {
                 tx.append(draft(EventType::OutputRedacted).with("masked", exited.redacted))?;
             }
@@ -305,7 +297,8 @@ impl Ledger {
                     (_, false) => tx.complete_if_spent(id)?.is_some(),
                 };
                 if ended {
-                    let state = if kind == EventType::LeaseExpired { "expired" } else { "completed" };
+                    let state =
+                        if kind == EventType::LeaseExpired { "expired" } else { "completed" };
                     tx.append(who.of_lease(kind, &lease.record).outcome(state))?;
                 }
             }
@@ -322,30 +315,26 @@ impl Ledger {
         leased: &[Leased],
         error: RunError,
     ) -> RunError {
-        let cut_off = matches!(error, RunError::LauncherDied);
-        self.stop(scene, caller, leased, error, cut_off)
+        self.stop(
+            scene,
+            caller,
+            leased,
+            Unattended { error, has_begun: false, scrubbed: Vec::new() },
+        )
     }
 
-    /// The story stops while the command runs, which dies of it: it is interrupted, and in one shot its leases are. The
-    /// broker's, which other execs may have too, are as [`Ledger::abandon`] leaves them.
-    pub fn interrupt(
+    /// The same while the command runs, which dies of it, or once its deliveries are filled. What has begun is
+    /// interrupted, and in one shot its leases are. The broker's, which other execs may have too, are as
+    /// [`Ledger::abandon`] leaves them.
+    pub fn stop(
         &mut self,
         scene: &Scene,
         caller: &Caller,
         leased: &[Leased],
-        error: RunError,
+        early: Unattended,
     ) -> RunError {
-        self.stop(scene, caller, leased, error, true)
-    }
-
-    fn stop(
-        &mut self,
-        scene: &Scene,
-        caller: &Caller,
-        leased: &[Leased],
-        error: RunError,
-        cut_off: bool,
-    ) -> RunError {
+        let Unattended { error, has_begun, scrubbed } = early;
+        let cut_off = has_begun || matches!(error, RunError::LauncherDied);
         let ids: Vec<LeaseId> = leased.iter().map(|l| l.record.lease_id.clone()).collect();
         let ends_with_it = scene.is_one_shot() || matches!(error, RunError::LauncherDied);
         // Who revoked one records that, perhaps later than this.
@@ -365,6 +354,10 @@ impl Ledger {
                     .of_request(&scene.request_id);
                 let outcome = if cut_off { "interrupted" } else { "not_started" };
                 tx.append(draft.because(error.reason()).outcome(outcome))?;
+                if !scrubbed.is_empty() {
+                    let draft = who.draft(EventType::ExecScrubbed).of_exec(&scene.exec_id, &ids);
+                    tx.append(of_scrubbed(draft.of_request(&scene.request_id), &scrubbed))?;
+                }
                 let (state, kind) = if cut_off {
                     (LeaseState::Interrupted, EventType::LeaseInterrupted)
                 } else {
@@ -435,6 +428,16 @@ pub fn open_keys(host: &Host) -> Result<Keys, RunError> {
         .map_err(|error| super::identity::unavailable(error.into()))?;
     let vault = KeySource::open(state_dir, credentials).map_err(unavailable_vault)?;
     Ok(Keys { vault, issuer })
+}
+
+/// What was wiped, by lease.
+pub fn of_scrubbed(draft: Draft, scrubbed: &[ScrubbedDelivery]) -> Draft {
+    let all_wiped = scrubbed.iter().all(|delivery| delivery.wiped);
+    let draft = draft.outcome(if all_wiped { "wiped" } else { "not_wiped" });
+    scrubbed.iter().fold(draft, |draft, ScrubbedDelivery { lease_id, channel, bytes, wiped }| {
+        let what = serde_json::json!({"channel": channel, "bytes": bytes, "wiped": wiped});
+        draft.with(lease_id.as_str(), what)
+    })
 }
 
 /// A database that was removed, cut or rewritten would otherwise go on in silence, and what tells of it, the head that is

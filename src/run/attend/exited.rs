@@ -116,10 +116,6 @@ impl Exited {
         }
     }
 
-    pub fn all_wiped(&self) -> bool {
-        self.deliveries.iter().all(|(_, wiped)| *wiped)
-    }
-
     pub fn scrubbed(&self, leased: &[Leased]) -> Vec<ScrubbedDelivery> {
         leased
             .iter()
