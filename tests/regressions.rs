@@ -4,6 +4,7 @@
 
 mod cli_common;
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -527,6 +528,15 @@ fn a_managed_value_as_an_argument_is_refused_before_the_trail_has_it() {
     assert!(stderr(&output).contains("argument 303"), "{}", stderr(&output));
     assert!(!bench.path("ws/ran").exists());
     check(&bench.run(&[], "touch ran").arg("another").output().unwrap(), 0, "");
+    // What was kept with the newline of `echo` is the same to whoever gives it without.
+    let mut rotate = bench.sublet();
+    rotate.args(["secret", "rotate", "stored"]).stdin(Stdio::piped());
+    let mut rotate = rotate.spawn().unwrap();
+    rotate.stdin.take().unwrap().write_all(b"hunter3-hunter3\n").unwrap();
+    assert!(rotate.wait().unwrap().success());
+    let output = bench.run(&["--env", "A=hunter3-hunter3"], "touch ran").output().unwrap();
+    check(&output, 125, "");
+    assert!(stderr(&output).contains("managed secret `stored`"), "{}", stderr(&output));
 }
 
 /// What a command says goes to a full disk: it did run, and what it was lent is over.

@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use zeroize::Zeroizing;
+
 use super::entries::{Leased, Who};
 use super::error::RunError;
 use crate::host::{self, Host, Places, ProfileRef, Program, container};
@@ -402,11 +404,17 @@ impl Scene {
         }
     }
 
-    /// The keyed digests of what the command is given: the values of variables, then its arguments.
-    pub fn digests_of_given(&self, vault: &KeySource) -> Result<Vec<ValueDigest>, VaultError> {
+    /// The keyed digests of what the command is given: the values of variables, then its arguments. Each as it is, and as
+    /// the line that `echo` makes of it, which may be what was kept.
+    pub fn digests_of_given(&self, vault: &KeySource) -> Result<Vec<[ValueDigest; 2]>, VaultError> {
         let key = vault.load()?;
         let values = self.given.iter().map(|(_, value)| value).chain(&self.command);
-        Ok(values.map(|value| key.digest(value.as_bytes())).collect())
+        Ok(values
+            .map(|value| {
+                let line = Zeroizing::new([value.as_bytes(), b"\n"].concat());
+                [key.digest(value.as_bytes()), key.digest(&line)]
+            })
+            .collect())
     }
 
     /// A managed value must not come in by the back door, as a variable or as an argument (which the
@@ -414,13 +422,13 @@ impl Scene {
     pub fn refuse_managed_values(
         &self,
         managed: &[(SecretName, ValueDigest)],
-        given: Result<Vec<ValueDigest>, VaultError>,
+        given: Result<Vec<[ValueDigest; 2]>, VaultError>,
     ) -> Result<(), RunError> {
         if managed.is_empty() {
             return Ok(());
         }
-        for (index, digest) in given.map_err(super::value::unavailable_vault)?.iter().enumerate() {
-            if let Some(secret) = digest::matching(digest, managed) {
+        for (index, digests) in given.map_err(super::value::unavailable_vault)?.iter().enumerate() {
+            if let Some(secret) = digests.iter().find_map(|d| digest::matching(d, managed)) {
                 let what = match self.given.get(index) {
                     Some((name, _)) => format!("the value given for `{name}`"),
                     None => format!("argument {}", index - self.given.len()),

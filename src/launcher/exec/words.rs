@@ -71,6 +71,9 @@ pub(super) fn of_step(step: Step, errno: Errno, at: Option<&PathBuf>) -> Refusal
         (Step::Pivot, Errno::INVAL) => {
             "the root is an initramfs: switch to a real root file system first (switch_root(8))"
         }
+        (Step::Descriptors, Errno::INVAL) => {
+            "the limit of open files is too low for sublet itself: raise it (`ulimit -n 128`)"
+        }
         (_, Errno::PERM) => "run `sublet doctor`: it says what this host forbids",
         _ => "`sublet doctor` shows what this host can and cannot do",
     };
