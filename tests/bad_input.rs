@@ -688,6 +688,7 @@ fn a_command_does_not_write_its_own_report() {
         "rm r.json; mkfifo r.json",
         "rm r.json",
         "for i in $(seq 2000); do echo forged; done >>r.json",
+        "mv r.json other; echo forged >r.json",
     ] {
         let world = World::host();
         let before = fs::read_to_string("/etc/passwd").unwrap();
@@ -701,6 +702,38 @@ fn a_command_does_not_write_its_own_report() {
         assert_eq!(written["exit_status"], 7, "{forging}");
         assert_eq!(fs::read_to_string("/etc/passwd").unwrap(), before);
     }
+    // Nor does it change by it how it has ended, or whose file is replaced.
+    let world = World::new(0, 0);
+    let outside = world.path("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("r.json"), "the owner's").unwrap();
+    let lost = call(&world, &["--report", "r.json"], "rm r.json; mkdir r.json; exit 7").exits(7);
+    assert!(lost.err().contains("cannot write"), "{lost}");
+    fs::create_dir(world.workspace.join("way")).unwrap();
+    let swap = format!("mv way moved; ln -s {} way; exit 7", outside.display());
+    call(&world, &["--report", "way/r.json"], &swap).exits(7);
+    assert_eq!(fs::read_to_string(outside.join("r.json")).unwrap(), "the owner's");
+    assert!(world.workspace.join("moved/r.json").exists());
+}
+
+/// Root becomes the user of the state before it tells how the command ended.
+#[test]
+fn a_report_is_written_where_only_root_may_look() {
+    let world = World::host();
+    world.run(&["--", "true"]).ok();
+    let owned = std::process::Command::new("chown")
+        .args(["-R", "5000:5000"])
+        .args([world.state().join("db"), world.state().join("keys")].iter().filter(|p| p.exists()))
+        .status();
+    assert!(owned.unwrap().success());
+    fs::set_permissions(world.state(), fs::Permissions::from_mode(0o711)).unwrap();
+    let hidden = world.path("hidden");
+    fs::create_dir(&hidden).unwrap();
+    fs::set_permissions(&hidden, fs::Permissions::from_mode(0o700)).unwrap();
+    let report = hidden.join("r.json");
+    call(&world, &["--report", report.to_str().unwrap()], "exit 3").exits(3);
+    let text = fs::read_to_string(&report).unwrap();
+    assert!(text.contains("\"exit_status\": 3"), "{text}");
 }
 
 #[test]

@@ -72,13 +72,17 @@ impl Named {
             return Ok(rustix::fs::open(&self.path, flags | OFlags::CLOEXEC, Mode::empty())?.into());
         }
         let (directory, name) = self.place()?;
-        // Opening a FIFO that nobody has open would wait, and a device might do anything.
-        let file: File =
-            open_at(&directory, name, flags | OFlags::NONBLOCK | OFlags::NOCTTY)?.into();
-        match file.metadata()?.is_file() {
-            true => Ok(file),
-            false => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file")),
-        }
+        open_regular(&directory, name, flags)
+    }
+}
+
+/// Opening a FIFO that nobody has open would wait, and a device might do anything.
+fn open_regular(directory: &OwnedFd, name: &OsStr, flags: OFlags) -> io::Result<File> {
+    let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file: File = open_at(directory, name, flags)?.into();
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file")),
     }
 }
 
@@ -92,7 +96,9 @@ pub(super) fn read(path: &Path, workspace: Option<&Path>, most: u64) -> io::Resu
 
 /// Where `--report` is written.
 pub(super) struct Report {
-    named: Named,
+    path: PathBuf,
+    /// The directory, as it was before anything ran, and the name there; nothing of a stream.
+    place: Option<(OwnedFd, OsString)>,
     file: File,
 }
 
@@ -100,44 +106,49 @@ impl Report {
     /// Opened before anything runs: a report that cannot be written must not cost one that was made.
     pub fn create(path: &Path, workspace: Option<&Path>) -> Result<Self, Failure> {
         let opened = Named::of(path, workspace).and_then(|named| {
-            let is_stream = matches!(named.way, Way::Stream);
-            let file = named.open(OFlags::WRONLY | OFlags::CREATE)?;
-            if !is_stream {
+            let flags = OFlags::WRONLY | OFlags::CREATE;
+            let Way::Stream = named.way else {
+                let (directory, name) = named.place()?;
+                let file = open_regular(&directory, name, flags)?;
                 file.set_len(0)?;
-            }
-            Ok(Self { named, file })
+                let place = Some((directory, name.to_owned()));
+                return Ok(Self { path: path.to_owned(), place, file });
+            };
+            Ok(Self { path: path.to_owned(), place: None, file: named.open(flags)? })
         });
         opened.map_err(|e| unwritten(path, &e))
     }
 
-    /// Writes it, once the command is over: whatever that has put in its place is removed.
-    pub fn write(mut self, content: &impl Serialize) -> Result<(), Failure> {
+    /// Writes it, once the command is over; what that has put in its place is removed. That it cannot be written any
+    /// more is a note: it changes nothing of how the command ended.
+    pub fn write(mut self, content: &impl Serialize) {
         let written = serde_json::to_vec_pretty(content).map_err(io::Error::from);
         let written = written.and_then(|mut text| {
             text.push(b'\n');
             self.begin()?;
             self.file.write_all(&text)
         });
-        written.map_err(|e| unwritten(&self.named.path, &e))
+        if let Err(e) = written {
+            unwritten(&self.path, &e).note();
+        }
     }
 
     fn begin(&mut self) -> io::Result<()> {
-        if let Way::Stream = self.named.way {
-            return Ok(());
-        }
-        let (directory, name) = self.named.place()?;
+        let Some((directory, name)) = &self.place else { return Ok(()) };
         let ours = self.file.metadata()?;
-        match statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(there) if (there.st_dev, there.st_ino) == (ours.dev(), ours.ino()) => {
+        match statat(directory, name.as_os_str(), AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(there) if (there.st_dev, there.st_ino) != (ours.dev(), ours.ino()) => {
+                unlinkat(directory, name.as_os_str(), AtFlags::empty())?;
+            }
+            Err(Errno::NOENT) => {}
+            // Also where this process may not look any more: it may have become the state's user.
+            Ok(_) | Err(_) => {
                 self.file.set_len(0)?;
                 return self.file.rewind();
             }
-            Ok(_) => unlinkat(&directory, name, AtFlags::empty())?,
-            Err(Errno::NOENT) => {}
-            Err(e) => return Err(e.into()),
         }
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
-        self.file = open_at(&directory, name, flags)?.into();
+        self.file = open_at(directory, name, flags)?.into();
         Ok(())
     }
 }

@@ -243,13 +243,13 @@ pub fn execute(globals: &Globals, args: RunArgs, begun: Option<Result<Begun, Run
         Err(error) => {
             let failure = Failure::from(&error);
             if let Some(report) = report {
-                report.write(&serde_json::json!({ "error": failure.object() }))?;
+                report.write(&serde_json::json!({ "error": failure.object() }));
             }
             return Err(failure);
         }
     };
     if let Some(report) = report {
-        report.write(&outcome.report)?;
+        report.write(&outcome.report);
     }
     let told = &outcome.report;
     Ending::of(outcome.word, told.timed_out, told.signal).tell(globals);
