@@ -156,7 +156,7 @@ fn a_full_disk_stops_grants_until_there_is_room() {
     let way = Way { before: Some(&before), runtime_dir: Some(&sockets), ..Way::default() };
     let broker = serve_as(&world, way);
     let run = broker.run_of("alice", "troubled").socket;
-    let held = lease(&run);
+    let (held, taken) = (lease(&run), lease(&run));
     let used = InUse::begin(&world, &run);
     let ballast = state.join("ballast");
     broker.inside(&format!("cat /dev/zero >{} 2>/dev/null || true", ballast.display())).ok();
@@ -169,9 +169,21 @@ fn a_full_disk_stops_grants_until_there_is_room() {
     println!("{granted} grants fitted");
     refuses(&broker, &run, &held, "cannot be");
     assert!(!world.workspace.join("ran").exists());
+    // What is taken back meanwhile is so for everybody who asks.
+    let path = |of: &str| format!("/v1/leases/{taken}{of}");
+    ask(&broker.control, "POST", &path("/revoke"), Some(&json!({})))
+        .fails(403, "audit_unavailable");
+    let revoked = ask(&run, "GET", &format!("/v1/revocations/{taken}"), None).ok(200);
+    assert_eq!((&revoked["state"], &revoked["revoked"]), (&json!("revoked"), &json!(true)));
+    assert_eq!(ask(&run, "GET", &path("/envelope"), None).status, 409);
+    assert_eq!(ask(&run, "GET", &path(""), None).ok(200)["state"], "revoked");
+    assert_eq!(ask(&run, "GET", &format!("/v1/leases/{held}"), None).ok(200)["state"], "granted");
     let ended = used.ends_well();
     refuses(&broker, &run, &held, "cannot be");
     broker.inside(&format!("rm {}", ballast.display())).ok();
+    eventually("it is recorded", || {
+        broker.events(0).iter().any(|e| e["type"] == "lease.revoked" && e["lease_id"] == *taken)
+    });
     resumes(&broker, &run, &held, &ended);
     let verify = format!(
         "{} --config {} --state-dir {} audit verify",

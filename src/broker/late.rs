@@ -3,12 +3,13 @@
 //! when it can be, and before it takes anything new.
 #![forbid(unsafe_code)]
 
-use std::sync::PoisonError;
+use std::sync::{MutexGuard, PoisonError};
 
 use crate::broker::{Broker, BrokerError, Selection};
 use crate::model::event::{Draft, EventType};
 use crate::model::exec::ExecState;
 use crate::model::id::{ExecId, LeaseId};
+use crate::model::lease::{LeaseRecord, LeaseState};
 use crate::model::moment::{Moment, timestamp_text};
 use crate::model::report::ScrubbedDelivery;
 use crate::model::run::Run;
@@ -51,19 +52,19 @@ pub(super) struct LateRevocation {
 
 impl Broker {
     pub(super) fn keep_revocation(&self, late: LateRevocation) {
-        let mut kept = self.late_revocations.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.late_revocations();
         if !kept.contains(&late) {
             kept.push(late);
         }
     }
 
-    /// Records the revocations that were kept, if any were. Before anything is granted or used: when the trail can be
-    /// written again, that is the first to be written.
+    /// Records the revocations that were kept, if any were. Before anything is granted, used or prolonged: when the
+    /// trail can be written again, that is the first to be written, once, by whoever comes first.
     ///
     /// # Errors
     /// While the trail still cannot be written. Nothing is lost then.
     pub(super) fn tell_late_revocations(&self) -> Result<(), BrokerError> {
-        let kept = self.late_revocations.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut kept = self.late_revocations();
         if kept.is_empty() {
             return Ok(());
         }
@@ -74,10 +75,34 @@ impl Broker {
                 Ok(count + revoked.len() as u64)
             })
         })?;
+        // An exec that had begun before they were kept may have taken its use since.
+        kept.iter().for_each(|late| self.take_back(&late.which));
+        kept.clear();
         self.metrics.revoked(revoked);
-        let mut left = self.late_revocations.lock().unwrap_or_else(PoisonError::into_inner);
-        left.retain(|late| !kept.contains(late));
         Ok(())
+    }
+
+    /// The lease as it will be once what is kept is recorded: nobody is told otherwise until then.
+    pub(super) fn as_revoked(&self, record: LeaseRecord) -> LeaseRecord {
+        let kept = self.late_revocations();
+        if kept.is_empty() || !record.state.is_open() {
+            return record;
+        }
+        let principal = || self.active().get(&record.run_id).map(|run| run.run.principal.clone());
+        let is_meant = kept.iter().any(|late| match &late.which {
+            Selection::Lease(id) => *id == record.lease_id,
+            Selection::Run(id) => *id == record.run_id,
+            Selection::Principal(whose) => principal().as_ref() == Some(whose),
+            Selection::All => true,
+        });
+        match is_meant {
+            true => LeaseRecord { state: LeaseState::Revoked, ..record },
+            false => record,
+        }
+    }
+
+    fn late_revocations(&self) -> MutexGuard<'_, Vec<LateRevocation>> {
+        self.late_revocations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn keep_end(&self, end: LateEnd) {

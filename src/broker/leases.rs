@@ -87,6 +87,7 @@ impl Broker {
         };
         let filter = LeaseFilter { run, limit: Some(MOST_LISTED), ..LeaseFilter::default() };
         let records = self.store.read(|view| view.leases(&filter))?;
+        let records: Vec<_> = records.into_iter().map(|record| self.as_revoked(record)).collect();
         let now = self.now()?;
         // Runs are many and profiles few, and a list is often of one run.
         let mut profiles = std::collections::BTreeMap::new();
@@ -144,6 +145,7 @@ impl Broker {
     /// [`BrokerError::Conflict`] for one that is not renewable, has ended, or cannot last longer.
     pub fn renew(&self, id: &LeaseId, ttl: Option<Span>) -> Result<LeaseView, BrokerError> {
         self.refuse_while_draining()?;
+        self.tell_late_revocations()?;
         let conflict = |message| BrokerError::Conflict { message };
         let record = self.record(&Scope::Host, id)?;
         let run = self.run_to_decide(&record.run_id)?;
@@ -322,7 +324,8 @@ impl Broker {
             Scope::Run(run) => record.run_id == *run,
             Scope::Host => true,
         };
-        found.filter(is_seen).ok_or_else(|| BrokerError::NotFound { what: format!("lease {id}") })
+        let found = found.filter(is_seen).map(|record| self.as_revoked(record));
+        found.ok_or_else(|| BrokerError::NotFound { what: format!("lease {id}") })
     }
 
     fn lease_view(&self, record: &LeaseRecord, now: &Moment) -> LeaseView {

@@ -74,6 +74,7 @@ impl Broker {
     /// a denial. Then no token stands there.
     pub fn project(&self, run_id: &RunId) -> Result<Vec<ProjectedView>, BrokerError> {
         self.refuse_while_draining()?;
+        self.tell_late_revocations()?;
         let conflict = |message: String| BrokerError::Conflict { message };
         if !self.host.config.hook.project_token {
             let message = "this host projects no tokens: `[hook] project_token = true` permits it";

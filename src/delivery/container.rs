@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
-use rustix::fs::{AtFlags, CWD, Gid, MemfdFlags, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, CWD, FallocateFlags, Gid, MemfdFlags, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
@@ -117,13 +117,19 @@ impl Empty {
         const ZEROES: [u8; 4096] = [0; 4096];
         let wiped = rustix::fs::fstat(&self.fd).and_then(|found| {
             let size = found.st_size.unsigned_abs();
+            // No value is as long, and what has no pages yet would get them by being written.
+            if size > MAX_CONTENT as u64 {
+                return Err(Errno::FBIG);
+            }
             (0..size).step_by(ZEROES.len()).try_for_each(|at| {
                 let left = usize::try_from(size - at).unwrap_or(usize::MAX).min(ZEROES.len());
                 rustix::io::pwrite(&self.fd, &ZEROES[..left], at).map(drop)
             })
         });
-        // What cannot be written over is cut off: a page that nobody has is the kernel's to hand on empty.
-        if let Err(why) = wiped.or_else(|_| rustix::fs::ftruncate(&self.fd, 0)) {
+        // What cannot be written over is let go: a page that nobody has is the kernel's to hand on empty.
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let wiped = wiped.or_else(|_| rustix::fs::fallocate(&self.fd, hole, 0, i64::MAX as u64));
+        if let Err(why) = wiped {
             eprintln!("sublet: an unfinished delivery could not be wiped: {why}");
         }
     }
@@ -337,6 +343,30 @@ mod tests {
         reader.read_exact_at(&mut seen, 0).unwrap();
         assert_eq!(seen, [0; 9]);
         held.wipe();
+    }
+
+    #[test]
+    fn what_was_begun_and_not_closed_is_wiped() {
+        let empty = Empty::memfd(own()).unwrap();
+        let broker = File::from(empty.fd().try_clone_to_owned().unwrap());
+        let read = || {
+            let mut seen = [1; 5];
+            broker.read_exact_at(&mut seen, 0).unwrap();
+            seen
+        };
+        broker.write_at(b"value", 0).unwrap();
+        empty.wipe();
+        assert_eq!(read(), [0; 5]);
+        // Said to be larger than the machine: nothing is allocated for that.
+        broker.write_at(b"value", 0).unwrap();
+        broker.set_len(1 << 40).unwrap();
+        empty.wipe();
+        assert_eq!(read(), [0; 5]);
+        assert!(rustix::fs::fstat(&broker).unwrap().st_blocks < 1000);
+        broker.set_len(5).unwrap();
+        broker.write_at(b"value", 0).unwrap();
+        assert!(matches!(empty.close(4), Err(ContainerError::Size { said: 4, found: 5 })));
+        assert_eq!(read(), [0; 5]);
     }
 
     #[test]

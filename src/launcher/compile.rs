@@ -13,7 +13,6 @@ use workspace::open_workspace;
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
-use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -259,8 +258,8 @@ fn settle_ways(layout: &mut Layout) -> Result<(), Refusal> {
             Some(settled) => settled.clone(),
             None => match trusted::settled(above) {
                 Ok(settled) => known.entry(above.to_owned()).or_insert(settled).clone(),
-                // Told where it is opened, or passed over where it need not be there.
-                Err(e) if e.kind() != ErrorKind::PermissionDenied => continue,
+                // The kernel's own word: told where it is opened, or passed over where it need not be there.
+                Err(e) if e.raw_os_error().is_some() => continue,
                 Err(e) => {
                     return Err(invalid(
                         format!("the profile cannot show {}: {e}", source.display()),

@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 
 use caps::Capability;
 use nix::fcntl::{FcntlArg, fcntl};
+use rustix::fs::{Access, AtFlags, CWD};
+use rustix::io::Errno;
 
 use crate::config::UidPool;
 use crate::sys::helper::Helper;
@@ -86,7 +88,7 @@ pub enum IdentityError {
     #[error("could not make the user namespace for the workspace's idmap")]
     IdmapNamespace(#[source] io::Error),
     #[error(
-        "sublet runs as the host's root (or as what cannot be told from it), {lacking}: an exec could only have its \
+        "sublet runs as the host's root, {lacking}: an exec could only have its \
          uid, to which the kernel's settings under /proc/sys belong. Give it what it lacks, or start it as an \
          ordinary user"
     )]
@@ -133,15 +135,16 @@ impl Mode {
 }
 
 /// Whether this process is root of the initial user namespace, whatever its own calls it: the kernel asks its
-/// settings' writers for that uid and for no capability. They show as owned by what that is called here, and where it
-/// has no name by the overflow uid, of which we do not guess who it is (user_namespaces(7)).
+/// settings' writers for that uid and for no capability, so that it is asked. Nothing is written.
 fn is_hosts_root() -> io::Result<bool> {
-    let euid = rustix::process::geteuid();
-    match std::fs::metadata("/proc/sys/kernel/overflowuid") {
-        Ok(settings) => Ok(settings.uid() == euid.as_raw()),
+    let settings = "/proc/sys/kernel/overflowuid";
+    match rustix::fs::accessat(CWD, settings, Access::WRITE_OK, AtFlags::EACCESS) {
+        // A mount that is read-only is not asked whose it is not.
+        Ok(()) | Err(Errno::ROFS) => Ok(true),
+        Err(Errno::ACCESS | Errno::PERM) => Ok(false),
         // A /proc of processes alone (subset=pid) does not say.
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(euid.is_root()),
-        Err(e) => Err(e),
+        Err(Errno::NOENT) => Ok(rustix::process::geteuid().is_root()),
+        Err(e) => Err(e.into()),
     }
 }
 

@@ -246,7 +246,9 @@ impl Deliveries {
                     .next_token(token.kind, self.owner)
                     .map_err(|e| delivery_unavailable(&e))?;
                 let fd = next.fd().try_clone_to_owned().map_err(|e| delivery_unavailable(&e))?;
-                token.next = Some(next);
+                if let Some(given_up) = token.next.replace(next) {
+                    given_up.wipe();
+                }
                 Ok(fd)
             }
             _ => Err(Refusal {
