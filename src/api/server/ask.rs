@@ -223,11 +223,9 @@ async fn read(request: Request<Body>) -> Result<(Asker, Vec<u8>), Refusal> {
     if announced.is_some_and(|n: u64| n > bounds.body as u64) {
         return Err(Refusal::too_large("the body", bounds.body));
     }
-    let due = asker.line.body_due();
     let bytes = timeout(bounds.body_time, collected(body, bounds.body))
         .await
         .map_err(|_| Refusal::too_slow("the body"))??;
-    drop(due);
     Ok((asker, bytes))
 }
 

@@ -11,7 +11,7 @@ use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
@@ -33,7 +33,7 @@ use crate::api::peer::Peer;
 use crate::api::server::door::Door;
 use crate::api::server::line::{Busy, Guarded, Line};
 use crate::api::server::refusal::Refusal;
-use crate::api::server::socket::Socket;
+use crate::api::server::socket::{Gone, Socket};
 use crate::broker::metrics::Metrics;
 
 /// Bytes that hyper buffers in each direction.
@@ -42,6 +42,9 @@ const BUFFER: usize = 64 << 10;
 /// a Unix socket that closes with unread bytes fails the other side's writes before it reads.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 4 << 20;
+
+/// How long a request is answered before it is looked whether its client is still there: most take less.
+const UNWATCHED: Duration = Duration::from_millis(50);
 
 /// Whose connection it is, through which door.
 pub(super) struct Caller {
@@ -80,12 +83,15 @@ pub(super) async fn serve(stream: UnixStream, caller: Caller, mut closing: watch
         })
     };
     let mut connection = http1::Builder::new()
+        // Who has said all is still answered; whether it has left is looked at below.
+        .half_close(true)
         // Times are the line's.
         .header_read_timeout(None)
         .max_header_size(caller.door.bounds.head)
         .max_buf_size(BUFFER)
         .serve_connection(TokioIo::new(Guarded::new(socket, line.clone())), service);
     let mut patience = Box::pin(sleep(caller.door.bounds.head_time));
+    let mut gone: Option<Gone> = None;
     let mut is_closing = false;
     let ended = loop {
         let speaking = poll_fn(|cx| {
@@ -93,11 +99,24 @@ pub(super) async fn serve(stream: UnixStream, caller: Caller, mut closing: watch
                 return Poll::Ready(Ended::Spoken(ended));
             }
             // Asked after the connection was polled, which alone moves it.
-            let Some(deadline) = line.deadline() else { return Poll::Pending };
-            if patience.deadline() != deadline {
-                patience.as_mut().reset(deadline);
+            let (until, then) = match (line.deadline(), line.busy_since()) {
+                (Some(deadline), _) => (deadline, Ended::Late),
+                (None, Some(since)) if !line.is_taken() => (since + UNWATCHED, Ended::Left),
+                (None, _) => return Poll::Pending,
+            };
+            if patience.deadline() != until {
+                gone = None;
+                patience.as_mut().reset(until);
             }
-            patience.as_mut().poll(cx).map(|()| Ended::Late)
+            if gone.is_none() {
+                ready!(patience.as_mut().poll(cx));
+            }
+            if let Ended::Left = then {
+                // One that cannot be watched is taken for gone.
+                gone = gone.take().or_else(|| line.gone().ok());
+                ready!(gone.as_ref().map_or(Poll::Ready(()), |gone| gone.poll(cx)));
+            }
+            Poll::Ready(then)
         });
         tokio::select! {
             ended = speaking => break ended,
@@ -107,6 +126,7 @@ pub(super) async fn serve(stream: UnixStream, caller: Caller, mut closing: watch
             }
         }
     };
+    drop(gone);
     let parts = connection.into_parts();
     let mut socket = parts.io.into_inner().into_socket();
     if line.is_taken() {
@@ -130,6 +150,8 @@ enum Ended {
     Spoken(hyper::Result<()>),
     /// Nothing whole came in time.
     Late,
+    /// The client has closed both directions while it was answered.
+    Left,
 }
 
 /// What the client is still told, where hyper would say it without a body or not at all.
@@ -143,7 +165,7 @@ fn refusal_of(ended: &Ended, line: &Line, door: &Door) -> Option<Refusal> {
             Some(Refusal::malformed(format!("this is no HTTP/1.1: {error}")).closing())
         }
         // Done; or the client is gone, or does not read.
-        Ended::Spoken(_) => None,
+        Ended::Spoken(_) | Ended::Left => None,
     }
 }
 

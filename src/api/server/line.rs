@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -31,10 +31,8 @@ struct State {
     phase: Phase,
     /// Requests that are being answered: clocks stand still.
     busy: usize,
-    /// Requests whose body is being read.
-    bodies: usize,
-    /// Who holds back that the client has said all.
-    holding: Option<Waker>,
+    /// Since when one is.
+    busy_since: Instant,
     /// The exec that has taken it, which is to hear what was read ahead.
     upgrade: Option<ReadAhead>,
 }
@@ -50,13 +48,11 @@ enum Phase {
 /// While it lives, a request is being answered.
 pub(super) struct Busy(Arc<Line>);
 
-/// While it lives, a request's body is being read, and its end is no news to be held back.
-pub(super) struct BodyDue(Arc<Line>);
-
 impl Line {
     pub(super) fn new(bounds: Bounds, copied: Copied) -> Self {
         let phase = Phase::Head(Instant::now());
-        let state = Mutex::new(State { phase, busy: 0, bodies: 0, holding: None, upgrade: None });
+        let busy_since = Instant::now();
+        let state = Mutex::new(State { phase, busy: 0, busy_since, upgrade: None });
         Self { bounds, copied, is_taken: Mutex::new(false), state }
     }
 
@@ -84,25 +80,24 @@ impl Line {
     }
 
     pub(super) fn busy(self: &Arc<Self>) -> Busy {
-        self.state().busy += 1;
+        let mut state = self.state();
+        if state.busy == 0 {
+            state.busy_since = Instant::now();
+        }
+        state.busy += 1;
+        drop(state);
         Busy(self.clone())
     }
 
-    pub(super) fn body_due(self: &Arc<Self>) -> BodyDue {
-        let mut state = self.state();
-        state.bodies += 1;
-        wake(state.holding.take());
-        drop(state);
-        BodyDue(self.clone())
+    /// Since when a request is being answered, if one is.
+    pub(super) fn busy_since(&self) -> Option<Instant> {
+        let state = self.state();
+        (state.busy > 0).then_some(state.busy_since)
     }
 
-    /// Whether the client's end of input is to wait: it has said all, and an answer is due to it. `waker`
-    /// is woken when that changes.
-    fn holds_end(&self, waker: &Waker) -> bool {
-        let mut state = self.state();
-        let holds = state.busy > 0 && state.bodies == 0;
-        state.holding = holds.then(|| waker.clone());
-        holds
+    /// Whether the client has left: to be asked while it is answered, when nothing is read.
+    pub(super) fn gone(&self) -> io::Result<Gone> {
+        self.copied.gone()
     }
 
     fn heard(&self) {
@@ -142,20 +137,6 @@ impl Drop for Busy {
         let mut state = self.0.state();
         state.busy = state.busy.saturating_sub(1);
         state.phase = Phase::Idle(Instant::now());
-        wake(state.holding.take());
-    }
-}
-
-impl Drop for BodyDue {
-    fn drop(&mut self) {
-        let mut state = self.0.state();
-        state.bodies = state.bodies.saturating_sub(1);
-    }
-}
-
-fn wake(waker: Option<Waker>) {
-    if let Some(waker) = waker {
-        waker.wake();
     }
 }
 
@@ -165,25 +146,15 @@ pub(super) struct Guarded {
     line: Arc<Line>,
     /// Runs while an answer waits for its reader.
     stall: Option<Pin<Box<Sleep>>>,
-    /// Watched while an answer is due to a client that has said all.
-    gone: Option<Gone>,
 }
 
 impl Guarded {
     pub(super) fn new(socket: Socket, line: Arc<Line>) -> Self {
-        Self { socket, line, stall: None, gone: None }
+        Self { socket, line, stall: None }
     }
 
     pub(super) fn into_socket(self) -> Socket {
         self.socket
-    }
-
-    /// Ready when the client cannot be answered any more. One that cannot be watched is taken for gone.
-    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.gone.is_none() {
-            self.gone = self.line.copied.gone().ok();
-        }
-        self.gone.as_ref().map_or(Poll::Ready(()), |gone| gone.poll(cx))
     }
 }
 
@@ -202,9 +173,6 @@ impl AsyncRead for Guarded {
         let done = ready!(Pin::new(&mut this.socket).poll_read(cx, buffer));
         if buffer.filled().len() > before {
             this.line.heard();
-        } else if done.is_ok() && this.line.holds_end(cx.waker()) {
-            // hyper would take it for a client that has left, and drop what is being done for it.
-            ready!(this.poll_gone(cx));
         }
         Poll::Ready(done)
     }

@@ -580,6 +580,19 @@ async fn a_client_that_has_said_all_is_answered() {
     check(&half(&post_of("/echo", "{}")).await, 200, "");
     let two = half("GET /slow HTTP/1.1\r\n\r\nGET /ok HTTP/1.1\r\n\r\n").await;
     assert_eq!(two.matches("HTTP/1.1 200 OK").count(), 2, "{two}");
+    // In pieces, of a size that takes several reads, in chunks.
+    for pause in [Duration::ZERO, Duration::from_millis(30)] {
+        let mut stream = place.connect().await;
+        stream.write_all(b"POST /echo HTTP/1.1\r\nContent-Length: 2\r\n\r\n").await.unwrap();
+        tokio::time::sleep(pause).await;
+        stream.write_all(b"{}").await.unwrap();
+        stream.shutdown().await.unwrap();
+        check(&rest(stream).await, 200, "");
+    }
+    let large = format!("{{\"text\":\"{}\"}}", "x".repeat(place.door.bounds.body - 100));
+    check(&half(&post_of("/echo", &large)).await, 200, "");
+    let chunked = "POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n";
+    check(&half(chunked).await, 200, "");
     // Its body will not come any more: nothing waits for it.
     let start = Instant::now();
     let cut = half("POST /echo HTTP/1.1\r\nContent-Length: 7\r\n\r\n{").await;
