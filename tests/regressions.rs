@@ -681,3 +681,22 @@ fn a_leased_exec_that_did_not_start_is_scrubbed_in_the_trail_too() {
     );
     assert_eq!(scrubbed["detail"][lease]["bytes"], VALUE.len());
 }
+
+/// Events that were archived are gone from the database, and not from the trail.
+#[test]
+fn a_trail_that_was_rotated_is_gone_on_with() {
+    let bench = Bench::new();
+    for _ in 0..2 {
+        check(&bench.run(&[], "true").output().unwrap(), 0, "");
+    }
+    let archive = bench.path("archive");
+    let rotate = ["audit", "rotate", "--out", archive.to_str().unwrap()];
+    let rotated = bench.sublet().args(rotate).output().unwrap();
+    check(&rotated, 0, &stdout(&rotated));
+    for _ in 0..2 {
+        check(&bench.run(&[], "true").output().unwrap(), 0, "");
+        let verify = ["audit", "verify", "--archive", archive.to_str().unwrap()];
+        let verified = bench.sublet().args(verify).output().unwrap();
+        check(&verified, 0, &stdout(&verified));
+    }
+}

@@ -59,13 +59,8 @@ impl View<'_> {
             .map_err(self.error())?;
         let agrees = match found {
             Some(hash) => hash.parse() == Ok(kept.hash),
-            None => {
-                let first: u64 = self
-                    .prepare("SELECT min(seq) FROM event")?
-                    .query_row([], |row| row.get(0))
-                    .map_err(self.error())?;
-                first > kept.seq
-            }
+            // Moved to an archive, the last event of which the trail says itself.
+            None => self.base()?.is_some_and(|base| base.seq >= kept.seq),
         };
         Ok(if agrees { Held::Whole } else { Held::Otherwise })
     }
