@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod container;
+mod environment;
 mod workspace;
 
 pub use container::find;
@@ -18,20 +19,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::guard::{Guard, Unclear};
-use super::wire::{DeliverySpec, ENDPOINT_PORT, Prepare, Refusal, RefusalKind, Spec};
-use crate::delivery::{aws_endpoint, git, ssh};
+use super::wire::{Prepare, Refusal, RefusalKind, Spec};
 use crate::host::{Host, trusted};
 use crate::model::name::Channel;
-use crate::profile::names::{self, NameClass};
-use crate::profile::{AWS_ENDPOINT_TOKEN, AWS_ENDPOINT_URI, NetworkMode, Profile, WorkspaceAccess};
+use crate::profile::{NetworkMode, Profile, WorkspaceAccess};
 use crate::sandbox::cgroup::CgroupLimits;
 use crate::sandbox::identity::{Mode, ORDINARY_UID};
 use crate::sandbox::layout::{self, Access, Entry, HostPath, Layout, View};
-use crate::sandbox::plan::lists;
 use crate::sandbox::seccomp::BuiltIn;
-
-/// The first descriptor number that a memfd delivery gets.
-const FIRST_DELIVERY: i64 = 3;
 
 /// A sandbox, before anything of it is made.
 pub struct Compiled {
@@ -191,7 +186,7 @@ fn show_agent(view: &mut View, spec: &Spec, host: &Host) {
 
 /// The command for a sandbox.
 pub fn command(prepare: &Prepare, sandbox: &Compiled) -> Result<Command, Refusal> {
-    let (handed, environment) = environment(prepare, sandbox)?;
+    let (handed, environment) = environment::environment(prepare, sandbox)?;
     Ok(Command {
         handed,
         environment,
@@ -361,118 +356,6 @@ fn view(
 /// Whether some capability of the profile is delivered as a workload identity.
 pub fn has_identities(profile: &Profile) -> bool {
     profile.capabilities.iter().any(|c| c.channels.contains(&Channel::Token))
-}
-
-/// The environment but for values, and what the child does with each delivery.
-fn environment(prepare: &Prepare, sandbox: &Compiled) -> Result<(Vec<i64>, Vec<CString>), Refusal> {
-    let Compiled { profile, home, .. } = sandbox;
-    let mut variables: Vec<(String, Vec<u8>)> = Vec::new();
-    let mut set = |name: &str, value: &[u8]| {
-        variables.retain(|(n, _)| n != name);
-        variables.push((name.to_owned(), value.to_owned()));
-    };
-    let path: Vec<_> =
-        profile.environment.path.iter().map(|p| p.resolve(home).display().to_string()).collect();
-    set("PATH", path.join(":").as_bytes());
-    set("HOME", profile.filesystem.home.resolve(home).as_os_str().as_bytes());
-    for (name, value) in &profile.environment.set {
-        set(name.as_str(), value.as_bytes());
-    }
-    let has_git = prepare.deliveries.iter().any(|delivery| delivery.git.is_some());
-    for (name, value) in &prepare.environment {
-        // The broker's policy refuses them too; a broker that does not is not to be believed.
-        let class = names::class(name.as_str());
-        let is_profiles =
-            || profile.environment.set.iter().any(|(n, v)| n == name && v.as_bytes() == value);
-        let refused = match class {
-            NameClass::Free => false,
-            // The launcher has made them itself.
-            NameClass::OfProfile => continue,
-            NameClass::Git => has_git,
-            NameClass::Loader => !is_profiles(),
-            NameClass::Reserved | NameClass::Refused | NameClass::OnlyByLease => true,
-        };
-        if refused && let Some(why) = names::why(class) {
-            return Err(invalid(
-                format!("the broker cannot set `{name}`, which {why}"),
-                "leave it to the profile and the deliveries",
-            ));
-        }
-        set(name.as_str(), value);
-    }
-
-    if sandbox.layout.entries.contains_key(Path::new(layout::AGENT_SOCKET)) {
-        set("SUBLET_SOCKET", layout::AGENT_SOCKET.as_bytes());
-    }
-
-    let mut handed = Vec::new();
-    let mut number = FIRST_DELIVERY;
-    if prepare.deliveries.iter().filter(|d| d.endpoint).count() > 1 {
-        return Err(invalid(
-            "an exec has one address for credentials, and two leases want it".into(),
-            "lease one, or use `format = \"aws\"`",
-        ));
-    }
-    for DeliverySpec { channel, variable, git: _, token, endpoint } in &prepare.deliveries {
-        match channel {
-            Channel::Memfd => {
-                set(&format!("{variable}_FD"), number.to_string().as_bytes());
-                handed.push(number);
-                number += 1;
-            }
-            Channel::File => {
-                let path = format!("{}/{variable}", layout::SECRETS);
-                if *endpoint {
-                    // Where the network is the host's, the address would be everyone's.
-                    if profile.network.mode == NetworkMode::Host {
-                        return Err(invalid(
-                            "an address for credentials needs a network of the exec's own, and this is the host's"
-                                .into(),
-                            "use `format = \"aws\"`, or `[network] mode = \"none\"`",
-                        ));
-                    }
-                    let uri = format!("http://127.0.0.1:{ENDPOINT_PORT}{}", aws_endpoint::PATH);
-                    set(AWS_ENDPOINT_URI, uri.as_bytes());
-                    set(AWS_ENDPOINT_TOKEN, path.as_bytes());
-                } else {
-                    set(&format!("{variable}_FILE"), path.as_bytes());
-                }
-                set("CREDENTIALS_DIRECTORY", layout::SECRETS.as_bytes());
-            }
-            Channel::Env => handed.push(lists::ENVIRONMENT),
-            Channel::Git => {}
-            Channel::Ssh => set(ssh::VARIABLE, ssh::SOCKET.as_bytes()),
-            Channel::Token => {
-                let Some(token) = token else {
-                    return Err(invalid("a token's delivery is not described".into(), ""));
-                };
-                for (name, value) in &token.variables {
-                    // The broker's word is taken for what an identity sets, and for nothing else.
-                    if !token.kind.variables().contains(&name.as_str()) {
-                        return Err(invalid(format!("no token sets `{name}`"), ""));
-                    }
-                    set(name, value.as_bytes());
-                }
-            }
-        }
-    }
-    let gits: Vec<_> = prepare.deliveries.iter().filter_map(|d| d.git.as_ref()).collect();
-    if !gits.is_empty() {
-        let urls = gits.iter().map(|g| format!("{}://{}", g.protocol, g.host));
-        for (name, value) in git::environment(urls) {
-            set(&name, value.as_bytes());
-        }
-    }
-    let strings = variables
-        .into_iter()
-        .map(|(name, value)| {
-            let mut entry = name.clone().into_bytes();
-            entry.push(b'=');
-            entry.extend(value);
-            c_string(entry, &format!("the value of {name}"))
-        })
-        .collect::<Result<_, _>>()?;
-    Ok((handed, strings))
 }
 
 /// Where the command may be: the resolved program, the path as given, or each directory of the PATH.
