@@ -52,7 +52,6 @@ impl Broker {
         client: ClientStream,
     ) -> Result<Accepting, BrokerError> {
         self.refuse_while_draining()?;
-        self.tell_late_revocations()?;
         if ask.command.is_empty() {
             return Err(BrokerError::Malformed { message: "there is no command".to_owned() });
         }
@@ -218,6 +217,8 @@ fn tell_story(
     ask: ExecAsk,
     caller: &mut Caller,
 ) -> Result<Outcome, BrokerError> {
+    // On this thread, which may wait for the disk.
+    broker.tell_late_revocations()?;
     let scope = Scope::Run(run.run_id.clone());
     let leases: Result<Vec<_>, _> =
         ask.lease_ids.iter().map(|id| broker.seen_lease(&scope, id)).collect();

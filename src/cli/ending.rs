@@ -13,12 +13,13 @@ pub(super) enum Ending {
 }
 
 impl Ending {
-    /// `word` is what the trail says of the end.
-    pub fn of(word: &str, timed_out: bool, signal: Option<i32>) -> Self {
+    /// `word` is what the trail says of the end, where it is known: a broker's client hears of its lease's end from
+    /// whoever ended it.
+    pub fn of(word: Option<&str>, timed_out: bool, signal: Option<i32>) -> Self {
         match (word, timed_out, signal) {
             (_, true, _) => Ending::Timeout,
-            ("expired", ..) => Ending::LeaseExpired,
-            ("revoked", ..) => Ending::LeaseRevoked,
+            (Some("expired"), ..) => Ending::LeaseExpired,
+            (Some("revoked"), ..) => Ending::LeaseRevoked,
             (_, _, Some(signal)) => Ending::Signal(signal),
             (_, _, None) => Ending::Exit,
         }

@@ -101,7 +101,7 @@ pub fn execute(globals: &Globals, args: ExecArgs) -> Answer {
             if let Some(report) = report {
                 report.write(&exit.report);
             }
-            Ending::of("", exit.timed_out, exit.signal).tell(globals);
+            Ending::of(None, exit.timed_out, exit.signal).tell(globals);
             if exit.unmasked_values > 0 {
                 let message = format!(
                     "{} leased value(s) of less than 8 bytes were not masked in the output",

@@ -168,8 +168,11 @@ impl RunArgs {
         invoker: impl Fn(&VariableName) -> Option<OsString>,
     ) -> Result<Vec<Given>, Failure> {
         let mut given = Vec::new();
-        // One that cannot be is told with its own words.
-        let workspace = workspace(self.workspace.as_deref()).ok();
+        // That of a container is not this host's.
+        let workspace = match self.into {
+            None if !self.env_file.is_empty() => Some(workspace(self.workspace.as_deref())?),
+            _ => None,
+        };
         for file in &self.env_file {
             let text = env_file(file, workspace.as_deref())?;
             for (name, value) in
@@ -252,7 +255,7 @@ pub fn execute(globals: &Globals, args: RunArgs, begun: Option<Result<Begun, Run
         report.write(&outcome.report);
     }
     let told = &outcome.report;
-    Ending::of(outcome.word, told.timed_out, told.signal).tell(globals);
+    Ending::of(Some(outcome.word), told.timed_out, told.signal).tell(globals);
     if let Some(error) = &outcome.unrecorded {
         let message = "the command ran, and its end could not be recorded";
         let failure = Failure::new("record", error.reason(), message).because_of_source(error);
